@@ -2,7 +2,8 @@
 
 A schema is a frozen dataclass whose fields are declared with :func:`option`; no field has a default, since values
 live only in the commented YAML files under ``configs/``. :func:`build` turns what Hydra composed into that dataclass,
-or raises a :class:`ConfigError` that names the key, its value and the remedy.
+or raises a :class:`ConfigError` that names the key, its value and the remedy. A condition that joins several fields
+goes to a method ``check(self)`` of the schema.
 """
 
 from __future__ import annotations
@@ -10,6 +11,7 @@ from __future__ import annotations
 import dataclasses
 import difflib
 import math
+import operator
 import types
 import typing
 from collections.abc import Mapping, Sequence
@@ -20,6 +22,14 @@ Schema = TypeVar("Schema")
 
 class ConfigError(ValueError):
     """A configuration value that cannot be used; the message names the key, the value and the remedy."""
+
+
+_BOUNDS = {
+    "low": (">=", operator.ge),
+    "high": ("<=", operator.le),
+    "above": (">", operator.gt),
+    "below": ("<", operator.lt),
+}
 
 
 def option(
@@ -62,76 +72,162 @@ def option(
 def build(schema: type[Schema], values: Mapping[str, Any], path: str = "") -> Schema:
     """Builds ``schema`` from a nested mapping, checking every key, type and range.
 
+    Whole floats such as 1e6 are taken for integers, integers for floats, lists become tuples. A schema may define
+    ``check(self)``, called once its fields are known to be good, for what joins several of them. It raises a
+    :class:`ConfigError` whose message begins with one of its own keys; ``path`` is put before it.
+
     Args:
         schema: a dataclass whose fields were declared with :func:`option`, or are schemas themselves.
         values: a nested mapping, such as an OmegaConf ``DictConfig`` turned into a ``dict``.
         path: the key under which ``values`` stands, for messages.
 
     Raises:
-        ConfigError: for an unknown or missing key, a wrong type, or a value out of range.
+        ConfigError: for an unknown or missing key, a wrong type, a value out of range, or a failed ``check``.
+
+    Examples:
+        >>> @dataclasses.dataclass(frozen=True)
+        ... class SpanConfig:
+        ...     first: float = option(help="in metres")
+        ...     last: float = option(help="in metres")
+        ...
+        ...     def check(self):
+        ...         if self.last < self.first:
+        ...             raise ConfigError(f"last = {self.last}: must be >= first = {self.first}; raise last")
+        >>> build(SpanConfig, {"first": 1, "last": 2})
+        SpanConfig(first=1.0, last=2.0)
+        >>> build(SpanConfig, {"first": 1, "last": 0}, path="span")
+        Traceback (most recent call last):
+        ...
+        peach_trl.config.ConfigError: span.last = 0.0: must be >= first = 1.0; raise last
     """
     if not isinstance(values, Mapping):
-        raise ConfigError(f"{path} = {values!r}: must be a group of keys ({', '.join(_names(schema))})")
-    hints = typing.get_type_hints(schema)
-    fields = {f.name: f for f in dataclasses.fields(schema)}  # type: ignore[arg-type]
+        raise ConfigError(f"{path} = {values!r}: must be a group of keys ({', '.join(_hints(schema))})")
+    hints = _hints(schema)
     for key in values:
-        if key not in fields:
-            near = difflib.get_close_matches(str(key), fields, n=1)
-            remedy = f"did you mean {_join(path, near[0])}?" if near else f"known keys: {', '.join(sorted(fields))}"
-            raise ConfigError(f"{_join(path, key)} = {values[key]!r}: unknown key; {remedy}")
+        if key not in hints:
+            raise _unknown(_join(path, key), values[key], [_join(path, name) for name in hints])
     built = {}
-    for name, field in fields.items():
-        key = _join(path, name)
-        if name not in values:
-            raise ConfigError(f"{key}: missing; set {key} ({field.metadata.get('help', 'a group of keys')})")
-        if dataclasses.is_dataclass(hints[name]):
-            built[name] = build(hints[name], values[name], key)  # type: ignore[arg-type]
-        else:
-            built[name] = _checked(key, values[name], hints[name], field.metadata)
-    return schema(**built)
+    for field in dataclasses.fields(schema):  # type: ignore[arg-type]
+        key = _join(path, field.name)
+        if field.name not in values:
+            raise ConfigError(f"{key}: missing; set {key} ({field.metadata.get('help') or 'a group of keys'})")
+        built[field.name] = _checked(key, values[field.name], hints[field.name], field.metadata)
+    result = schema(**built)
+    check = getattr(result, "check", None)
+    if callable(check):
+        try:
+            check()
+        except ConfigError as error:
+            raise ConfigError(_join(path, error)) from None
+    return result
+
+
+def require_key(schema: type, key: str, value: Any) -> None:
+    """Checks that a dotted key, as in a command-line override, stands in ``schema``.
+
+    Args:
+        schema: the schema of the whole configuration.
+        key: a dotted key; it may name a group of keys.
+        value: its value, for the message.
+
+    Raises:
+        ConfigError: if there is no such key; the remedy is the key that comes closest.
+
+    Examples:
+        >>> @dataclasses.dataclass(frozen=True)
+        ... class ArmConfig:
+        ...     joints: int = option(low=1, help="number of joints")
+        >>> require_key(ArmConfig, "joints", 2)
+        >>> require_key(ArmConfig, "joint", 2)
+        Traceback (most recent call last):
+        ...
+        peach_trl.config.ConfigError: joint = 2: unknown key; did you mean joints?
+    """
+    kind: Any = schema
+    for name in key.split("."):
+        if not dataclasses.is_dataclass(kind):
+            if kind is Any or (typing.get_origin(kind) or kind) in (dict, Mapping):
+                return
+            raise _unknown(key, value, _dotted(schema))
+        hints = _hints(kind)
+        if name not in hints:
+            raise _unknown(key, value, _dotted(schema))
+        kind = _without_none(hints[name])
 
 
 def _checked(key: str, value: Any, kind: Any, limits: Mapping[str, Any]) -> Any:
-    origin, arguments = typing.get_origin(kind), typing.get_args(kind)
-    if origin in (typing.Union, types.UnionType):
-        if value is None and type(None) in arguments:
-            return None
-        kind = next(a for a in arguments if a is not type(None))
-        return _checked(key, value, kind, limits)
+    """The value of one field, converted to its type, or a ConfigError."""
+    if value is None and type(None) in typing.get_args(kind):
+        return None
+    kind = _without_none(kind)
+    if dataclasses.is_dataclass(kind):
+        return build(kind, value, key)  # type: ignore[arg-type]
+    origin, arguments, about = typing.get_origin(kind), typing.get_args(kind), limits.get("help", "")
     if origin in (tuple, list):
         if isinstance(value, str) or not isinstance(value, Sequence):
-            raise ConfigError(f"{key} = {value!r}: must be a list, such as {key}=[...] ({limits.get('help', '')})")
+            raise ConfigError(f"{key} = {value!r}: must be a list, such as {key}=[...] ({about})")
+        if origin is tuple and arguments[-1] is not Ellipsis and len(value) != len(arguments):
+            raise ConfigError(f"{key} = {value!r}: must be a list of {len(arguments)} values ({about})")
         return tuple(_checked(f"{key}[{i}]", item, arguments[0], limits) for i, item in enumerate(value))
+    kind = origin or kind
     if kind is float and isinstance(value, int) and not isinstance(value, bool):
         value = float(value)
+    if kind is int and isinstance(value, float) and value.is_integer():
+        value = int(value)
     if kind is not Any and (not isinstance(value, kind) or (kind is not bool and isinstance(value, bool))):
         name = getattr(kind, "__name__", str(kind))
-        raise ConfigError(
-            f"{key} = {value!r}: must be of type {name} ({limits.get('help', '')}); set {key} to such a value"
-        )
+        raise ConfigError(f"{key} = {value!r}: must be of type {name} ({about}); set {key} to such a value")
     wanted = _broken_limit(value, limits)
     if wanted:
-        raise ConfigError(f"{key} = {value!r}: must be {wanted} ({limits['help']}); set {key} to such a value")
+        raise ConfigError(f"{key} = {value!r}: must be {wanted} ({about}); set {key} to such a value")
     return value
 
 
 def _broken_limit(value: Any, limits: Mapping[str, Any]) -> str | None:
+    """What the value should have been, or None where it keeps within its limits."""
     if limits.get("choices") is not None and value not in limits["choices"]:
         return "one of " + ", ".join(map(str, limits["choices"]))
     if isinstance(value, bool) or not isinstance(value, (int, float)):
         return None
     if not math.isfinite(value):
         return "a finite number"
-    checks = (("low", ">=", value.__ge__), ("high", "<=", value.__le__), ("above", ">", value.__gt__))
-    for name, sign, holds in (*checks, ("below", "<", value.__lt__)):
+    for name, (sign, holds) in _BOUNDS.items():
         limit = limits.get(name)
-        if limit is not None and not holds(type(value)(limit)):
+        if limit is not None and not holds(value, limit):
             return f"{sign} {limit}"
     return None
 
 
-def _names(schema: type) -> list[str]:
-    return [f.name for f in dataclasses.fields(schema)]
+def _unknown(key: str, value: Any, known: Sequence[str]) -> ConfigError:
+    """The error for a key that does not exist, with the closest of the known ones as the remedy."""
+    leaf = key.rsplit(".", 1)[-1]
+    near = [name for name in known if name.rsplit(".", 1)[-1] == leaf] or difflib.get_close_matches(key, known, n=1)
+    remedy = f"did you mean {near[0]}?" if near else f"known keys: {', '.join(sorted(known))}"
+    return ConfigError(f"{key} = {value!r}: unknown key; {remedy}")
+
+
+def _dotted(schema: Any, path: str = "") -> list[str]:
+    """All keys of a schema, also those of its groups."""
+    keys = []
+    for name, kind in _hints(schema).items():
+        keys.append(_join(path, name))
+        kind = _without_none(kind)
+        if dataclasses.is_dataclass(kind):
+            keys += _dotted(kind, keys[-1])
+    return keys
+
+
+def _hints(schema: Any) -> dict[str, Any]:
+    """The types of a schema's fields by name."""
+    hints = typing.get_type_hints(schema)
+    return {field.name: hints[field.name] for field in dataclasses.fields(schema)}
+
+
+def _without_none(kind: Any) -> Any:
+    """The type X of X | None."""
+    if typing.get_origin(kind) in (typing.Union, types.UnionType):
+        return next(a for a in typing.get_args(kind) if a is not type(None))
+    return kind
 
 
 def _join(path: str, key: Any) -> str:

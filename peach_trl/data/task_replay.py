@@ -1,0 +1,253 @@
+"""Replay partitioned by task: the buffers B^i of PEACH's Algorithm 1 in one flat TorchRL storage."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import torch
+from tensordict import TensorDictBase
+from torch import Tensor
+from torchrl.data import TensorDictReplayBuffer
+from torchrl.data.replay_buffers.samplers import Sampler
+from torchrl.data.replay_buffers.storages import Storage
+
+from peach_trl.data.task_writer import PartitionedStorage, TaskWriter, dump_state
+from peach_trl.seeding import named_generator
+
+
+class TaskSampler(Sampler):
+    """Draws rows of an explicit list of tasks, as many for each.
+
+    Args:
+        writer: the writer of the same buffer, which knows what is held.
+        generator: the source of all draws; saved with the sampler's state.
+        tasks: int64 [M], the tasks of :meth:`sample`; None for all.
+    """
+
+    def __init__(self, writer: TaskWriter, generator: torch.Generator, tasks: Tensor | None = None) -> None:
+        if generator is torch.default_generator:
+            raise ValueError("the global generator would tie replay to all other draws: use named_generator(name)")
+        self.writer, self.generator = writer, generator
+        self.tasks = torch.arange(writer.num_tasks) if tasks is None else torch.as_tensor(tasks)
+
+    def sample(self, storage: Storage, batch_size: int) -> tuple[Tensor, dict]:
+        """Rows for ``self.tasks``, int64 [batch_size]: the first ``batch_size / M`` are of the first task, and so on.
+
+        Raises:
+            ValueError: if ``batch_size`` is not a multiple of the number of tasks, or a task holds no rows.
+        """
+        tasks = torch.as_tensor(self.tasks)
+        if batch_size % len(tasks):
+            raise ValueError(f"batch_size = {batch_size}: must be a multiple of the number of tasks, {len(tasks)}")
+        return self.rows(tasks, batch_size // len(tasks)).reshape(-1), {}
+
+    def rows(
+        self, tasks: Tensor, batch: int, *, best_fraction: float = 0.0, best_of: int = 1, recent: int | None = None
+    ) -> Tensor:
+        """Rows of the storage, int64 [M, batch]; see :meth:`TaskReplayBuffer.sample_tasks`."""
+        writer = self.writer
+        ids = tasks.tolist()
+        writer.check_tasks(ids)
+        held = writer.held(tasks)
+        if 0 in (counts := held.tolist()):
+            raise ValueError(
+                f"task {ids[counts.index(0)]} holds no rows: collect data for it and extend the buffer before sampling"
+            )
+        if not 0 <= best_fraction <= 1 or best_of < 1:
+            raise ValueError(
+                f"best_fraction = {best_fraction}, best_of = {best_of}: need 0 <= best_fraction <= 1 <= best_of"
+            )
+        index = self._below(held, len(ids), batch) + (tasks * writer.capacity)[:, None]
+        best = round(batch * best_fraction)
+        if best:
+            available = writer.available(tasks, recent)
+            chosen = writer.best(tasks, self._below(available, len(ids), best, best_of))
+            start, length = writer.look_up(tasks, chosen)
+            rows = writer.locate(tasks[:, None], start + self._below(length, len(ids), best))
+            index[:, :best] = torch.where(available[:, None] > 0, rows, index[:, :best])
+        return index
+
+    def _below(self, limit: Tensor, *shape: int) -> Tensor:
+        return integers_below(limit, shape, self.generator)
+
+    def can_sample(self, storage: Storage, batch_size: int) -> bool:
+        """Whether every task of ``self.tasks`` holds rows."""
+        return batch_size % len(self.tasks) == 0 and bool((self.writer.held(self.tasks) > 0).all())
+
+    def _empty(self) -> None:
+        pass
+
+    def state_dict(self) -> dict[str, Any]:
+        """The list of tasks and the state of the generator."""
+        return {"tasks": torch.as_tensor(self.tasks).clone(), "generator": self.generator.get_state()}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Restores what :meth:`state_dict` gave."""
+        self.tasks = state_dict["tasks"].clone()
+        self.generator.set_state(state_dict["generator"])
+
+    def dumps(self, path: str | Path) -> None:
+        """Saves the state in the folder ``path``."""
+        dump_state(self.state_dict(), path, "task_sampler.pt")
+
+    def loads(self, path: str | Path) -> None:
+        """Loads the state from the folder ``path``."""
+        self.load_state_dict(torch.load(Path(path) / "task_sampler.pt", weights_only=True))
+
+
+class TaskReplayBuffer(TensorDictReplayBuffer):
+    """A replay buffer for each task (B^i of PEACH's Algorithm 1), kept in one storage.
+
+    Args:
+        num_tasks: number of tasks T; task ids are 0 .. T - 1.
+        capacity: rows held per task; the oldest are overwritten first.
+        episodes: how many of the last episodes of each task are remembered, for contexts and for draws from the best
+            episodes; 0 tracks none. With ``num_tasks=1`` and ``episodes=0``, rows of all tasks share the one partition.
+        seed: seed of the generator named "replay"; used where no generator is given.
+        generator: source of all draws. It must not be torch's global one.
+        batch_size: rows per :meth:`sample`; None takes it from the call.
+
+    ``len(buffer)`` is the number of rows held. ``sample`` draws for the list ``buffer.sampler.tasks``;
+    :meth:`sample_tasks` takes the list itself and is faster, since it goes past TorchRL's transforms and hooks.
+
+    Examples:
+        >>> from tensordict import TensorDict
+        >>> buffer = TaskReplayBuffer(num_tasks=3, capacity=100, seed=0)
+        >>> rows = TensorDict({"task_id": torch.tensor([[0], [2], [2]]), "x": torch.tensor([5.0, 7.0, 7.0])}, [3])
+        >>> _ = buffer.extend(rows)
+        >>> buffer.count()
+        tensor([1, 0, 2])
+        >>> buffer.sample_tasks(torch.tensor([2, 0]), batch=4)["x"]
+        tensor([[7., 7., 7., 7.],
+                [5., 5., 5., 5.]])
+        >>> buffer.sample_tasks(torch.tensor([1]), batch=4)
+        Traceback (most recent call last):
+        ...
+        ValueError: task 1 holds no rows: collect data for it and extend the buffer before sampling
+    """
+
+    _storage: PartitionedStorage
+    _writer: TaskWriter
+    _sampler: TaskSampler
+
+    def __init__(
+        self,
+        num_tasks: int,
+        capacity: int,
+        *,
+        episodes: int = 0,
+        seed: int | None = None,
+        generator: torch.Generator | None = None,
+        batch_size: int | None = None,
+    ) -> None:
+        writer = TaskWriter(num_tasks, capacity, episodes)
+        sampler = TaskSampler(writer, named_generator("replay", seed) if generator is None else generator)
+        storage = PartitionedStorage(num_tasks * capacity)
+        super().__init__(storage=storage, writer=writer, sampler=sampler, batch_size=batch_size)
+
+    def __len__(self) -> int:
+        return int(self.count().sum())
+
+    @property
+    def storage(self) -> PartitionedStorage:
+        """The storage of all rows."""
+        return self._storage
+
+    @property
+    def writer(self) -> TaskWriter:
+        """The writer: cursors and the table of episodes."""
+        return self._writer
+
+    @property
+    def sampler(self) -> TaskSampler:
+        """The sampler: ``sampler.tasks`` is the list of tasks that ``sample`` draws for."""
+        return self._sampler
+
+    def set_rng(self, generator: torch.Generator | None) -> None:
+        """Makes ``generator`` the source of all draws; None keeps the present one."""
+        super().set_rng(None)  # the sampler saves and restores the generator itself
+        if generator is not None:
+            self._sampler.generator = generator
+
+    def extend(self, tensordicts: TensorDictBase, *, update_priority: bool | None = None) -> Tensor:
+        """Writes rows, each to the ring of its task.
+
+        Args:
+            tensordicts: flat [R], of any order of tasks and with any further keys. "task_id" int64 [R, 1] (may be
+                missing where ``num_tasks`` is 1). Where episodes are tracked, also "episode" int64 [R, 1], which tells
+                the episodes of this call apart; "kind" int64 [R, 1], 0 for real transitions, 1 for hindsight goals and
+                2 for penalties of subgoal tests; ("next", "reward") [R, 1]. The rows of an episode come in order of
+                time and all in one call.
+            update_priority: unused, TorchRL's.
+
+        Returns:
+            Row of the storage for each row given, int64 [R]; -1 where a task brought more rows than its capacity, of
+            which only the last are kept.
+
+        Raises:
+            IndexError: for an unknown task id.
+            ValueError: if keys are missing or differ from those of earlier calls, or the rows are not flat.
+        """
+        return super().extend(tensordicts.copy(), update_priority=False)
+
+    def sample_tasks(
+        self, tasks: Tensor, batch: int, *, best_fraction: float = 0.0, best_of: int = 1, recent: int | None = None
+    ) -> TensorDictBase:
+        """Draws RL batches b^i ~ B^i, uniformly with replacement.
+
+        Args:
+            tasks: int64 [M], the tasks i, by id.
+            batch: rows per task.
+            best_fraction: share of the rows (rounded; they come first) drawn from good episodes: each row from the one
+                of highest return among ``best_of`` drawn from the task's last episodes, real rows only. A task without
+                usable episodes gets uniform rows.
+            best_of: how many episodes compete for each such row.
+            recent: how many of the last usable episodes they are drawn from; None for all that are remembered.
+
+        Returns:
+            The stored keys, shape [M, batch].
+
+        Raises:
+            ValueError: if a task holds no rows, or for options out of range.
+            IndexError: for an unknown task id.
+        """
+        rows = self._sampler.rows(
+            torch.as_tensor(tasks), batch, best_fraction=best_fraction, best_of=best_of, recent=recent
+        )
+        return self._storage.read(rows)
+
+    def count(self, tasks: Tensor | None = None) -> Tensor:
+        """Rows held per task, int64 [M]; for all tasks where ``tasks`` is None."""
+        if tasks is None:
+            return self._writer.written.clamp(max=self._writer.capacity)
+        return self._writer.held(torch.as_tensor(tasks))
+
+    def draw_tasks(self, tasks: Tensor, count: int) -> Tensor:
+        """Draws a meta-batch of ``count`` of the given tasks, without replacement: int64 [count].
+
+        Raises:
+            ValueError: if ``count`` exceeds the number of tasks.
+
+        Examples:
+            >>> TaskReplayBuffer(9, 10, seed=0).draw_tasks(torch.tensor([3, 5, 8]), 3).sort().values
+            tensor([3, 5, 8])
+        """
+        tasks = torch.as_tensor(tasks)
+        if not 0 <= count <= len(tasks):
+            raise ValueError(
+                f"cannot draw {count} of {len(tasks)} tasks without replacement: lower the meta-batch or add tasks"
+            )
+        return tasks[torch.randperm(len(tasks), generator=self._sampler.generator)[:count]]
+
+
+def integers_below(limit: Tensor, shape: tuple[int, ...], generator: torch.Generator) -> Tensor:
+    """Uniform integers in 0 .. limit - 1 (0 where limit is 0), int64 of ``shape``.
+
+    Args:
+        limit: int64; its dimensions are the leading ones of ``shape``.
+        shape: shape of the draw.
+        generator: source of the draw.
+    """
+    uniform = torch.rand(shape, dtype=torch.float64, generator=generator)
+    return (uniform * limit.view(limit.shape + (1,) * (len(shape) - limit.ndim))).long()

@@ -1,0 +1,301 @@
+"""The writer behind replay partitioned by task: rings of rows, and a table of episodes.
+
+Task i owns the rows [i * capacity, (i + 1) * capacity) of one flat storage as a ring. Positions are counted in rows
+ever written for the task ("absolute"); absolute position p lies in row i * capacity + p % capacity until overwritten.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from tensordict import TensorDict, TensorDictBase
+from torch import Tensor
+from torchrl.data import LazyTensorStorage
+from torchrl.data.replay_buffers.writers import Writer
+
+
+class PartitionedStorage(LazyTensorStorage):
+    """A ``LazyTensorStorage`` that may be filled in any order of rows.
+
+    TorchRL's storage lets only its first ``len(storage)`` rows be read, which suits one ring alone. Here all rows can
+    be read from the first write on, and those not yet written hold zeros, never the remains of other memory.
+
+    Examples:
+        >>> from tensordict import TensorDict
+        >>> storage = PartitionedStorage(4)
+        >>> storage.set(torch.tensor([2]), TensorDict({"x": torch.ones(1)}, [1]))
+        >>> storage.read(torch.arange(4))["x"]
+        tensor([0., 0., 1., 0.])
+    """
+
+    def _init(self, data: Any) -> None:
+        super()._init(data)
+        self._storage.zero_()
+
+    def _get_new_len(self, data: Any, cursor: Any) -> None:
+        self._len = self.max_size
+
+    def read(self, rows: Tensor) -> TensorDictBase:
+        """The given rows, int64 of any shape; as ``get``, but 2 to 3 times as fast on a CPU.
+
+        Raises:
+            RuntimeError: if nothing was ever written.
+        """
+        if not self.initialized:
+            raise RuntimeError("nothing was ever written to the buffer: collect data before drawing from it")
+        return _take(self._storage, rows.reshape(-1), rows.shape)
+
+    @property
+    def keys(self) -> set[Any]:
+        """The stored keys, nested ones as tuples; none before the first write."""
+        return set(self._storage.keys(True, True)) if self.initialized else set()
+
+
+class TaskWriter(Writer):
+    """Writes each row to the ring of its task and keeps a table of the last episodes of each task.
+
+    Args:
+        num_tasks: number of tasks T; task ids are 0 .. T - 1.
+        capacity: rows held per task.
+        episodes: episodes E that the table remembers per task; 0 keeps no table.
+
+    Attributes:
+        written: int64 [T], rows ever written per task.
+        seen: int64 [T], episodes ever entered in the table per task.
+        usable: int64 [T], remembered episodes of which no row has been overwritten; always the latest ones.
+
+    Examples:
+        >>> from tensordict import TensorDict
+        >>> writer = TaskWriter(num_tasks=2, capacity=3)
+        >>> writer.register_storage(PartitionedStorage(6))
+        >>> writer.extend(TensorDict({"task_id": torch.tensor([[1], [0], [1]])}, [3]))
+        tensor([3, 0, 4])
+    """
+
+    _storage: PartitionedStorage  # type: ignore[assignment]
+
+    def __init__(self, num_tasks: int, capacity: int, episodes: int = 0) -> None:
+        super().__init__()
+        if num_tasks < 1 or capacity < 1 or episodes < 0:
+            raise ValueError(
+                f"num_tasks = {num_tasks}, capacity = {capacity}, episodes = {episodes}: need num_tasks >= 1, "
+                "capacity >= 1 and episodes >= 0"
+            )
+        self.num_tasks, self.capacity, self.episodes = num_tasks, capacity, episodes
+        self._write_count = 0
+        self.written = torch.zeros(num_tasks, dtype=torch.int64)
+        self.seen = torch.zeros(num_tasks, dtype=torch.int64)
+        self.usable = torch.zeros(num_tasks, dtype=torch.int64)
+        self._start = torch.full((num_tasks, episodes), -1, dtype=torch.int64)
+        self._length = torch.zeros(num_tasks, episodes, dtype=torch.int64)
+        self._returns = torch.zeros(num_tasks, episodes, dtype=torch.float64)
+
+    def add(self, data: TensorDictBase) -> int:  # type: ignore[override]
+        """Writes one row, as an episode of its own where episodes are tracked; returns its row in the storage."""
+        return int(self.extend(data.unsqueeze(0))[0])
+
+    def extend(self, data: TensorDictBase) -> Tensor:  # type: ignore[override]
+        """Writes rows; see :meth:`TaskReplayBuffer.extend`."""
+        if data.ndim != 1:
+            raise ValueError(f"rows of shape {tuple(data.shape)}: must be flat, shape [R]; call .reshape(-1) first")
+        if not len(data):
+            return torch.zeros(0, dtype=torch.int64)
+        if data.device not in (None, self._storage.device):
+            data = data.to(self._storage.device)
+        self._check_keys(data)
+        task = self._task_of(data)
+        order = self._order(data, task)
+        task = task[order]
+        counts = torch.bincount(task, minlength=self.num_tasks)
+        rank = _rank(task, counts)
+        position = self.written[task] + rank
+        kept = rank >= (counts - self.capacity)[task]
+        index = torch.empty_like(order)
+        index[order] = torch.where(kept, self.locate(task, position), -1)
+        if bool(kept.all()):
+            self._storage.set(index, data)  # type: ignore[arg-type]
+        else:
+            held = index >= 0
+            self._storage.set(index[held], data[held])  # type: ignore[arg-type]
+        self.written += counts
+        self._write_count += len(data)
+        if self.episodes:
+            self._record(data.select("episode", "kind", ("next", "reward"))[order], task, position)
+        return index
+
+    def _check_keys(self, data: TensorDictBase) -> None:
+        keys = set(data.keys(True, True))
+        needed = {"episode", "kind", ("next", "reward")} if self.episodes else set()
+        known = self._storage.keys or keys | needed
+        missing, extra = (known | needed) - keys, keys - known
+        if missing or extra:
+            raise ValueError(
+                f"rows lack the keys {sorted(map(str, missing))} and bring the unknown keys {sorted(map(str, extra))}: "
+                'every call must bring the keys of the first one, and "episode", "kind" and ("next", "reward") where '
+                "episodes are tracked"
+            )
+
+    def _task_of(self, data: TensorDictBase) -> Tensor:
+        task = data.get("task_id", None)
+        if self.num_tasks == 1 and (task is None or not self.episodes):
+            return torch.zeros(len(data), dtype=torch.int64)
+        if task is None:
+            raise ValueError(f'rows lack the key "task_id", which a buffer of {self.num_tasks} tasks needs')
+        task = task.reshape(-1)
+        self.check_tasks([int(task.min()), int(task.max())])
+        return task
+
+    def _order(self, data: TensorDictBase, task: Tensor) -> Tensor:
+        """Stable order of the rows by (task, episode, not real)."""
+        if not self.episodes:
+            return task.argsort(stable=True)
+        order = (data["kind"].reshape(-1) != 0).argsort(stable=True)
+        order = order[data["episode"].reshape(-1)[order].argsort(stable=True)]
+        return order[task[order].argsort(stable=True)]
+
+    def _record(self, rows: TensorDictBase, task: Tensor, position: Tensor) -> None:
+        """Enters the episodes of sorted rows in the table."""
+        episode, real = rows["episode"].reshape(-1), rows["kind"].reshape(-1) == 0
+        first = torch.ones_like(real)
+        first[1:] = (task[1:] != task[:-1]) | (episode[1:] != episode[:-1])
+        group = first.cumsum(0) - 1
+        length = torch.bincount(group, weights=real.double()).long()
+        reward = rows["next", "reward"].reshape(-1).double()
+        returns = torch.bincount(group, weights=torch.where(real, reward, 0.0))
+        has_rows = length > 0
+        owner = task[first][has_rows]
+        counts = torch.bincount(owner, minlength=self.num_tasks)
+        rank = _rank(owner, counts)
+        kept = rank >= (counts - self.episodes)[owner]
+        slot = (owner[kept], ((self.seen[owner] + rank) % self.episodes)[kept])
+        self._start[slot] = position[first][has_rows][kept]
+        self._length[slot] = length[has_rows][kept]
+        self._returns[slot] = returns[has_rows][kept]
+        self.seen += counts
+        self._count_usable()
+
+    def _count_usable(self) -> None:
+        oldest = (self.written - self.capacity).clamp(min=0)
+        self.usable = (self._start >= oldest[:, None]).sum(1)
+
+    def check_tasks(self, tasks: Sequence[int]) -> None:
+        """Raises ``IndexError`` for an id outside 0 .. num_tasks - 1."""
+        for task in (min(tasks), max(tasks)):
+            if not 0 <= task < self.num_tasks:
+                raise IndexError(f"task id {task}: must lie in 0 .. {self.num_tasks - 1}, the tasks of this buffer")
+
+    def held(self, tasks: Tensor) -> Tensor:
+        """Rows held per task, int64 [M], for ``tasks`` [M]."""
+        return self.written[tasks].clamp(max=self.capacity)
+
+    def available(self, tasks: Tensor, recent: int | None = None) -> Tensor:
+        """Usable episodes per task, int64 [M], at most ``recent`` (None: all that the table remembers).
+
+        Raises:
+            ValueError: if episodes are not tracked, or if ``recent`` lies outside 1 .. episodes.
+        """
+        if not self.episodes:
+            raise ValueError("this buffer keeps no episodes: create it with episodes=E, the number to remember")
+        if recent is not None and not 1 <= recent <= self.episodes:
+            raise ValueError(
+                f"recent = {recent}: must lie in 1 .. {self.episodes}, the episodes that this buffer remembers per task"
+            )
+        usable = self.usable[tasks]
+        return usable if recent is None else usable.clamp(max=recent)
+
+    def look_up(self, tasks: Tensor, back: Tensor) -> tuple[Tensor, Tensor]:
+        """Entries of the episode table.
+
+        Args:
+            tasks: int64 [M].
+            back: int64 [M, ...]; 0 is the latest episode of the task, 1 the one before.
+
+        Returns:
+            Absolute start and number of real rows, each of ``back``'s shape.
+        """
+        slot = self._slot(tasks, back)
+        return self._start.take(slot), self._length.take(slot)
+
+    def _slot(self, tasks: Tensor, back: Tensor) -> Tensor:
+        shape = (-1,) + (1,) * (back.ndim - 1)
+        return (self.seen[tasks].view(shape) - 1 - back) % self.episodes + (tasks * self.episodes).view(shape)
+
+    def returns(self, tasks: Tensor, back: Tensor) -> Tensor:
+        """Returns of episodes: the sums of the reward over their real rows, float64 of ``back``'s shape."""
+        return self._returns.take(self._slot(tasks, back))
+
+    def best(self, tasks: Tensor, back: Tensor) -> Tensor:
+        """The one of highest return among the last dimension of ``back`` [M, ..., n]: int64 [M, ...]."""
+        return back.gather(-1, self.returns(tasks, back).argmax(-1, keepdim=True)).squeeze(-1)
+
+    def locate(self, tasks: Tensor, position: Tensor) -> Tensor:
+        """Rows of the storage that hold absolute positions; ``tasks`` broadcasts against ``position``."""
+        return tasks * self.capacity + position % self.capacity
+
+    def _empty(self, empty_write_count: bool = True) -> None:
+        for tensor in (self.written, self.seen, self.usable, self._length, self._returns):
+            tensor.zero_()
+        self._start.fill_(-1)
+        if empty_write_count:
+            self._write_count = 0
+
+    def state_dict(self) -> dict[str, Any]:
+        """Cursors and the episode table, as copies."""
+        return {
+            "capacity": self.capacity,
+            "write_count": self._write_count,
+            "written": self.written.clone(),
+            "seen": self.seen.clone(),
+            "start": self._start.clone(),
+            "length": self._length.clone(),
+            "returns": self._returns.clone(),
+        }
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Restores what :meth:`state_dict` gave.
+
+        Raises:
+            ValueError: if it comes from a buffer of another shape.
+        """
+        theirs = (*state_dict["start"].shape, state_dict["capacity"])
+        ours = (self.num_tasks, self.episodes, self.capacity)
+        if theirs != ours:
+            raise ValueError(f"saved with (num_tasks, episodes, capacity) = {theirs}, but this buffer has {ours}")
+        self._write_count = state_dict["write_count"]
+        self.written, self.seen = state_dict["written"].clone(), state_dict["seen"].clone()
+        self._start, self._length = state_dict["start"].clone(), state_dict["length"].clone()
+        self._returns = state_dict["returns"].clone()
+        self._count_usable()
+
+    def dumps(self, path: str | Path) -> None:
+        """Saves the state in the folder ``path``."""
+        dump_state(self.state_dict(), path, "task_writer.pt")
+
+    def loads(self, path: str | Path) -> None:
+        """Loads the state from the folder ``path``."""
+        self.load_state_dict(torch.load(Path(path) / "task_writer.pt", weights_only=True))
+
+
+def _take(source: TensorDictBase, rows: Tensor, shape: torch.Size) -> TensorDict:
+    taken = {
+        key: _take(value, rows, shape)
+        if isinstance(value, TensorDictBase)
+        else value.index_select(0, rows).view(*shape, *value.shape[1:])
+        for key, value in source.items()
+    }
+    return TensorDict(taken, shape)  # type: ignore[arg-type]
+
+
+def _rank(owner: Tensor, counts: Tensor) -> Tensor:
+    """Rank of each element among those of its owner; ``owner`` is sorted, ``counts`` its histogram."""
+    return torch.arange(len(owner)) - (counts.cumsum(0) - counts)[owner]
+
+
+def dump_state(state: dict[str, Any], path: str | Path, name: str) -> None:
+    """Saves ``state`` as the file ``name`` of the folder ``path``."""
+    folder = Path(path)
+    folder.mkdir(exist_ok=True)
+    torch.save(state, folder / name)

@@ -1,0 +1,163 @@
+"""A point that must find a goal it is not shown: the smallest task family with sparse rewards."""
+
+# MuJoCo ships no type stubs, so pyright sees none of its names.
+# pyright: reportAttributeAccessIssue=false
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Literal
+
+import mujoco
+import numpy as np
+import torch
+from torch import Tensor
+
+from peach_trl.config import ConfigError, option
+from peach_trl.envs.batched_mujoco import BatchedMujocoEnv
+from peach_trl.envs.goal_space import GoalSpace
+from peach_trl.envs.tasks import TaskLibrary, half_circle_tasks
+
+if TYPE_CHECKING:
+    from mujoco.batch import Batch
+
+_TIME_CONSTANT = 2.0  # of the velocity, in environment steps
+_VELOCITY_SLACK = 1.05  # bound of the velocity over the top speed
+
+
+@dataclasses.dataclass(frozen=True)
+class PointConfig:
+    """What defines the point's world and its tasks; the values live in YAML."""
+
+    arena: float = option(above=0, help="half-width of the square arena, in metres")
+    horizon: int = option(low=1, help="environment steps per episode")
+    radius: float = option(above=0, help="radius of the half circle of goals, in metres")
+    goal_tolerance: float = option(above=0, help="distance from the goal within which the reward is 1, in metres")
+    subgoal_tolerance: float = option(above=0, help="distance within which a subgoal is achieved, in metres")
+    speed: float = option(above=0, help="top speed along each axis, in metres per environment step")
+    frame_skip: int = option(low=2, help="simulation steps of 0.02 s per environment step; 1 would be too coarse")
+    train_tasks: int = option(low=1, help="number of training tasks")
+    validation_tasks: int = option(low=1, help="number of validation tasks")
+    test_tasks: int = option(low=1, help="number of test tasks")
+    task_seed: int = option(low=0, help="seed of the goals, apart from the seed of the run")
+    threads: int = option(low=1, help="threads that step the simulations; results do not depend on it")
+
+    def __post_init__(self) -> None:
+        """Checks what involves several fields."""
+        if self.radius > self.arena - self.speed:
+            raise ConfigError(
+                f"radius = {self.radius}: goals must be within reach, <= arena - speed = {self.arena - self.speed};"
+                " lower radius or raise arena"
+            )
+
+
+class PointEnv(BatchedMujocoEnv):
+    """A point mass in a square arena; each task hides a goal on a half circle around the start.
+
+    The observation is (x, y, vx, vy), positions in metres and velocities in metres per environment step. The action
+    is a force along x and y in [-1, 1]; held at 1 it brings the point to ``config.speed`` along that axis, with a time
+    constant of 2 environment steps. The reward is 1.0 after each step that ends within ``config.goal_tolerance`` of
+    the goal, else 0.0. Episodes start at rest at the origin, never terminate, and are truncated at ``config.horizon``.
+
+    The limits of the joints are soft: the point passes them by up to ``config.speed / frame_skip``. They stand
+    ``config.speed`` inside the arena, so that positions never pass ``config.arena``, the bound of the observation
+    spec. Velocities stay within ``config.speed``; the spec's bound is 5 % above.
+
+    Args:
+        config: the world and its tasks.
+        num_envs: number of rows, N.
+        library: the tasks; ``None`` makes :meth:`make_library`'s.
+        split: the split of the library whose tasks are played.
+        tasks: ids of the tasks that are played, instead of a split.
+        known_goal: whether to show the goal under ``"goal"``.
+        task_order: ``"fixed"`` or ``"random"``, see :class:`BatchedMujocoEnv`.
+        seed: of the environment's own draws; ``None`` follows ``torch.manual_seed``.
+
+    Examples:
+        >>> config = PointConfig(
+        ...     arena=10.0, horizon=200, radius=8.0, goal_tolerance=2.5, subgoal_tolerance=0.5, speed=0.25,
+        ...     frame_skip=5, train_tasks=30, validation_tasks=15, test_tasks=15, task_seed=0, threads=1,
+        ... )
+        >>> env = PointEnv(config, num_envs=4, seed=0)
+        >>> rollout = env.rollout(3)
+        >>> rollout["observation"].shape, rollout["task_id"][:, 0, 0]
+        (torch.Size([4, 3, 4]), tensor([0, 1, 2, 3]))
+        >>> from tensordict import TensorDict
+        >>> env.reset(TensorDict(task_id=torch.tensor([7, 7, 7, 7]), batch_size=[4]))["task_id"][:, 0]
+        tensor([7, 7, 7, 7])
+    """
+
+    def __init__(
+        self,
+        config: PointConfig,
+        num_envs: int,
+        *,
+        library: TaskLibrary | None = None,
+        split: str = "train",
+        tasks: Sequence[int] | Tensor | None = None,
+        known_goal: bool = False,
+        task_order: Literal["fixed", "random"] = "fixed",
+        seed: int | None = None,
+    ) -> None:
+        library = self.make_library(config) if library is None else library
+        if library.parameters.shape[1] != 2:
+            raise ValueError(f"library = {library}: the point's tasks have 2 parameters, the goal's x and y")
+        arena, fastest = config.arena, _VELOCITY_SLACK * config.speed
+        high = torch.tensor([arena, arena, fastest, fastest])
+        super().__init__(
+            _build_model(config),
+            library,
+            num_envs=num_envs,
+            tasks=library.split(split) if tasks is None else torch.as_tensor(tasks),
+            horizon=config.horizon,
+            frame_skip=config.frame_skip,
+            observation_low=-high,
+            observation_high=high,
+            goal_space=GoalSpace([0, 1], -arena, arena, config.goal_tolerance, "euclidean"),
+            subgoal_space=GoalSpace([0, 1], -arena, arena, config.subgoal_tolerance, "euclidean"),
+            known_goal=known_goal,
+            task_order=task_order,
+            threads=config.threads,
+            seed=seed,
+        )
+        self.config = config
+        self._seconds = config.frame_skip * float(self.model.opt.timestep)
+
+    @staticmethod
+    def make_library(config: PointConfig) -> TaskLibrary:
+        """The tasks of ``config``, in the splits ``"train"``, ``"validation"`` and ``"test"``."""
+        return half_circle_tasks(
+            config.radius, config.train_tasks, config.validation_tasks, config.test_tasks, config.task_seed
+        )
+
+    def _bind(self, batch: Batch) -> None:
+        self._qpos, self._qvel = batch.bind("qpos"), batch.bind("qvel")
+
+    def _observe(self, out: np.ndarray) -> None:
+        out[:, :2] = self._qpos
+        np.multiply(self._qvel, self._seconds, out=out[:, 2:], casting="same_kind")
+
+    def _reward(self, observation: Tensor) -> Tensor:
+        return self.goal_space.achieved(observation, self._goal).unsqueeze(-1).float()
+
+
+def _build_model(config: PointConfig) -> mujoco.MjModel:
+    """The model of ``assets/point.xml`` with the arena, the speed and the time constant of ``config``."""
+    spec = mujoco.MjSpec.from_file(str(Path(__file__).parent / "assets" / "point.xml"))
+    seconds = config.frame_skip * spec.option.timestep
+    damping = 1.0 / (_TIME_CONSTANT * seconds)  # the point's mass is 1 kg
+    limit = config.arena - config.speed
+    for axis in ("x", "y"):
+        joint = spec.joint(axis)
+        joint.range = [-limit, limit]
+        joint.damping = [damping, 0.0, 0.0] if np.ndim(joint.damping) else damping
+        spec.actuator(axis).gear = [damping * config.speed / seconds, 0, 0, 0, 0, 0]
+    edge = config.arena + 0.1
+    spec.geom("floor").size = [edge, edge, 1.0]
+    for name, x, y in (("east", 1, 0), ("west", -1, 0), ("north", 0, 1), ("south", 0, -1)):
+        wall = spec.geom(f"wall_{name}")
+        wall.pos = [x * edge, y * edge, 0.3]
+        wall.size = [0.1 if x else edge, 0.1 if y else edge, 0.3]
+    return spec.compile()

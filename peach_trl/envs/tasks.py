@@ -1,0 +1,129 @@
+"""Libraries of tasks: the parameters of every task, and which tasks are for training, validation and testing."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+
+import torch
+from torch import Tensor
+
+from peach_trl.seeding import named_generator
+
+
+class TaskLibrary:
+    """A fixed, finite set of tasks, numbered from 0, in disjoint splits.
+
+    Args:
+        parameters: ``[num_tasks, P]`` float32, what tells one task from another, such as a goal's coordinates.
+        splits: a name for each group of task ids, such as ``{"train": ids, "test": ids}``; 1-D integer tensors,
+            disjoint, each id at most once. A task may be in no split.
+
+    Attributes:
+        parameters: ``[num_tasks, P]`` float32.
+        num_tasks: number of tasks.
+        source_ids: ``[num_tasks]`` int64, each task's id in the library that :meth:`subset` was called on, or its own
+            id.
+
+    Raises:
+        ValueError: for overlapping splits (naming the ids), ids out of range, or wrong shapes.
+
+    Examples:
+        >>> library = TaskLibrary(torch.tensor([[1.0], [2.0], [3.0]]), {"train": torch.tensor([0, 1])})
+        >>> library.parameters[library.split("train")]
+        tensor([[1.],
+                [2.]])
+        >>> twice = library.subset([2], repeats=2)
+        >>> twice.split("all"), twice.source_ids
+        (tensor([0, 1]), tensor([2, 2]))
+    """
+
+    def __init__(self, parameters: Tensor, splits: Mapping[str, Tensor]) -> None:
+        if parameters.ndim != 2 or not parameters.shape[0] or not bool(parameters.isfinite().all()):
+            raise ValueError(
+                f"parameters of shape {tuple(parameters.shape)}: give finite numbers of shape [num_tasks, P]"
+            )
+        self.parameters = parameters.to(torch.float32)
+        self.num_tasks = parameters.shape[0]
+        self.source_ids = torch.arange(self.num_tasks)
+        self._splits = {name: self._ids(name, ids) for name, ids in splits.items()}
+        owner: dict[int, str] = {}
+        for name, ids in self._splits.items():
+            shared = sorted({i for i in ids.tolist() if i in owner})
+            if shared:
+                raise ValueError(
+                    f"splits {owner[shared[0]]!r} and {name!r} share the task ids {shared}:"
+                    " give each id to one split only"
+                )
+            owner.update(dict.fromkeys(ids.tolist(), name))
+
+    @property
+    def split_names(self) -> tuple[str, ...]:
+        """The names of the splits."""
+        return tuple(self._splits)
+
+    def split(self, name: str) -> Tensor:
+        """The task ids of the split ``name``, int64 ``[n]``; a ``KeyError`` lists the known names."""
+        if name not in self._splits:
+            raise KeyError(f"split {name!r} is unknown: this library has {', '.join(map(repr, self._splits))}")
+        return self._splits[name].clone()
+
+    def subset(self, ids: Sequence[int] | Tensor, repeats: int = 1) -> TaskLibrary:
+        """A library of some of these tasks, renumbered from 0, with one split, ``"all"``.
+
+        Args:
+            ids: the tasks to keep, in this order.
+            repeats: how often each becomes a task of its own, consecutively; for several independent adaptations to
+                one task, say.
+        """
+        if repeats < 1:
+            raise ValueError(f"repeats = {repeats}: must be >= 1")
+        chosen = self._ids("subset", torch.as_tensor(ids)).repeat_interleave(repeats)
+        library = TaskLibrary(self.parameters[chosen], {"all": torch.arange(len(chosen))})
+        library.source_ids = chosen
+        return library
+
+    def __repr__(self) -> str:
+        sizes = ", ".join(f"{name}: {len(ids)}" for name, ids in self._splits.items())
+        return f"TaskLibrary({self.num_tasks} tasks of {self.parameters.shape[1]} parameters; {sizes})"
+
+    def _ids(self, name: str, ids: Tensor) -> Tensor:
+        if ids.ndim != 1 or not len(ids) or ids.is_floating_point() or ids.dtype == torch.bool:
+            raise ValueError(f"{name}: task ids {ids!r} must be a non-empty 1-D tensor of integers")
+        wrong = [i for i in ids.tolist() if not 0 <= i < self.num_tasks]
+        if wrong:
+            raise ValueError(
+                f"{name}: task ids {wrong} are out of range; the library's ids are 0..{self.num_tasks - 1}"
+            )
+        twice = sorted({i for i in ids.tolist() if (ids == i).sum() > 1})
+        if twice:
+            raise ValueError(f"{name}: task ids {twice} are given more than once; give each once")
+        return ids.to(torch.int64).clone()
+
+
+def half_circle_tasks(radius: float, train: int, validation: int, test: int, seed: int) -> TaskLibrary:
+    """Goals (x, y) on a half circle around the origin, the angle uniform in [0, pi].
+
+    Each split has its own stream of draws, so the size of one never changes the goals of another.
+
+    Args:
+        radius: distance of the goals from the origin, in metres.
+        train: number of training tasks, ids 0 to ``train - 1``.
+        validation: number of validation tasks, the ids that follow.
+        test: number of test tasks, the last ids.
+        seed: fixes all the goals.
+
+    Examples:
+        >>> library = half_circle_tasks(8.0, train=3, validation=2, test=2, seed=0)
+        >>> library.split("test"), bool((library.parameters[:, 1] >= 0).all())
+        (tensor([5, 6]), True)
+    """
+    goals, splits, start = [], {}, 0
+    for name, size in (("train", train), ("validation", validation), ("test", test)):
+        if size < 1:
+            raise ValueError(f"{name} = {size}: each split needs at least 1 task")
+        angle = math.pi * torch.rand(size, generator=named_generator(f"tasks/{name}", seed), dtype=torch.float64)
+        goals.append(radius * torch.stack([angle.cos(), angle.sin()], dim=-1))
+        splits[name] = torch.arange(start, start + size)
+        start += size
+    return TaskLibrary(torch.cat(goals), splits)

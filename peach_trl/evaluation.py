@@ -1,0 +1,91 @@
+"""Meta-test by trajectory: what the posterior gains, episode by episode, on tasks that were not trained on.
+
+Protocol: PEARL (Rakelly et al. 2019, arXiv 1903.08254). Trajectory 1 draws z from the prior; what a trajectory shows is
+multiplied into the posterior before the next one. The policy does not explore, apart from the draw of z.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+from torchrl.envs.utils import ExplorationType, set_exploration_type
+
+from peach_trl.agent import Agent
+from peach_trl.envs.tasks import TaskLibrary
+from peach_trl.experiment import Config, make_env
+from peach_trl.hierarchy.transitions import HINDSIGHT_ACTION, LevelTransitions
+
+
+@dataclass(frozen=True)
+class MetaTest:
+    """Results of R meta-tests of K trajectories of T steps.
+
+    Attributes:
+        task_ids: [R], ids in the library that was tested.
+        returns: [R, K], share of the horizon's highest return (a reward of 1 at each step).
+        success: [R, K], whether the last step was rewarded.
+        positions: [R, K, T, G], the path, projected to the subgoal space.
+        subgoals: [R, K, T, G] of the level above the bottom, or None at depth 1.
+        loc: [R, Z], mean of the final posterior, or None without z.
+        scale: [R, Z], its standard deviation.
+    """
+
+    task_ids: Tensor
+    returns: Tensor
+    success: Tensor
+    positions: Tensor
+    subgoals: Tensor | None
+    loc: Tensor | None
+    scale: Tensor | None
+
+    def metrics(self) -> dict[str, float]:
+        """Means over tasks and rollouts, by trajectory number from 1."""
+        columns = {}
+        for k in range(self.returns.shape[1]):
+            columns[f"return/trajectory_{k + 1}"] = self.returns[:, k].mean().item()
+            columns[f"success/trajectory_{k + 1}"] = self.success[:, k].mean().item()
+        return columns
+
+
+@torch.no_grad()
+def meta_test(agent: Agent, config: Config, library: TaskLibrary, split: str, seed: int) -> MetaTest:
+    """Runs ``config.evaluation.rollouts`` meta-tests of every task of ``split``, all in lock-step.
+
+    Args:
+        agent: what was learnt.
+        config: environment and number of trajectories and rollouts.
+        library: the tasks.
+        split: ``"train"``, ``"validation"`` or ``"test"``.
+        seed: of the draws of z; nothing here moves the generators of training.
+    """
+    tests = library.subset(library.split(split), repeats=config.evaluation.rollouts)  # one entry a rollout
+    policy = agent.make_policy(tests.num_tasks, seed=seed)
+    posterior = policy.posterior
+    tasks = torch.arange(tests.num_tasks)
+    env = make_env(config, tests, tasks, policy)
+    returns, success, positions, subgoals = [], [], [], []
+    for _ in range(config.evaluation.trajectories):
+        with set_exploration_type(ExplorationType.DETERMINISTIC):
+            batch = env.rollout(config.env.horizon, policy, break_when_any_done=False)
+        reward = batch["next", "reward"].squeeze(-1)
+        returns.append(reward.sum(1) / config.env.horizon)
+        success.append((reward[:, -1] > 0).float())
+        positions.append(agent.hierarchy.subgoal_space.project(batch["next", "observation"]))
+        if agent.hierarchy.depth > 1:
+            subgoals.append(batch["hierarchy", "goal"][:, :, 0])
+        if posterior is not None:
+            top = LevelTransitions(agent.hierarchy, config.transitions, seed)(batch)[-1]
+            posterior.update(top[(top["kind"] == HINDSIGHT_ACTION).squeeze(-1)])
+    env.close()
+    loc, scale = (None, None) if posterior is None else posterior.posterior(tasks)
+    return MetaTest(
+        task_ids=tests.source_ids,
+        returns=torch.stack(returns, 1),
+        success=torch.stack(success, 1),
+        positions=torch.stack(positions, 1),
+        subgoals=torch.stack(subgoals, 1) if subgoals else None,
+        loc=loc,
+        scale=scale,
+    )

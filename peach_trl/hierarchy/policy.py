@@ -1,0 +1,209 @@
+"""The hierarchy as a policy: all environments in lock-step, its goals and clocks carried in the TensorDict.
+
+Three TensorDictModules make one policy, each usable alone: :class:`HierarchyClock`, ``PosteriorState`` and
+:class:`HierarchyActor`; :class:`HierarchyPolicy` is the sequence of them. The clock says which levels act, the posterior (PEACH and PEARL only) hands the top level its z, and the actor lets the
+acting levels propose, from the top down. Nothing is recursive: one call is one environment step of every row.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from tensordict import TensorDict, TensorDictBase
+from tensordict.nn import TensorDictModuleBase, TensorDictSequential
+from torch import Tensor
+from torchrl.data import Binary, Bounded, Composite, Unbounded
+from torchrl.envs import TensorDictPrimer
+from torchrl.envs.utils import ExplorationType, exploration_type
+
+from peach_trl.hierarchy.structure import NO_LIMIT, Hierarchy
+from peach_trl.seeding import named_generator
+
+UNSTARTED = -1  # what the primer writes into ``attempts`` at a reset
+
+
+class HierarchyClock(TensorDictModuleBase):
+    """Advances the clocks with the step that was just made, and says which levels act on this one.
+
+    Reads ``observation`` [N, D], ``("hierarchy", "attempts" | "goal")`` (and ``goal`` [N, G] where the end goal is
+    known); writes ``("hierarchy", "start")`` bool [N, 1], the first step of an episode; ``("hierarchy", "acts")`` bool
+    [N, L]; ``("hierarchy", "attempts")`` int64 [N, L], the decisions that each level has used on its goal before this
+    step. A reset is recognised by the value that :meth:`make_tensordict_primer` writes.
+
+    Args:
+        hierarchy: levels, spaces and the rule that ends attempts.
+    """
+
+    def __init__(self, hierarchy: Hierarchy) -> None:
+        super().__init__()
+        self.hierarchy = hierarchy
+        self.in_keys = ["observation", ("hierarchy", "attempts")]
+        if hierarchy.depth > 1:
+            self.in_keys.append(("hierarchy", "goal"))
+        if hierarchy.goal_space is not None:
+            self.in_keys.append("goal")
+        self.out_keys = [("hierarchy", "start"), ("hierarchy", "acts"), ("hierarchy", "attempts")]
+
+    def forward(self, tensordict: TensorDictBase) -> TensorDictBase:
+        """Writes which levels act; see the class."""
+        observation, before = tensordict.get("observation"), tensordict.get(("hierarchy", "attempts"))
+        start = before[..., :1] == UNSTARTED
+        achieved = self.hierarchy.achieved(
+            observation, tensordict.get(("hierarchy", "goal"), None), tensordict.get("goal", None)
+        )
+        end, used = self.hierarchy.attempt_ends(achieved, before, start.squeeze(-1))
+        need = end | start
+        acts = torch.cat([torch.ones_like(start), need[..., :-1]], -1)
+        tensordict.set(("hierarchy", "start"), start)
+        tensordict.set(("hierarchy", "acts"), acts)
+        return tensordict.set(("hierarchy", "attempts"), used.masked_fill(need, 0))
+
+    def make_tensordict_primer(self) -> TensorDictPrimer:
+        """The transform that adds the clocks to an environment; collectors append it by themselves."""
+        attempts = Bounded(UNSTARTED, NO_LIMIT, shape=(self.hierarchy.depth,), dtype=torch.int64)
+        primers = Composite({"hierarchy": Composite({"attempts": attempts})})
+        return TensorDictPrimer(primers, default_value=float(UNSTARTED), expand_specs=True)
+
+
+class HierarchyActor(TensorDictModuleBase):
+    """Lets the acting levels propose, from the top down, and writes the environment's action.
+
+    Reads ``observation`` [N, D], ``("hierarchy", "acts" | "goal" | "tested")`` and what the top actor reads (``z``,
+    ``goal``); writes ``action`` [N, A], ``("hierarchy", "goal")`` [N, h, G] (the subgoals in force, in the units of
+    the subgoal space), ``("hierarchy", "tested")`` bool [N, L] and ``("hierarchy", "proposal")`` [N, P], the top level's
+    proposal in force.
+
+    Under ``ExplorationType.RANDOM`` levels explore: actors with a distribution sample from it, deterministic ones get
+    Gaussian noise, and a share of proposals is uniform; with probability lambda a proposal is tested, and everything
+    below it then acts without noise (HAC, section 4.3). Under any other exploration type there is neither noise nor
+    testing.
+
+    Args:
+        hierarchy: levels, spaces and exploration.
+        actors: one module a level, bottom up; each writes ``action`` [N, P_i] in [-1, 1] from ``observation`` and, below
+            the top, ``goal`` [N, G].
+    """
+
+    def __init__(self, hierarchy: Hierarchy, actors: Sequence[TensorDictModuleBase]) -> None:
+        super().__init__()
+        if len(actors) != hierarchy.depth:
+            raise ValueError(f"{len(actors)} actors for depth {hierarchy.depth}: hand over one actor a level, bottom up")
+        self.hierarchy, config = hierarchy, hierarchy.config
+        self.actors = torch.nn.ModuleList(actors)
+        shares = torch.full((hierarchy.depth,), config.random_share)
+        shares[-1] = config.top_random_share
+        self.register_buffer("random_share", shares)
+        self._generator: torch.Generator | None = None
+        self.in_keys = ["observation", ("hierarchy", "acts"), *(key for key in actors[-1].in_keys if key != "observation")]
+        self.out_keys = ["action", ("hierarchy", "proposal")]
+        if hierarchy.depth > 1:
+            state = [("hierarchy", "goal"), ("hierarchy", "tested")]
+            self.in_keys, self.out_keys = self.in_keys + state, self.out_keys + state
+
+    def forward(self, tensordict: TensorDictBase) -> TensorDictBase:
+        """Writes the action and the subgoals in force; see the class."""
+        hierarchy, explore = self.hierarchy, exploration_type() == ExplorationType.RANDOM
+        observation, acts = tensordict.get("observation"), tensordict.get(("hierarchy", "acts"))
+        goals = tested = None
+        if hierarchy.depth > 1:  # cloned: the step before keeps what it recorded
+            goals = tensordict.get(("hierarchy", "goal")).clone()
+            tested = tensordict.get(("hierarchy", "tested")).clone()
+        for level in reversed(range(hierarchy.depth)):
+            rows = acts[..., level]
+            if not rows.any():
+                continue
+            proposal = self._propose(level, tensordict, goals, tested, explore)
+            if level == hierarchy.top:
+                before = tensordict.get(("hierarchy", "proposal"))
+                tensordict.set(("hierarchy", "proposal"), torch.where(rows.unsqueeze(-1), proposal, before))
+            target = hierarchy.decode(level, observation, proposal)
+            if level == 0:
+                tensordict.set("action", target)
+                break
+            goals[..., level - 1, :] = torch.where(rows.unsqueeze(-1), target, goals[..., level - 1, :])
+            tests = tested[..., level] | (explore & self._coins(rows.shape))
+            tested[..., level - 1] = torch.where(rows, tests, tested[..., level - 1])
+        if hierarchy.depth > 1:
+            tensordict.set(("hierarchy", "goal"), goals)
+            tensordict.set(("hierarchy", "tested"), tested)
+        return tensordict
+
+    def _propose(
+        self, level: int, tensordict: TensorDictBase, goals: Tensor | None, tested: Tensor | None, explore: bool
+    ) -> Tensor:
+        actor = self.actors[level]
+        if level == self.hierarchy.top:
+            inputs = tensordict.select(*actor.in_keys)
+        else:
+            inputs = TensorDict(
+                {"observation": tensordict.get("observation"), "goal": goals[..., level, :]}, tensordict.batch_size
+            )
+        stochastic = hasattr(actor, "get_dist")
+        if stochastic:
+            distribution = actor.get_dist(inputs)
+            greedy = distribution.deterministic_sample
+        else:
+            greedy = actor(inputs).get("action")
+        if not explore:
+            return greedy
+        noisy = distribution.sample() if stochastic else self._add_noise(greedy)
+        uniform = torch.rand(greedy.shape, generator=self.generator) * 2 - 1
+        coin = torch.rand(greedy.shape[:-1], generator=self.generator) < self.random_share[level]
+        noisy = torch.where(coin.unsqueeze(-1), uniform, noisy)
+        return noisy if tested is None else torch.where(tested[..., level, None], greedy, noisy)
+
+    def _add_noise(self, proposal: Tensor) -> Tensor:
+        noise = torch.randn(proposal.shape, generator=self.generator) * self.hierarchy.config.noise
+        return (proposal + noise).clamp(-1, 1)
+
+    def _coins(self, shape: torch.Size) -> Tensor:
+        return torch.rand(shape, generator=self.generator) < self.hierarchy.config.test_probability
+
+    @property
+    def generator(self) -> torch.Generator:
+        """This process's generator for exploration; each worker of a collector makes its own from its seed."""
+        if self._generator is None:
+            self._generator = named_generator("exploration")
+        return self._generator
+
+    def __getstate__(self) -> dict:
+        return {**self.__dict__, "_generator": None}
+
+    def make_tensordict_primer(self) -> TensorDictPrimer:
+        """The transform that adds goals, tests and the top's proposal to an environment, zero at a reset."""
+        hierarchy, space = self.hierarchy, self.hierarchy.subgoal_space
+        state = {"proposal": Unbounded(shape=(hierarchy.proposal_dims[-1],))}
+        if hierarchy.depth > 1:
+            state["goal"] = Unbounded(shape=(hierarchy.depth - 1, space.dim))
+            state["tested"] = Binary(hierarchy.depth, shape=(hierarchy.depth,), dtype=torch.bool)
+        return TensorDictPrimer(Composite({"hierarchy": Composite(state)}), default_value=0.0, expand_specs=True)
+
+
+class HierarchyPolicy(TensorDictSequential):
+    """The whole policy pi_h, ..., pi_0: clock, posterior (if there is a context variable) and actor, in sequence.
+
+    Args:
+        clock: says which levels act.
+        actor: lets them propose.
+        posterior: hands the top level its z; ``None`` without a context variable.
+    """
+
+    def __init__(
+        self, clock: HierarchyClock, actor: HierarchyActor, posterior: TensorDictModuleBase | None = None
+    ) -> None:
+        super().__init__(*([clock, actor] if posterior is None else [clock, posterior, actor]))
+
+    @property
+    def actor(self) -> HierarchyActor:
+        """The actor of all levels."""
+        return self.module[-1]
+
+    @property
+    def posterior(self) -> TensorDictModuleBase | None:
+        """The posterior of every task, or ``None`` without a context variable."""
+        return self.module[1] if len(self.module) == 3 else None
+
+    def set_top_random(self, share: float) -> None:
+        """Sets the share of uniform proposals of the top level: 1 in a warm-up."""
+        self.actor.random_share[-1] = share

@@ -1,0 +1,175 @@
+"""What the clock, the actor and the conversion of a hierarchy must agree on: levels, spaces and attempt rules.
+
+Levels are counted from the bottom: level 0 acts in the environment, level ``h = depth - 1`` is the top. A level's
+*proposal* is what its network puts out, always in [-1, 1]: level 0's proposal is an action, level i's (i > 0) is a
+subgoal ``g_{i-1}`` for the level below. Source: HAC (Levy et al. 2019, arXiv 1712.00948), with the top level of PEACH.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+from torchrl.data import TensorSpec
+
+from peach_trl.config import option
+from peach_trl.envs.goal_space import GoalSpace
+
+CLOCKS = ("official", "own", "fixed")
+NO_LIMIT = 2**31 - 1
+
+
+@dataclass(frozen=True)
+class HierarchyConfig:
+    """Depth, clocks, subgoals and exploration of a hierarchy; see ``configs/`` for values and comments."""
+
+    depth: int = option(low=1, help="number of levels, h + 1; 1 is a flat policy")
+    decision_steps: int = option(low=1, help="environment steps that one decision of the top level may take, k^h")
+    clock: str = option(choices=CLOCKS, help="what ends an attempt at a goal")
+    subgoal: str = option(choices=("relative", "absolute"), help="subgoals relative to the state, or in the whole space")
+    subgoal_reach: float = option(above=0, help="how far a relative subgoal may lie, per environment step, env units")
+    test_probability: float = option(low=0, high=1, help="lambda, the share of proposals that are tested")
+    random_share: float = option(low=0, high=1, help="share of uniform proposals of goal-reaching levels")
+    noise: float = option(low=0, help="Gaussian noise of goal-reaching levels, in half-ranges of the proposal space")
+    top_random_share: float = option(low=0, high=1, help="share of uniform proposals of the top level")
+
+    @property
+    def k(self) -> int:
+        """Decisions that a goal-reaching level may spend on one goal: the smallest k with k^h >= decision_steps."""
+        h = self.depth - 1
+        return 1 if h == 0 else next(k for k in range(1, self.decision_steps + 1) if k**h >= self.decision_steps)
+
+
+class Hierarchy:
+    """The shape of a hierarchy over one environment: horizons, proposal spaces, goals and the rule that ends attempts.
+
+    Args:
+        config: depth, clock and subgoals.
+        action_spec: the environment's bounded action spec, shape ``[..., A]``.
+        subgoal_space: the space of subgoals that the environment declares, of dimension G.
+        goal_space: the end goal's space where the top level reaches for a known goal (HAC); ``None`` where the top
+            level follows the task's reward (PEACH, PEARL).
+
+    Examples:
+        >>> from torchrl.data import Bounded
+        >>> config = HierarchyConfig(depth=3, decision_steps=20, clock="own", subgoal="relative", subgoal_reach=0.15,
+        ...     test_probability=0.3, random_share=0.2, noise=0.1, top_random_share=0.0)
+        >>> space = GoalSpace([0, 1], low=[-10.0, -10.0], high=[10.0, 10.0], tolerance=0.5, metric="euclidean")
+        >>> hierarchy = Hierarchy(config, Bounded(-1, 1, shape=(2,)), space)
+        >>> hierarchy.k, hierarchy.horizons.tolist()[:2], hierarchy.proposal_dims
+        (5, [5, 5], [2, 2, 2])
+    """
+
+    def __init__(
+        self,
+        config: HierarchyConfig,
+        action_spec: TensorSpec,
+        subgoal_space: GoalSpace,
+        goal_space: GoalSpace | None = None,
+    ) -> None:
+        self.config, self.depth, self.k = config, config.depth, config.k
+        self.subgoal_space, self.goal_space = subgoal_space, goal_space
+        low, high = (bound.reshape(-1, action_spec.shape[-1])[0] for bound in _bounds(action_spec))
+        self.action_mid, self.action_half = (low + high) / 2, (high - low) / 2
+        # The top has no limit of its own: the end of the episode ends its attempt.
+        self.horizons = torch.tensor([self.k] * (self.depth - 1) + [NO_LIMIT])
+        reach = torch.tensor([config.subgoal_reach * self.k**i for i in range(self.depth)])
+        self.reach = torch.minimum(reach.unsqueeze(-1), 2 * subgoal_space.half_range)  # [L, G]; row 0 is not used
+
+    @property
+    def proposal_dims(self) -> list[int]:
+        """Dimension of each level's proposal, bottom up."""
+        return [self.action_half.shape[-1]] + [self.subgoal_space.dim] * (self.depth - 1)
+
+    @property
+    def top(self) -> int:
+        """Index h of the top level."""
+        return self.depth - 1
+
+    def space_of(self, level: int) -> GoalSpace | None:
+        """The space of the goals that ``level`` reaches for; ``None`` for a top level that follows the reward."""
+        return self.subgoal_space if level < self.top else self.goal_space
+
+    def decode(self, level: int, observation: Tensor, proposal: Tensor) -> Tensor:
+        """A proposal in [-1, 1] as what it stands for: an action [..., A], or an absolute subgoal [..., G]."""
+        if level == 0:
+            return self.action_mid + self.action_half * proposal
+        space = self.subgoal_space
+        if self.config.subgoal == "relative":
+            return space.clip(space.project(observation) + self.reach[level] * proposal)
+        return space.low + (proposal + 1) * space.half_range
+
+    def encode(self, level: int, observation: Tensor, target: Tensor) -> Tensor:
+        """The inverse of :meth:`decode`, clipped to [-1, 1]: which proposal stands for ``target``?"""
+        if level == 0:
+            return ((target - self.action_mid) / self.action_half).clamp(-1, 1)
+        space = self.subgoal_space
+        if self.config.subgoal == "relative":
+            return ((target - space.project(observation)) / self.reach[level]).clamp(-1, 1)
+        return ((target - space.low) / space.half_range - 1).clamp(-1, 1)
+
+    def hindsight_action(self, level: int, observation: Tensor, goal: Tensor, reached: Tensor) -> Tensor:
+        """What ``level`` would have proposed with hindsight, in [-1, 1] (HAC, section 4.1).
+
+        Args:
+            level: a level above 0.
+            observation: s at the start of the decision, [..., D].
+            goal: the subgoal g_{level-1} that was proposed, [..., G].
+            reached: s' at the end of the decision, [..., D].
+        """
+        achieved = self.subgoal_space.achieved(reached, goal).unsqueeze(-1)
+        return self.encode(level, observation, torch.where(achieved, goal, self.subgoal_space.project(reached)))
+
+    def achieved(self, observation: Tensor, goals: Tensor | None, end_goal: Tensor | None = None) -> Tensor:
+        """Whether each level's goal is achieved, bool [..., L].
+
+        Args:
+            observation: [..., D].
+            goals: the subgoals in force, [..., h, G]; ``None`` at depth 1.
+            end_goal: the environment's goal [..., G], used only if the hierarchy has a ``goal_space``.
+        """
+        columns = [] if goals is None else list(
+            self.subgoal_space.achieved(observation.unsqueeze(-2), goals).unbind(-1)
+        )
+        if self.goal_space is None:
+            columns.append(observation.new_zeros(observation.shape[:-1], dtype=torch.bool))
+        else:
+            columns.append(self.goal_space.achieved(observation, end_goal))
+        return torch.stack(columns, -1)
+
+    def attempt_ends(self, achieved: Tensor, attempts: Tensor, out: Tensor) -> tuple[Tensor, Tensor]:
+        """Which attempts end with a step, and how many decisions each has used by then.
+
+        A level's decision ends where its child's attempt ends; its own attempt may then end too. Clocks: ``official``:
+        a goal of this level or of any above it is achieved; ``own``: its own goal is; ``fixed``: neither counts.
+        Every clock also ends an attempt whose decisions are used up, or with the episode.
+
+        Args:
+            achieved: after the step, bool [..., L].
+            attempts: decisions used before the step, int [..., L].
+            out: the episode ends with the step, bool [...].
+
+        Returns:
+            ``(end, used)``, both [..., L].
+        """
+        if self.config.clock == "official":
+            hit = achieved.flip(-1).cumsum(-1).flip(-1) > 0
+        else:
+            hit = achieved if self.config.clock == "own" else torch.zeros_like(achieved)
+        decided = torch.ones_like(out)
+        ends, used = [], []
+        for level in range(self.depth):
+            used.append(attempts[..., level] + decided)
+            over = hit[..., level] | out | (used[-1] >= self.horizons[level])
+            decided = decided & over
+            ends.append(decided)
+        return torch.stack(ends, -1), torch.stack(used, -1)
+
+
+def _bounds(spec: TensorSpec) -> tuple[Tensor, Tensor]:
+    low, high = getattr(spec.space, "low", None), getattr(spec.space, "high", None)
+    if low is None or high is None or not (low.isfinite().all() and high.isfinite().all()):
+        raise ValueError(f"action spec {spec} has no finite bounds: use a Bounded spec, or append an action transform")
+    return low, high
+

@@ -1,0 +1,222 @@
+"""From recorded steps to each level's transitions: hindsight actions, hindsight goals and subgoal tests.
+
+The recording is a batch [N, T] of what :class:`~peach_trl.hierarchy.policy.HierarchyActor` and the environment wrote. All of it is
+converted at once, with no loop over time: where a level acts, one of its decisions starts; where its child's attempt
+ends, that decision ends; both lists in order give the pairs. Source: HAC (Levy et al. 2019, arXiv 1712.00948, section 4).
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from tensordict import TensorDict, TensorDictBase
+from torch import Tensor
+
+from peach_trl.config import option
+from peach_trl.hierarchy.structure import Hierarchy
+from peach_trl.seeding import named_generator
+
+#: Values of a transition's ``kind``.
+HINDSIGHT_ACTION, HINDSIGHT_GOAL, SUBGOAL_TEST = 0, 1, 2
+
+
+@dataclass(frozen=True)
+class TransitionsConfig:
+    """Hindsight and rewards of the conversion; see ``configs/`` for values and comments."""
+
+    hindsight_goals: int = option(low=0, help="hindsight goals per attempt; the last state reached is always one")
+    reward_scale: float = option(above=0, help="factor on the task's rewards, summed over a decision of the top level")
+    test_penalty: float = option(low=0, help="what a failed subgoal test costs the top level, in scaled reward")
+
+
+@dataclass
+class _Decisions:
+    """The M decisions of one level, in order of row and time."""
+
+    start: Tensor  # [M] index into the flattened [N * T] steps
+    end: Tensor  # [M] likewise; the last step of the decision
+    closes: Tensor  # [M] bool: the level's own attempt ends with this decision
+
+
+class LevelTransitions:
+    """Converts the whole episodes in batches of recorded steps, and carries the unfinished ones to the next batch.
+
+    Calling it with a batch [N, T] gives a list of L TensorDicts, bottom up, each a flat batch of transitions with
+    ``observation``, ``action`` (a proposal in [-1, 1]), ``task_id``, ``episode`` (numbers the episodes within the call),
+    ``kind`` and ``("next", "observation" | "reward" | "done" | "terminated")``. Levels that reach for a goal also have
+    ``goal`` and ``("next", "goal")``; rewards are 0 and terminated where the goal is achieved, else -1; using up the
+    attempts is not terminal. A top level that follows the task has the scaled sum of the task's rewards.
+
+    Args:
+        hierarchy: the hierarchy that recorded the batches.
+        config: hindsight goals, reward scale and test penalty.
+        seed: for drawing hindsight goals.
+    """
+
+    def __init__(self, hierarchy: Hierarchy, config: TransitionsConfig, seed: int | None = None) -> None:
+        self.hierarchy, self.config = hierarchy, config
+        self._generator = named_generator("hindsight", seed)
+        self.reset()
+
+    def reset(self) -> None:
+        """Forgets the steps that were carried over."""
+        self._tail: TensorDictBase | None = None
+        self._tail_start: Tensor | None = None
+
+    def __call__(self, batch: TensorDictBase) -> list[TensorDict]:
+        """Converts what is finished; see the class.
+
+        Args:
+            batch: recorded steps [N, T]; rows must go on where they stopped in the batch before.
+
+        Raises:
+            ValueError: if the batch is not [N, T].
+        """
+        if batch.ndim != 2:
+            raise ValueError(f"a recorded batch must be [environments, time], got {list(batch.shape)}")
+        steps = self._recorded(batch)
+        first = torch.zeros(steps.shape[0], 1, dtype=torch.int64)
+        if self._tail is not None:
+            first = self._tail_start
+            steps = torch.cat([self._tail, steps], 1)
+        time = torch.arange(1, steps.shape[1] + 1)
+        stop = torch.maximum((time * steps["out"]).amax(1, keepdim=True), first)  # whole episodes end here
+        width = int((steps.shape[1] - stop).max())
+        self._tail = steps[:, steps.shape[1] - width :].clone() if width else None
+        self._tail_start = stop - (steps.shape[1] - width)
+        valid = (time > first) & (time <= stop)
+        flat = steps.reshape(-1)
+        return [self._level(level, flat, steps, valid) for level in range(self.hierarchy.depth)]
+
+    def _recorded(self, batch: TensorDictBase) -> TensorDict:
+        """The keys that the conversion needs, with what ends after each step."""
+        hierarchy, after = self.hierarchy, batch["next"]
+        out = after["done"].squeeze(-1)
+        goals, end_goal = batch.get(("hierarchy", "goal"), None), batch.get("goal", None)
+        achieved = hierarchy.achieved(after["observation"], goals, end_goal)
+        end, used = hierarchy.attempt_ends(achieved, batch["hierarchy", "attempts"], out)
+        steps = {
+            "observation": batch["observation"],
+            "reached": after["observation"],
+            "acts": batch["hierarchy", "acts"],
+            "reward": after["reward"].squeeze(-1),
+            "terminated": after["terminated"].squeeze(-1),
+            "task_id": batch["task_id"],
+            "action": hierarchy.encode(0, batch["observation"], batch["action"]),
+            "draw": batch.get("hindsight_draw", None),
+            **{"out": out, "achieved": achieved, "end": end, "used": used},
+        }
+        if steps["draw"] is None:
+            shape = (*batch.shape, max(self.config.hindsight_goals - 1, 0))
+            steps["draw"] = torch.rand(shape, generator=self._generator)
+        if goals is not None:
+            steps["subgoals"], steps["tested"] = goals, batch["hierarchy", "tested"]
+        if hierarchy.goal_space is not None:
+            steps["end_goal"] = end_goal
+        return TensorDict(steps, batch.shape)
+
+    def _level(self, level: int, flat: TensorDictBase, steps: TensorDictBase, valid: Tensor) -> TensorDict:
+        decisions = self._decisions(level, steps, valid)
+        rows = self._hindsight_action(level, flat, steps, decisions)
+        parts = [rows]
+        if self.hierarchy.space_of(level) is not None:
+            parts.append(self._hindsight_goal(level, flat, decisions, rows))
+        if level > 0:
+            parts.append(self._subgoal_test(level, flat, decisions, rows))
+        return torch.cat(parts)
+
+    def _decisions(self, level: int, steps: TensorDictBase, valid: Tensor) -> _Decisions:
+        decided = valid if level == 0 else valid & steps["end"][..., level - 1]
+        start = (valid & steps["acts"][..., level]).flatten().nonzero().squeeze(-1)
+        end = decided.flatten().nonzero().squeeze(-1)
+        if start.shape != end.shape or bool((end < start).any()):
+            raise RuntimeError(
+                f"level {level} has {len(start)} starts and {len(end)} ends of decisions: the batch was not recorded by "
+                "this hierarchy, or rows do not go on where they stopped (call reset() when collection starts anew)"
+            )
+        return _Decisions(start, end, steps["end"][..., level].flatten()[end])
+
+    def _hindsight_action(
+        self, level: int, flat: TensorDictBase, steps: TensorDictBase, decisions: _Decisions
+    ) -> TensorDict:
+        hierarchy, start, end = self.hierarchy, decisions.start, decisions.end
+        observation, reached = flat["observation"][start], flat["reached"][end]
+        if level == 0:
+            action = flat["action"][start]
+        else:
+            action = hierarchy.hindsight_action(level, observation, flat["subgoals"][start, level - 1], reached)
+        rows = {
+            "observation": observation,
+            "action": action,
+            "task_id": flat["task_id"][start],
+            "episode": _episodes(steps["out"])[start].unsqueeze(-1),
+            "kind": torch.full((len(start), 1), HINDSIGHT_ACTION),
+        }
+        after = {"observation": reached, "done": flat["out"][end].unsqueeze(-1)}
+        if hierarchy.space_of(level) is None:
+            total = flat["reward"].double().cumsum(0)
+            summed = total[end] - total[start] + flat["reward"][start].double()
+            after["reward"] = (self.config.reward_scale * summed).float().unsqueeze(-1)
+            after["terminated"] = flat["terminated"][end].unsqueeze(-1)
+        else:
+            goal = flat["subgoals"][start, level] if level < hierarchy.top else flat["end_goal"][start]
+            after.update(_goal_reward(flat["achieved"][end, level], flat["out"][end]))
+            rows["goal"] = after["goal"] = goal
+        return TensorDict({**rows, "next": TensorDict(after, (len(start),))}, (len(start),))
+
+    def _hindsight_goal(
+        self, level: int, flat: TensorDictBase, decisions: _Decisions, rows: TensorDictBase
+    ) -> TensorDict:
+        """Copies of the rows whose goal is a state reached by this or a later decision of the same attempt."""
+        space = self.hierarchy.space_of(level)
+        number = torch.arange(len(decisions.start))
+        last = decisions.closes.nonzero().squeeze(-1)
+        attempt = decisions.closes.cumsum(0) - decisions.closes.long()
+        last_of = torch.full((int(attempt.max()) + 1 if len(number) else 0,), len(number) - 1)
+        last_of[: len(last)] = last
+        first_of = torch.cat([last_of.new_zeros(1), last_of[:-1] + 1])[: len(last_of)]
+        length = last_of - first_of + 1
+        draws = flat["draw"][decisions.start[first_of]]  # [attempts, goals - 1]
+        copies = []
+        for j in range(self.config.hindsight_goals):
+            if j == 0:
+                picked = last_of[attempt]
+            else:
+                picked = (first_of + (draws[:, j - 1] * length).long())[attempt]
+            # Attempts that are shorter than the number of hindsight goals get fewer of them.
+            keep = ((number <= picked) & (j < length[attempt])).nonzero().squeeze(-1)
+            copy = rows[keep]
+            goal = space.project(rows["next", "observation"][picked[keep]])
+            copy["kind"] = torch.full_like(copy["kind"], HINDSIGHT_GOAL)
+            copy["goal"] = copy["next", "goal"] = goal
+            achieved = space.achieved(copy["next", "observation"], goal)
+            copy["next"].update(_goal_reward(achieved, flat["out"][decisions.end[keep]]))
+            copies.append(copy)
+        return torch.cat(copies) if copies else rows[:0]
+
+    def _subgoal_test(self, level: int, flat: TensorDictBase, decisions: _Decisions, rows: TensorDictBase) -> TensorDict:
+        """Rows (s, p, r = -H, terminated) for tested proposals that the child missed with its attempts used up."""
+        start, end, child = decisions.start, decisions.end, level - 1
+        missed = flat["tested"][start, child] & ~flat["achieved"][end, child]
+        missed &= flat["used"][end, child] >= self.hierarchy.horizons[child]
+        keep = missed.nonzero().squeeze(-1)
+        copy = rows[keep]
+        penalty = self.config.test_penalty if self.hierarchy.space_of(level) is None else float(self.hierarchy.k)
+        copy["kind"] = torch.full_like(copy["kind"], SUBGOAL_TEST)
+        copy["action"] = self.hierarchy.encode(level, copy["observation"], flat["subgoals"][start[keep], child])
+        copy["next", "reward"] = torch.full_like(copy["next", "reward"], -penalty)
+        copy["next", "terminated"] = torch.ones_like(copy["next", "terminated"])
+        copy["next", "done"] = torch.ones_like(copy["next", "done"])
+        return copy
+
+
+def _goal_reward(achieved: Tensor, out: Tensor) -> dict[str, Tensor]:
+    """r = 0 and terminated where the goal is achieved, else r = -1; [M] to [M, 1] each."""
+    achieved = achieved.unsqueeze(-1)
+    return {"reward": achieved.float() - 1, "terminated": achieved, "done": achieved | out.unsqueeze(-1)}
+
+
+def _episodes(out: Tensor) -> Tensor:
+    """A number for the episode of each step, flat [N * T], distinct between rows."""
+    return out.flatten().cumsum(0) - out.flatten().long() + torch.arange(out.shape[0]).repeat_interleave(out.shape[1])

@@ -1,0 +1,185 @@
+"""Actors and critics of the levels, built from specs; every proposal lies in [-1, 1].
+
+Every builder returns a TensorDictModule that TorchRL's losses take as it is.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from tensordict.nn import NormalParamExtractor, TensorDictModule
+from torch import Tensor, nn
+from torchrl.data import Bounded, TensorSpec
+from torchrl.modules import MLP, ProbabilisticActor, TanhNormal, ValueOperator
+
+from peach_trl.config import option
+from peach_trl.envs.goal_space import GoalSpace
+from peach_trl.hierarchy.structure import Hierarchy
+
+
+@dataclass(frozen=True)
+class NetworkConfig:
+    """Hidden layers of a level's actor and critics; see ``configs/`` for values."""
+
+    actor_cells: tuple[int, ...] = option(low=1, help="units of the actor's hidden layers")
+    critic_cells: tuple[int, ...] = option(low=1, help="units of each critic's hidden layers")
+
+
+def observation_scale(spec: TensorSpec) -> Tensor:
+    """What to multiply observations by, [D]: the inverse of the spec's bounds, or 1 where it has none.
+
+    Examples:
+        >>> observation_scale(Bounded(-4.0, 4.0, shape=(2,))).tolist()
+        [0.25, 0.25]
+    """
+    ones = torch.ones(spec.shape[-1])
+    if not isinstance(spec, Bounded):
+        return ones
+    bound = torch.maximum(spec.space.low.abs(), spec.space.high.abs()).reshape(-1, spec.shape[-1])[0].float()
+    return torch.where(bound.isfinite() & (bound > 0) & (bound < 1e6), 1 / bound, ones)
+
+
+class Features(nn.Module):
+    """Concatenates a level's inputs, scaled to about [-1, 1]: observation, goal, and whatever else it reads.
+
+    Args:
+        observation_spec: spec of ``observation``, [..., D].
+        goal_space: space of ``goal``, or ``None`` if the level reads none.
+        goal_range: half-range of the goals about the state, [G], if they are read relative to the state; ``None``
+            reads them as they are, in the space's bounds.
+    """
+
+    def __init__(
+        self, observation_spec: TensorSpec, goal_space: GoalSpace | None = None, goal_range: Tensor | None = None
+    ) -> None:
+        super().__init__()
+        self.register_buffer("scale", observation_scale(observation_spec))
+        self.goal_space, self.goal_range = goal_space, goal_range
+
+    @property
+    def dim(self) -> int:
+        """Size of the features without any further inputs."""
+        return self.scale.shape[-1] + (self.goal_space.dim if self.goal_space is not None else 0)
+
+    def forward(self, observation: Tensor, *others: Tensor) -> Tensor:
+        """[..., D] and the goal [..., G], if there is one, then further inputs as they are; returns [..., F]."""
+        parts = [observation * self.scale]
+        if self.goal_space is not None:
+            goal, *others = others
+            if self.goal_range is not None:
+                parts.append((goal - self.goal_space.project(observation)) / self.goal_range)
+            else:
+                parts.append((goal - self.goal_space.low) / self.goal_space.half_range - 1)
+        return torch.cat([*parts, *others], -1)
+
+
+class FeatureNet(nn.Module):
+    """An MLP over :class:`Features`; ``extra`` is the size of the inputs that follow observation and goal."""
+
+    def __init__(self, features: Features, extra: int, out: int, cells: Sequence[int]) -> None:
+        super().__init__()
+        self.features = features
+        self.net = MLP(features.dim + extra, out, num_cells=list(cells), activation_class=nn.ReLU)
+
+    def forward(self, *inputs: Tensor) -> Tensor:
+        """[..., F_i] each to [..., out]."""
+        return self.net(self.features(*inputs))
+
+
+class BoundedValue(nn.Module):
+    """Q = -H sigmoid(x), a value in [-H, 0] (HAC's bounded critic); starts near -H / 2."""
+
+    def __init__(self, net: nn.Module, horizon: float) -> None:
+        super().__init__()
+        self.net, self.horizon = net, horizon
+
+    def forward(self, *inputs: Tensor) -> Tensor:
+        """Bounded value, [..., 1]."""
+        return -self.horizon * torch.sigmoid(self.net(*inputs))
+
+
+class _Head(nn.Module):
+    """A network of several inputs, and a function of its output."""
+
+    def __init__(self, net: nn.Module, head: nn.Module) -> None:
+        super().__init__()
+        self.net, self.head = net, head
+
+    def forward(self, *inputs: Tensor) -> Tensor | tuple[Tensor, ...]:
+        return self.head(self.net(*inputs))
+
+
+def deterministic_actor(net: nn.Module, in_keys: Sequence[str]) -> TensorDictModule:
+    """pi(s, g) = tanh(net), written under ``action``."""
+    return TensorDictModule(_Head(net, nn.Tanh()), in_keys=list(in_keys), out_keys=["action"])
+
+
+def stochastic_actor(net: nn.Module, in_keys: Sequence[str], proposal_dim: int) -> ProbabilisticActor:
+    """A tanh-squashed Gaussian over ``action`` in [-1, 1]; ``net`` puts out 2 x ``proposal_dim``."""
+    params = TensorDictModule(_Head(net, NormalParamExtractor(scale_lb=1e-3)), list(in_keys), ["loc", "scale"])
+    return ProbabilisticActor(
+        params,
+        in_keys=["loc", "scale"],
+        out_keys=["action"],
+        distribution_class=TanhNormal,
+        distribution_kwargs={"low": -torch.ones(proposal_dim), "high": torch.ones(proposal_dim)},
+        return_log_prob=True,
+    )
+
+
+def top_inputs(latent_dim: int, known_goal: bool) -> list[str]:
+    """What the top level reads: s, and the task as it knows it: z, the goal itself (oracle), or nothing (HAC)."""
+    return ["observation"] + ["goal"] * known_goal + ["z"] * (latent_dim > 0)
+
+
+def make_top(
+    hierarchy: Hierarchy, observation_spec: TensorSpec, latent_dim: int, goal: GoalSpace | None, config: NetworkConfig
+) -> tuple[ProbabilisticActor, list[ValueOperator]]:
+    """The top level that follows the task's reward: pi_h(s, z) and two critics Q(s, a, z).
+
+    Args:
+        hierarchy: for the dimension of the top's proposal.
+        observation_spec: spec of s.
+        latent_dim: Z, 0 for none.
+        goal: the space of a known goal that the top reads (the oracle), else ``None``.
+        config: hidden layers.
+    """
+    dim, keys = hierarchy.proposal_dims[-1], top_inputs(latent_dim, goal is not None)
+
+    def net(extra: int, out: int, cells: Sequence[int]) -> FeatureNet:
+        return FeatureNet(Features(observation_spec, goal), latent_dim + extra, out, cells)
+
+    actor = stochastic_actor(net(0, 2 * dim, config.actor_cells), keys, dim)
+    nets = [net(dim, 1, config.critic_cells) for _ in range(2)]
+    return actor, [ValueOperator(net, in_keys=[*keys, "action"]) for net in nets]
+
+
+def make_goal_level(
+    hierarchy: Hierarchy, level: int, observation_spec: TensorSpec, stochastic: bool, config: NetworkConfig
+) -> tuple[TensorDictModule, list[ValueOperator]]:
+    """A goal-reaching level: pi_i(s, g_i) and two critics Q_i(s, g_i, a), bounded to [-H, 0].
+
+    Args:
+        hierarchy: for the goal's space and range, and H.
+        level: index from the bottom.
+        observation_spec: spec of s.
+        stochastic: a squashed Gaussian (SAC) rather than a deterministic actor (TD3).
+        config: hidden layers.
+    """
+    space, dim, keys = hierarchy.space_of(level), hierarchy.proposal_dims[level], ["observation", "goal"]
+    if space is None:
+        raise ValueError(f"level {level} follows the task's reward: build it with make_top")
+    near = level < hierarchy.top and hierarchy.config.subgoal == "relative"
+
+    def net(extra: int, out: int, cells: Sequence[int]) -> FeatureNet:
+        features = Features(observation_spec, space, hierarchy.reach[level + 1] if near else None)
+        return FeatureNet(features, extra, out, cells)
+
+    if stochastic:
+        actor = stochastic_actor(net(0, 2 * dim, config.actor_cells), keys, dim)
+    else:
+        actor = deterministic_actor(net(0, dim, config.actor_cells), keys)
+    nets = [BoundedValue(net(dim, 1, config.critic_cells), float(hierarchy.k)) for _ in range(2)]
+    return actor, [ValueOperator(net, in_keys=[*keys, "action"]) for net in nets]

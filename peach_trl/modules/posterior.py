@@ -1,0 +1,147 @@
+"""The posterior over each task's z, as state of the policy: drawn at resets, or anew at each decision of the top.
+
+Gaussians multiply by adding natural parameters, so a posterior takes in one more transition without another look at
+the context. A table holds one posterior a task; rows of the environment start from their task's entry.
+"""
+
+from __future__ import annotations
+
+import torch
+from tensordict import TensorDictBase
+from tensordict.nn import TensorDictModuleBase
+from torch import Tensor
+from torchrl.data import Composite, Unbounded
+from torchrl.envs import TensorDictPrimer
+
+from peach_trl.hierarchy.structure import Hierarchy
+from peach_trl.modules.encoder import ContextEncoder, product_of_gaussians, sample_latent
+from peach_trl.seeding import named_generator
+
+
+class PosteriorState(TensorDictModuleBase):
+    """Keeps q(z | c) of every task and hands each environment row its z.
+
+    Reads ``observation``, ``task_id``, ``("hierarchy", "start" | "acts")``, and for ``draw="decision"`` also
+    ``episode_reward`` (TorchRL's ``RewardSum``), the last subgoal and proposal; writes ``z`` [N, Z] and, for
+    ``draw="decision"``, its own state under ``"posterior"``.
+
+    Args:
+        encoder: q_phi.
+        hierarchy: for what the top level did with its last decision.
+        num_tasks: entries of the table.
+        observation_dim: D.
+        draw: ``"trajectory"`` draws z when an episode starts; ``"decision"`` also multiplies the transition of each
+            decision of the top level into the posterior when it ends, and draws z anew.
+        reward_scale: factor on rewards, the same as that of the recorded transitions.
+        seed: of the draws of z; ``None`` for this process's seed.
+    """
+
+    def __init__(
+        self,
+        encoder: ContextEncoder,
+        hierarchy: Hierarchy,
+        num_tasks: int,
+        observation_dim: int,
+        draw: str,
+        reward_scale: float,
+        seed: int | None = None,
+    ) -> None:
+        super().__init__()
+        if draw not in ("trajectory", "decision"):
+            raise ValueError(f"context.draw = {draw!r}: use 'trajectory' or 'decision'")
+        self.encoder, self.hierarchy, self.draw = encoder, hierarchy, draw
+        self.observation_dim, self.reward_scale, self._seed = observation_dim, reward_scale, seed
+        self.register_buffer("precision", torch.ones(num_tasks, encoder.latent_dim))
+        self.register_buffer("shift", torch.zeros(num_tasks, encoder.latent_dim))
+        self._generator: torch.Generator | None = None
+        self._state = ["precision", "shift"] + ["observation", "reward"]
+        self.in_keys = ["observation", "task_id", ("hierarchy", "start"), ("hierarchy", "acts"), "z"]
+        self.out_keys = ["z"]
+        if draw == "decision":
+            self.in_keys += ["episode_reward", *(("posterior", key) for key in self._state)]
+            self.in_keys.append(("hierarchy", "goal") if hierarchy.depth > 1 else ("hierarchy", "proposal"))
+            self.out_keys += [("posterior", key) for key in self._state]
+
+    def reset(self, tasks: Tensor | None = None) -> None:
+        """Forgets the context, c^i = {}: the prior again, for the given task ids [M] or all."""
+        rows = slice(None) if tasks is None else tasks
+        self.precision[rows] = 1.0
+        self.shift[rows] = 0.0
+
+    @torch.no_grad()
+    def condition(self, tasks: Tensor, context: TensorDictBase) -> None:
+        """Sets the posterior of tasks [M] to q(z | c) of their contexts [M, C] (see :class:`ContextEncoder`)."""
+        self.precision[tasks], self.shift[tasks] = self.encoder.natural(context)
+
+    @torch.no_grad()
+    def update(self, transitions: TensorDictBase) -> None:
+        """Multiplies top-level transitions [R], each with its ``task_id`` [R, 1], into their tasks' posteriors."""
+        after = transitions["next"]
+        precision, shift = self.encoder.factors(
+            transitions["observation"], transitions["action"], after["reward"], after["observation"]
+        )
+        tasks = transitions["task_id"].squeeze(-1)
+        self.precision.index_add_(0, tasks, precision)
+        self.shift.index_add_(0, tasks, shift)
+
+    def posterior(self, tasks: Tensor) -> tuple[Tensor, Tensor]:
+        """Mean and standard deviation of q(z | c) for task ids [M], [M, Z] each."""
+        return product_of_gaussians(self.precision[tasks], self.shift[tasks])
+
+    @torch.no_grad()
+    def forward(self, tensordict: TensorDictBase) -> TensorDictBase:
+        """Writes each row's z; see the class."""
+        start, draws = tensordict.get(("hierarchy", "start")), tensordict.get(("hierarchy", "start"))
+        if self.draw == "decision":
+            draws = tensordict.get(("hierarchy", "acts"))[..., -1:]
+        if not draws.any():
+            return tensordict
+        tasks = tensordict.get("task_id").squeeze(-1)
+        precision, shift = self.precision[tasks], self.shift[tasks]
+        if self.draw == "decision":
+            precision, shift = self._multiply(tensordict, start, draws, precision, shift)
+        z = sample_latent(*product_of_gaussians(precision, shift), self.generator)
+        return tensordict.set("z", torch.where(draws, z, tensordict.get("z")))
+
+    def _multiply(
+        self, tensordict: TensorDictBase, start: Tensor, ends: Tensor, precision: Tensor, shift: Tensor
+    ) -> tuple[Tensor, Tensor]:
+        """Takes the decisions that just ended into the rows' own posteriors, and remembers where the next start."""
+        state, reached, total = tensordict.get("posterior"), tensordict.get("observation"), tensordict.get("episode_reward")
+        observation = state.get("observation")
+        if self.hierarchy.depth > 1:
+            goal = tensordict.get(("hierarchy", "goal"))[..., -1, :]
+            action = self.hierarchy.hindsight_action(self.hierarchy.top, observation, goal, reached)
+        else:
+            action = tensordict.get(("hierarchy", "proposal"))
+        reward = self.reward_scale * (total - state.get("reward"))
+        factors = self.encoder.factors(observation, action, reward, reached)
+        parameters = {"precision": precision, "shift": shift}
+        for (key, initial), factor in zip(list(parameters.items()), factors, strict=True):
+            old = state.get(key)
+            parameters[key] = torch.where(start, initial, torch.where(ends, old + factor, old))
+        new = {**parameters, "observation": reached, "reward": total}
+        for key in ("observation", "reward"):
+            new[key] = torch.where(ends | start, new[key], state.get(key))
+        for key, value in new.items():
+            tensordict.set(("posterior", key), value)
+        return parameters["precision"], parameters["shift"]
+
+    @property
+    def generator(self) -> torch.Generator:
+        """This process's generator for z; each worker of a collector makes its own from its seed."""
+        if self._generator is None:
+            self._generator = named_generator("latent", self._seed)
+        return self._generator
+
+    def __getstate__(self) -> dict:
+        return {**self.__dict__, "_generator": None}
+
+    def make_tensordict_primer(self) -> TensorDictPrimer:
+        """The transform that adds z and the posterior's state to an environment, zero at a reset."""
+        latent = Unbounded(shape=(self.encoder.latent_dim,))
+        specs = {"z": latent}
+        if self.draw == "decision":
+            rest = {"observation": Unbounded(shape=(self.observation_dim,)), "reward": Unbounded(shape=(1,))}
+            specs["posterior"] = Composite({"precision": latent.clone(), "shift": latent.clone(), **rest})
+        return TensorDictPrimer(Composite(specs), default_value=0.0, expand_specs=True)

@@ -1,0 +1,82 @@
+"""The losses of goal-reaching levels: TD3 or SAC with values bounded to [-H, 0].
+
+Source: HAC (Levy et al. 2019, arXiv 1712.00948): with r = -1 a decision until the goal is reached, at most H decisions an
+attempt, no value lies outside of [-H, 0]. The prediction is bounded by the critic
+(:class:`~peach_trl.modules.networks.BoundedValue`), the target here.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from tensordict.nn import TensorDictModuleBase
+from torch import Tensor
+from torchrl.objectives import LossModule, SACLoss, TD3Loss
+from torchrl.objectives.value import TD0Estimator
+
+from peach_trl.config import option
+
+
+@dataclass(frozen=True)
+class GoalLossConfig:
+    """Loss of the goal-reaching levels; see ``configs/`` for values and comments."""
+
+    algorithm: str = option(choices=("td3", "sac"), help="actor-critic of the goal-reaching levels")
+    gamma: float = option(low=0, high=1, help="discount per decision")
+    policy_noise: float = option(low=0, help="TD3: noise on the target's proposal, in half-ranges")
+    noise_clip: float = option(low=0, help="TD3: clip of that noise, in half-ranges")
+    alpha: float = option(low=0, help="SAC: entropy coefficient, fixed")
+
+
+class BoundedTD0Estimator(TD0Estimator):
+    """TD(0) targets clamped to [low, high].
+
+    Args:
+        low: lowest value that can be attained.
+        high: highest.
+        kwargs: as TorchRL's ``TD0Estimator``.
+
+    Examples:
+        >>> import torch
+        >>> from tensordict import TensorDict
+        >>> estimator = BoundedTD0Estimator(low=-20.0, high=0.0, gamma=1.0, value_network=None)
+        >>> no = torch.zeros(1, 1, dtype=torch.bool)
+        >>> step = {"reward": -torch.ones(1, 1), "state_value": -20 * torch.ones(1, 1), "done": no, "terminated": no}
+        >>> estimator.value_estimate(TensorDict({"next": step}, [1])).item()
+        -20.0
+    """
+
+    def __init__(self, *, low: float, high: float, **kwargs) -> None:
+        super().__init__(**kwargs)
+        self.low, self.high = low, high
+
+    def value_estimate(self, *args, **kwargs) -> Tensor:
+        """The clamped target, [..., 1]."""
+        return super().value_estimate(*args, **kwargs).clamp(self.low, self.high)
+
+
+def make_goal_loss(
+    actor: TensorDictModuleBase, critics: Sequence[TensorDictModuleBase], horizon: int, config: GoalLossConfig
+) -> LossModule:
+    """TorchRL's ``TD3Loss`` or ``SACLoss`` for one goal-reaching level, with bounded targets.
+
+    Reads a batch with ``observation``, ``goal``, ``action`` in [-1, 1] and the same under ``next``; returns ``loss_actor``
+    and ``loss_qvalue``.
+
+    Args:
+        actor: deterministic for TD3, stochastic for SAC.
+        critics: two critics of ``state_action_value`` in [-H, 0].
+        horizon: H.
+        config: which algorithm, discount, noise.
+    """
+    if config.algorithm == "td3":
+        noise = {"policy_noise": config.policy_noise, "noise_clip": config.noise_clip}
+        loss: LossModule = TD3Loss(actor, list(critics), bounds=(-1.0, 1.0), loss_function="l2", **noise)
+    else:
+        loss = SACLoss(
+            actor, list(critics), alpha_init=config.alpha, fixed_alpha=True, target_entropy=0.0, loss_function="l2"
+        )
+    loss.make_value_estimator(BoundedTD0Estimator, gamma=config.gamma, low=-float(horizon), high=0.0, value_network=None)
+    loss.set_keys()  # hands the loss's keys to the estimator, which TorchRL leaves out for estimators given as a class
+    return loss

@@ -1,0 +1,50 @@
+"""L_KL of Algorithm 1: what the context may tell the top level, as a cost."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from tensordict import NestedKey, TensorDict, TensorDictBase
+from tensordict.nn import dispatch
+from torchrl.objectives import LossModule
+
+
+class KLLoss(LossModule):
+    """KL(q(z | c) || N(0, I)), summed over z, the mean over tasks: ``loss_kl``, to be weighed by beta.
+
+    Source: PEARL (Rakelly et al. 2019, arXiv 1903.08254, equation 1).
+
+    Examples:
+        >>> loss = KLLoss()
+        >>> td = TensorDict({"z_loc": torch.zeros(4, 2), "z_scale": torch.ones(4, 2)}, [4])
+        >>> loss(td)["loss_kl"].item()
+        0.0
+    """
+
+    @dataclass
+    class _AcceptedKeys:
+        """``loc`` and ``scale``: where the posterior's mean and standard deviation are, [M, Z] each."""
+
+        loc: NestedKey = "z_loc"
+        scale: NestedKey = "z_scale"
+
+    default_keys = _AcceptedKeys
+    tensor_keys: _AcceptedKeys
+    out_keys = ["loss_kl"]
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.in_keys = [self.tensor_keys.loc, self.tensor_keys.scale]
+
+    def _forward_value_estimator_keys(self, **kwargs) -> None:
+        self.in_keys = [self.tensor_keys.loc, self.tensor_keys.scale]
+
+    @dispatch
+    def forward(self, tensordict: TensorDictBase) -> TensorDictBase:
+        """Returns a TensorDict with ``loss_kl``, a scalar; zero-dimensional z costs nothing."""
+        loc, scale = tensordict.get(self.tensor_keys.loc), tensordict.get(self.tensor_keys.scale)
+        kl = 0.5 * (loc.square() + scale.square() - 1) - scale.log()
+        return TensorDict({"loss_kl": kl.sum(-1).mean()}, [])
+
+

@@ -1,0 +1,195 @@
+"""The command line of a recipe: Hydra composes, a schema checks, and the recipe runs only if all is well.
+
+``python recipes/peach.py hierarchy.depth=2`` runs once; with ``-m`` and ``hierarchy.depth=1,2,3`` it sweeps. Unknown
+keys and bad values, in any combination of a sweep, end the program with one line on stderr and exit code 2 before
+Hydra makes a folder.
+"""
+
+from __future__ import annotations
+
+import functools
+import inspect
+import itertools
+import sys
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+from typing import Any, TypeVar
+
+import hydra
+from hydra._internal.utils import get_args_parser  # not public, but stable within hydra-core 1.3
+from hydra.core.global_hydra import GlobalHydra
+from hydra.core.hydra_config import HydraConfig
+from hydra.core.override_parser.overrides_parser import OverridesParser
+from hydra.core.override_parser.types import Override, ValueType
+from hydra.errors import HydraException
+from omegaconf import DictConfig, OmegaConf
+from omegaconf.errors import MissingMandatoryValue, OmegaConfBaseException
+
+from peach_trl.config import ConfigError, build, require_key
+
+Schema = TypeVar("Schema")
+Body = Callable[[Any, Path], Any]
+
+# File systems take 255 bytes for a name; manifest.json has the overrides in full.
+OmegaConf.register_new_resolver("folder_name", lambda text: str(text).replace("/", "_")[:120], replace=True)
+
+
+def recipe(
+    schema: type, config_name: str, config_dir: Path | str | None = None
+) -> Callable[[Body], Callable[[], None]]:
+    """Turns ``body(config, run_dir)`` into the main function of a script.
+
+    Args:
+        schema: the schema of the whole configuration, see :mod:`peach_trl.config`.
+        config_name: the YAML file, without its suffix; it lists ``base`` first in its ``defaults``.
+        config_dir: the folder of the YAML files; by default ``configs`` beside the folder of the script.
+
+    The decorated function takes no arguments: it reads ``sys.argv``, and calls ``body`` with an instance of ``schema``
+    and Hydra's output folder, once, or once for each combination of a sweep. A :class:`ConfigError`, also one that
+    ``body`` raises, is printed in one line and ends the program with exit code 2.
+
+    Examples:
+        The end of a script ``recipes/peach.py``::
+
+            @recipe(PeachConfig, config_name="peach")
+            def main(config: PeachConfig, run_dir: Path) -> None:
+                with Run(run_dir, dataclasses.asdict(config)) as run:
+                    ...
+
+            if __name__ == "__main__":
+                main()
+    """
+
+    def decorate(body: Body) -> Callable[[], None]:
+        script = Path(inspect.getfile(body)).resolve()
+        folder = Path(config_dir).resolve() if config_dir else script.parent.parent / "configs"
+
+        def task(composed: DictConfig) -> None:
+            run_dir = Path(HydraConfig.get().runtime.output_dir)
+            try:
+                body(_build(schema, composed), run_dir)
+            except ConfigError as error:
+                if run_dir.is_dir() and not any(run_dir.iterdir()):
+                    run_dir.rmdir()
+                _exit(error)
+
+        # Hydra names the job by the module of the function that it is given.
+        task.__module__ = script.stem
+        run = hydra.main(version_base=None, config_path=str(folder), config_name=config_name)(task)
+
+        @functools.wraps(body)
+        def main() -> None:
+            try:
+                _check_command_line(schema, folder, config_name)
+            except ConfigError as error:
+                _exit(error)
+            run()
+
+        return main
+
+    return decorate
+
+
+def load_config(
+    schema: type[Schema], config_name: str, config_dir: Path | str, overrides: Sequence[str] = ()
+) -> Schema:
+    """Composes and checks a recipe's configuration outside of its command line, as for a notebook or a test.
+
+    Args:
+        schema: the schema of the whole configuration.
+        config_name: the YAML file, without its suffix.
+        config_dir: the folder of the YAML files.
+        overrides: as on the command line, such as ``["hierarchy.depth=2"]``.
+
+    Raises:
+        ConfigError: for an unknown key or a value that cannot be used.
+        HydraException: for a missing file, or an override that is no override.
+
+    Examples:
+        >>> import dataclasses, tempfile
+        >>> from peach_trl.config import option
+        >>> @dataclasses.dataclass(frozen=True)
+        ... class ArmConfig:
+        ...     joints: int = option(low=1, help="number of joints")
+        >>> with tempfile.TemporaryDirectory() as folder:
+        ...     _ = Path(folder, "arm.yaml").write_text("joints: 3")
+        ...     load_config(ArmConfig, "arm", folder, ["joints=5"])
+        ArmConfig(joints=5)
+    """
+    folder = Path(config_dir).resolve()
+    _check_keys(schema, folder, OverridesParser.create().parse_overrides(list(overrides)))
+    return _build(schema, _compose(folder, config_name, overrides))
+
+
+def _check_command_line(schema: type, folder: Path, config_name: str) -> None:
+    """Raises the ConfigError that any job of this command line would meet; leaves other errors for Hydra to report."""
+    arguments, _ = get_args_parser().parse_known_args()
+    if arguments.help or arguments.hydra_help or arguments.cfg or arguments.info or arguments.shell_completion:
+        return
+    try:
+        overrides = OverridesParser.create().parse_overrides(arguments.overrides)
+    except HydraException:
+        return
+    _check_keys(schema, folder, overrides)
+    if arguments.config_path or arguments.config_dir:
+        return
+    for combination in _combinations(overrides, arguments.multirun):
+        try:
+            composed = _compose(folder, arguments.config_name or config_name, combination)
+        except (HydraException, OmegaConfBaseException):
+            return
+        _build(schema, composed)
+
+
+def _check_keys(schema: type, folder: Path, overrides: Sequence[Override]) -> None:
+    """Refuses overrides of keys that are neither in the schema nor a folder of YAML files to choose from."""
+    for override in overrides:
+        key = override.key_or_group
+        if key.split(".")[0].split("/")[0] == "hydra" or (folder / key).is_dir():
+            continue
+        require_key(schema, key, _text(override))
+
+
+def _text(override: Override) -> Any:
+    """The value of an override, as it was written where it is a sweep."""
+    if override.is_delete() or override.is_sweep_override():
+        return override.value_type and override.get_value_string()
+    return override.value()
+
+
+def _combinations(overrides: Sequence[Override], multirun: bool) -> Iterator[list[str]]:
+    """The overrides of each job; none where a sweep cannot be listed, as an interval: each job checks itself, too."""
+    choices = []
+    for override in overrides:
+        if override.key_or_group.split(".")[0].split("/")[0] == "hydra":
+            continue
+        if not (multirun and override.is_sweep_override()):
+            choices.append([override.input_line])
+        elif override.is_discrete_sweep() and override.value_type != ValueType.GLOB_CHOICE_SWEEP:
+            choices.append([f"{override.get_key_element()}={value}" for value in override.sweep_string_iterator()])
+        else:
+            return iter(())
+    return (list(combination) for combination in itertools.product(*choices))
+
+
+def _compose(folder: Path, config_name: str, overrides: Sequence[str]) -> DictConfig:
+    GlobalHydra.instance().clear()
+    with hydra.initialize_config_dir(str(folder), version_base=None):
+        return hydra.compose(config_name, overrides=list(overrides))
+
+
+def _build(schema: type[Schema], composed: DictConfig) -> Schema:
+    """Checks what Hydra composed against the schema."""
+    try:
+        values = OmegaConf.to_container(composed, resolve=True, throw_on_missing=True)
+    except MissingMandatoryValue as error:
+        raise ConfigError(f"{error.full_key} = ???: missing; set {error.full_key}=...") from None
+    except OmegaConfBaseException as error:
+        first_line = str(error).splitlines()[0]
+        raise ConfigError(f"{error.full_key}: {first_line}; correct the ${{...}} in its value") from None
+    return build(schema, values)  # type: ignore[arg-type]
+
+
+def _exit(error: ConfigError) -> None:
+    print(f"Configuration error: {error}", file=sys.stderr, flush=True)
+    sys.exit(2)

@@ -1,0 +1,301 @@
+"""The output folder of a run: configuration, manifest, metrics and checkpoints, and never over another run.
+
+A run's folder holds ``config.yaml``, ``manifest.json``, ``metrics.csv``, ``tensorboard/`` and ``checkpoints/``.
+Whatever was logged is on disk at once, so a run that was killed leaves its rows.
+"""
+
+from __future__ import annotations
+
+import csv
+import dataclasses
+import importlib.metadata
+import json
+import os
+import pickle
+import platform
+import subprocess
+import sys
+import time
+import zipfile
+from collections.abc import Mapping
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+import torch
+from omegaconf import OmegaConf
+from tqdm import tqdm
+
+PACKAGES = ("torch", "torchrl", "tensordict", "mujoco", "gymnasium", "hydra-core", "numpy", "peach-trl")
+
+
+class Run:
+    """Claims a folder for one run and writes everything that the run leaves behind.
+
+    Args:
+        folder: made if missing; it may hold files, but not those of another run.
+        config: the resolved configuration, a nested mapping or a dataclass.
+        tensorboard: whether to write TensorBoard events beside the CSV file.
+
+    Raises:
+        FileExistsError: if the folder already holds a run.
+
+    As a context manager it calls :meth:`finish` at the end, or notes the error that ended the run in the manifest.
+
+    Examples:
+        >>> import tempfile
+        >>> with tempfile.TemporaryDirectory() as folder:
+        ...     with Run(Path(folder), {"seed": 0}, tensorboard=False) as run:
+        ...         run.log(1, {"loss/critic": 0.5})
+        ...         run.log(2, {"loss/critic": 0.25, "return/1": 3})
+        ...     print(Path(folder, "metrics.csv").read_text())
+        step,loss/critic,return/1
+        1,0.5,
+        2,0.25,3
+        <BLANKLINE>
+    """
+
+    def __init__(self, folder: Path | str, config: Any, tensorboard: bool = True) -> None:
+        self.folder = Path(folder)
+        self.folder.mkdir(parents=True, exist_ok=True)
+        values: dict[str, Any] = dict(config) if isinstance(config, Mapping) else dataclasses.asdict(config)
+        text = OmegaConf.to_yaml(OmegaConf.create(values))
+        self._start = (time.perf_counter(), _cpu_seconds())
+        self.manifest = _manifest(values)
+        try:
+            # Mode "x" fails if the file exists, also when two runs start at the same time.
+            with open(self.folder / "manifest.json", "x"):
+                pass
+        except FileExistsError:
+            raise FileExistsError(
+                f"{self.folder} already holds a run (manifest.json): runs are never overwritten; "
+                f"give another folder, or move that one away"
+            ) from None
+        self._write_manifest()
+        (self.folder / "config.yaml").write_text(text)
+        self._columns = ["step"]
+        self._csv = open(self.folder / "metrics.csv", "w", newline="")  # noqa: SIM115
+        self._append(self._columns)
+        self._tensorboard = None
+        if tensorboard:
+            from torchrl.record.loggers.tensorboard import TensorboardLogger
+
+            self._tensorboard = TensorboardLogger(exp_name="tensorboard", log_dir=str(self.folder))
+
+    def log(self, step: int, metrics: Mapping[str, Any] | None = None, **more: Any) -> None:
+        """Writes one row of metrics to ``metrics.csv`` and TensorBoard, and flushes both.
+
+        Args:
+            step: the counter on the x axis of all curves, such as environment steps.
+            metrics: one number each: int, float, or a tensor of one element. ``"group/name"`` puts a curve into the
+                panel of its group. Names may appear late; earlier rows then have an empty cell.
+            **more: further metrics.
+
+        Raises:
+            ValueError: for a metric that is not one number, or is called ``step``.
+        """
+        row = {name: _number(name, value) for name, value in {**(metrics or {}), **more}.items()}
+        if "step" in row:
+            raise ValueError("metric step: the name is taken by the counter; rename the metric")
+        late = [name for name in row if name not in self._columns]
+        if late:
+            self._add_columns(late)
+        row["step"] = int(step)
+        self._append([row.get(name, "") for name in self._columns])
+        if self._tensorboard is not None:
+            for name, value in row.items():
+                if name != "step":
+                    self._tensorboard.log_scalar(name, value, step=row["step"])
+            self._tensorboard.experiment.flush()
+
+    def checkpoint(self, name: str, state: Mapping[str, Any]) -> Path:
+        """Saves ``state`` to ``checkpoints/<name>.pt``, all of it or nothing.
+
+        Args:
+            name: a plain file name without its suffix.
+            state: tensors and plain containers, such as state dicts, as :func:`load_checkpoint` runs no code.
+
+        Raises:
+            FileExistsError: if the run already has a checkpoint of this name.
+            TypeError: if the state holds objects that :func:`load_checkpoint` could not read back.
+        """
+        path = self.folder / "checkpoints" / f"{name}.pt"
+        if path.exists():
+            raise FileExistsError(f"{path} exists: checkpoints are never overwritten; use another name")
+        path.parent.mkdir(exist_ok=True)
+        part = path.with_suffix(f".{os.getpid()}.tmp")
+        try:
+            with open(part, "wb") as file:
+                torch.save(dict(state), file)
+                file.flush()
+                os.fsync(file.fileno())
+            # The meta device skips the tensors' data: this reads the structure only.
+            torch.load(part, weights_only=True, map_location="meta")
+            os.replace(part, path)
+        except pickle.UnpicklingError as error:
+            raise TypeError(f"checkpoint {name}: only tensors and plain containers can be kept; {error}") from None
+        finally:
+            part.unlink(missing_ok=True)
+        return path
+
+    def finish(self, **facts: Any) -> None:
+        """Marks the run as finished in the manifest and closes its files.
+
+        Args:
+            **facts: more entries for the manifest, such as ``env_steps=10_000``; JSON values.
+
+        Adds ``wall_seconds`` and ``cpu_seconds`` since the run began; CPU time is that of all threads and of the child
+        processes that have ended.
+        """
+        self._close(finished=True, **facts)
+
+    def __enter__(self) -> Run:
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: Any) -> None:
+        if error is not None:
+            self._close(error=f"{type(error).__name__}: {error}")
+        elif not self.manifest["finished"]:
+            self.finish()
+
+    def _close(self, **facts: Any) -> None:
+        wall, cpu = self._start
+        spent = {"wall_seconds": time.perf_counter() - wall, "cpu_seconds": _cpu_seconds() - cpu}
+        self.manifest.update({name: round(seconds, 3) for name, seconds in spent.items()}, **facts)
+        self._write_manifest()
+        self._csv.close()
+        if self._tensorboard is not None:
+            self._tensorboard.experiment.close()
+
+    def _append(self, cells: list[Any]) -> None:
+        csv.writer(self._csv, lineterminator="\n").writerow(cells)
+        self._csv.flush()
+
+    def _add_columns(self, names: list[str]) -> None:
+        """Writes the CSV file again with more columns; the old one stays whole until the new one is."""
+        path = self.folder / "metrics.csv"
+        part = path.with_suffix(".tmp")
+        with open(path, newline="") as old, open(part, "w", newline="") as new:
+            rows = csv.reader(old)
+            writer = csv.writer(new, lineterminator="\n")
+            writer.writerow(next(rows) + names)
+            writer.writerows(row + [""] * len(names) for row in rows)
+        self._csv.close()
+        os.replace(part, path)
+        self._csv = open(path, "a", newline="")  # noqa: SIM115
+        self._columns += names
+
+    def _write_manifest(self) -> None:
+        part = self.folder / "manifest.tmp"
+        part.write_text(json.dumps(self.manifest, indent=2) + "\n")
+        os.replace(part, self.folder / "manifest.json")
+
+
+def load_checkpoint(path: Path | str, device: torch.device | str = "cpu") -> dict[str, Any]:
+    """Reads what :meth:`Run.checkpoint` wrote; runs no code from the file.
+
+    Args:
+        path: the ``.pt`` file.
+        device: where its tensors go.
+
+    Raises:
+        FileNotFoundError: if there is no such file; the message lists the checkpoints beside it.
+        ValueError: if the file is cut short, damaged, or no checkpoint.
+    """
+    path = Path(path)
+    if not path.is_file():
+        found = ", ".join(sorted(p.name for p in path.parent.glob("*.pt"))) or "none"
+        raise FileNotFoundError(f"{path}: no such checkpoint; checkpoints in that folder: {found}")
+    try:
+        # torch does not verify the checksums that it writes.
+        with zipfile.ZipFile(path) as archive:
+            damaged = archive.testzip()
+        if damaged:
+            raise zipfile.BadZipFile(f"wrong checksum of {damaged}")
+        return torch.load(path, weights_only=True, map_location=device)
+    except (zipfile.BadZipFile, pickle.UnpicklingError, RuntimeError, EOFError) as error:
+        first_line = str(error).splitlines()[0]
+        raise ValueError(f"{path}: not a whole checkpoint ({first_line}); use another one") from error
+
+
+def progress(total: int, description: str) -> tqdm:
+    """A progress bar on stderr; where that is no terminal, a line every half minute at most.
+
+    Args:
+        total: number of units of work; call ``update(n)`` on the bar.
+        description: what stands before the bar.
+
+    Examples:
+        >>> with progress(3, "training") as bar:
+        ...     _ = bar.update(3)
+        ...     bar.n
+        3
+    """
+    interval = 0.2 if sys.stderr.isatty() else 30.0
+    return tqdm(
+        total=total, desc=description, mininterval=interval, maxinterval=max(interval, 10.0), dynamic_ncols=True
+    )
+
+
+def _manifest(config: Any) -> dict[str, Any]:
+    """What is needed to tell, later, how a run was made."""
+    versions: dict[str, str | None] = {"python": platform.python_version()}
+    for name in PACKAGES:
+        try:
+            versions[name] = importlib.metadata.version(name)
+        except importlib.metadata.PackageNotFoundError:
+            versions[name] = None
+    commit, dirty = _git_state()
+    return {
+        "command": sys.argv,
+        "started": datetime.now(UTC).isoformat(timespec="seconds"),
+        "seeds": _seeds(config),
+        "versions": versions,
+        "git_commit": commit,
+        "git_dirty": dirty,
+        "torch_threads": torch.get_num_threads(),
+        "finished": False,
+    }
+
+
+def _git_state() -> tuple[str | None, bool | None]:
+    """Commit of this package's repository, and whether files differ from it; None where it stands in none."""
+    here = Path(__file__).resolve()
+
+    def git(*arguments: str) -> str:
+        command = ["git", "-C", str(here.parent), *arguments]
+        return subprocess.run(command, capture_output=True, text=True, check=True, timeout=20).stdout.strip()
+
+    try:
+        # Installed into an environment that lies in some other repository, the package is not one of its files.
+        git("ls-files", "--error-unmatch", here.name)
+        return git("rev-parse", "HEAD"), bool(git("status", "--porcelain"))
+    except (OSError, subprocess.SubprocessError):
+        return None, None
+
+
+def _seeds(config: Any, path: str = "") -> dict[str, Any]:
+    """All values called seed or seeds, by dotted key."""
+    found = {}
+    for key, value in config.items():
+        if isinstance(value, Mapping):
+            found.update(_seeds(value, f"{path}{key}."))
+        elif key in ("seed", "seeds"):
+            found[path + key] = value
+    return found
+
+
+def _number(name: str, value: Any) -> int | float:
+    """One plain number, from whatever holds one."""
+    try:
+        plain = value.item() if hasattr(value, "item") else value
+    except (RuntimeError, ValueError):
+        plain = None
+    if not isinstance(plain, (int, float)):
+        raise ValueError(f"metric {name} = {value!r}: must be one number; log its mean, say")
+    return int(plain) if isinstance(plain, bool) else plain
+
+
+def _cpu_seconds() -> float:
+    times = os.times()
+    return times.user + times.system + times.children_user + times.children_system
