@@ -334,7 +334,10 @@ def test_plain_sampling_follows_the_list_of_tasks():
     assert batch["task_id"].flatten().tolist() == [1] * 4 + [0] * 4
     assert torch.equal(uids(buffer.storage.read(batch["index"].reshape(-1))), uids(batch))
     assert buffer.can_sample() and not buffer.can_sample(3)
-    with pytest.warns(UserWarning), pytest.raises(ValueError, match="batch_size = 7: must be a multiple of the number of tasks, 2"):
+    with (
+        pytest.warns(UserWarning),
+        pytest.raises(ValueError, match="batch_size = 7: must be a multiple of the number of tasks, 2"),
+    ):
         buffer.sample(7)
 
 

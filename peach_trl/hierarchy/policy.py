@@ -122,7 +122,7 @@ class HierarchyActor(TensorDictModuleBase):
                 tensordict.set("action", target)
                 break
             goals[..., level - 1, :] = torch.where(rows.unsqueeze(-1), target, goals[..., level - 1, :])
-            tests = tested[..., level] | (explore & self._coins(rows.shape))
+            tests = tested[..., level] | self._coins(level, tensordict) if explore else torch.zeros_like(rows)
             tested[..., level - 1] = torch.where(rows, tests, tested[..., level - 1])
         if hierarchy.depth > 1:
             tensordict.set(("hierarchy", "goal"), goals)
@@ -157,8 +157,9 @@ class HierarchyActor(TensorDictModuleBase):
         noise = torch.randn(proposal.shape, generator=self.generator) * self.hierarchy.config.noise
         return (proposal + noise).clamp(-1, 1)
 
-    def _coins(self, shape: torch.Size) -> Tensor:
-        return torch.rand(shape, generator=self.generator) < self.hierarchy.config.test_probability
+    def _coins(self, level: int, tensordict: TensorDictBase) -> Tensor:
+        """Which rows' proposals of ``level`` are to be tested, bool [N]."""
+        return torch.rand(tensordict.batch_size, generator=self.generator) < self.hierarchy.config.test_probability
 
     @property
     def generator(self) -> torch.Generator:

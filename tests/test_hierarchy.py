@@ -1,0 +1,173 @@
+"""The lock-step hierarchy and its conversion against a recursive reference, as multisets of transitions."""
+
+from __future__ import annotations
+
+from collections import Counter
+
+import pytest
+import torch
+from reference_hac import ReferenceHAC, ToyDynamics
+from tensordict import TensorDict
+from tensordict.nn import TensorDictModule
+from torchrl.data import Binary, Bounded, Categorical, Composite, Unbounded
+from torchrl.envs import EnvBase, TransformedEnv
+from torchrl.envs.utils import ExplorationType, set_exploration_type
+from torchrl.modules import get_primers_from_module
+
+from peach_trl.envs.goal_space import GoalSpace
+from peach_trl.hierarchy.policy import HierarchyActor, HierarchyClock, HierarchyPolicy
+from peach_trl.hierarchy.structure import Hierarchy, HierarchyConfig
+from peach_trl.hierarchy.transitions import HINDSIGHT_ACTION, LevelTransitions, TransitionsConfig
+
+N, HORIZON, LIMIT = 4, 23, 6.0
+
+
+class ToyEnv(EnvBase):
+    """N rows of the reference's dynamics, with its own code."""
+
+    def __init__(self, end_goal: torch.Tensor) -> None:
+        super().__init__(batch_size=torch.Size([N]))
+        self.observation_spec = Composite(
+            observation=Unbounded((N, 4)), task_id=Categorical(N, (N, 1)), goal=Unbounded((N, 2)), shape=(N,)
+        )
+        self.action_spec = Bounded(-1, 1, (N, 2))
+        self.reward_spec = Unbounded((N, 1))
+        done = Binary(1, (N, 1), dtype=torch.bool)
+        self.full_done_spec = Composite(done=done, terminated=done.clone(), truncated=done.clone(), shape=(N,))
+        self.x, self.steps, self.clock = torch.zeros(N, 2), torch.zeros(N, 1), torch.zeros(N, 1)
+        self.end_goal = end_goal.expand(N, 2)
+
+    def _observed(self) -> dict:
+        rows = torch.arange(N).unsqueeze(-1)
+        observation = torch.cat([self.x, rows.float(), self.clock], -1)
+        return {"observation": observation, "task_id": rows.clone(), "goal": self.end_goal.clone()}
+
+    def _reset(self, tensordict=None, **kwargs):
+        mask = torch.ones(N, 1, dtype=torch.bool)
+        if tensordict is not None and "_reset" in tensordict.keys():
+            mask = tensordict["_reset"]
+        self.x, self.steps = torch.where(mask, 0.0, self.x), torch.where(mask, 0.0, self.steps)
+        false = torch.zeros(N, 1, dtype=torch.bool)
+        done = {"done": false, "terminated": false.clone(), "truncated": false.clone()}
+        return TensorDict({**self._observed(), **done}, [N])
+
+    def _step(self, tensordict):
+        self.x, self.steps, self.clock = self.x + tensordict["action"], self.steps + 1, self.clock + 1
+        terminated = self.x.abs().amax(1, keepdim=True) > LIMIT
+        truncated = self.steps >= HORIZON
+        ends = {"terminated": terminated, "truncated": truncated, "done": terminated | truncated}
+        return TensorDict({**self._observed(), "reward": self.x.sum(1, keepdim=True), **ends}, [N])
+
+    def _set_seed(self, seed):
+        pass
+
+
+class TableActor(torch.nn.Module):
+    def __init__(self, table: torch.Tensor) -> None:
+        super().__init__()
+        self.table = table  # [N, T, P]
+
+    def forward(self, observation):
+        row, clock = observation[..., 2].long(), observation[..., 3].long()
+        return self.table[row, clock.clamp(max=self.table.shape[1] - 1)]
+
+
+class CoinActor(HierarchyActor):
+    """Takes its coins from a table [L, N, T]."""
+
+    def _coins(self, level, tensordict):
+        observation = tensordict["observation"]
+        clock = observation[..., 3].long().clamp(max=self.coins.shape[-1] - 1)
+        return self.coins[level, observation[..., 2].long(), clock]
+
+
+def hierarchy_config(**changes) -> HierarchyConfig:
+    values = dict(
+        depth=2, decision_steps=4, clock="own", subgoal="relative", subgoal_reach=0.5, test_probability=0.3,
+        random_share=0.0, noise=0.0, top_random_share=0.0,
+    )  # fmt: skip
+    return HierarchyConfig(**{**values, **changes})
+
+
+SPACE = GoalSpace([0, 1], low=[-8.0, -8.0], high=[8.0, 8.0], tolerance=[0.75, 0.75], metric="box")
+END_SPACE = GoalSpace([0, 1], low=[-8.0, -8.0], high=[8.0, 8.0], tolerance=1.5, metric="euclidean")
+TRANSITIONS = TransitionsConfig(hindsight_goals=3, reward_scale=0.5, test_penalty=3.0)
+
+
+def record(hierarchy: Hierarchy, steps: int, seed: int):
+    """Proposals, coins and draws from tables; the recorded batch [N, T] of the lock-step policy."""
+    generator = torch.Generator().manual_seed(seed)
+    proposals = torch.randint(-8, 9, (hierarchy.depth, N, steps, 2), generator=generator) / 8
+    coins = torch.rand(hierarchy.depth, N, steps, generator=generator) < 0.4
+    draws = torch.rand(N, steps, TRANSITIONS.hindsight_goals - 1, generator=generator)
+    end_goal = torch.tensor([1.0, -1.0])
+    actors = [TensorDictModule(TableActor(table), ["observation"], ["action"]) for table in proposals]
+    actor = CoinActor(hierarchy, actors)
+    actor.coins = coins
+    policy = HierarchyPolicy(HierarchyClock(hierarchy), actor)
+    env = TransformedEnv(ToyEnv(end_goal), get_primers_from_module(policy))
+    with set_exploration_type(ExplorationType.RANDOM):
+        batch = env.rollout(steps, policy, break_when_any_done=False)
+    batch["hindsight_draw"] = draws
+    return batch, proposals, coins, draws, end_goal
+
+
+def reference(hierarchy, steps, proposals, coins, draws, end_goal) -> list[Counter]:
+    counters = [Counter() for _ in range(hierarchy.depth)]
+    goal = end_goal if hierarchy.goal_space is not None else None
+    for n in range(N):
+        env = ToyDynamics(n, HORIZON, LIMIT)
+        rows = ReferenceHAC(hierarchy, TRANSITIONS, env, proposals[:, n], coins[:, n], draws[n], goal, steps).rows
+        for counter, level in zip(counters, rows, strict=True):
+            counter.update(level)
+    return counters
+
+
+def multiset(rows: TensorDict) -> Counter:
+    after = rows["next"]
+    columns = [rows["observation"], rows["action"], after["observation"], after["reward"], after["terminated"]]
+    columns += [rows["kind"]] + ([rows["goal"]] if "goal" in rows.keys() else [])
+    return Counter(map(tuple, torch.cat([column.double() for column in columns], -1).tolist()))
+
+
+CASES = [
+    (depth, clock, k, subgoal, known)
+    for depth in (1, 2, 3, 4)
+    for clock in ("official", "own", "fixed")
+    for k in (2, 3)
+    for subgoal, known in (("relative", False), ("relative", True), ("absolute", False))
+]
+
+
+@pytest.mark.parametrize(("depth", "clock", "k", "subgoal", "known"), CASES)
+def test_lock_step_equals_recursion(depth, clock, k, subgoal, known):
+    config = hierarchy_config(depth=depth, clock=clock, decision_steps=k ** max(depth - 1, 1), subgoal=subgoal)
+    hierarchy = Hierarchy(config, Bounded(-1, 1, (2,)), SPACE, END_SPACE if known else None)
+    steps = 70
+    batch, *tables = record(hierarchy, steps, seed=depth)
+    expected = reference(hierarchy, steps, *tables)
+
+    whole = LevelTransitions(hierarchy, TRANSITIONS)(batch)
+    for rows, counter in zip(whole, expected, strict=True):
+        assert sum(counter.values()) > 0
+        assert multiset(rows) == counter
+
+    cuts = torch.randint(1, steps, (6,), generator=torch.Generator().manual_seed(k)).unique().tolist()
+    convert, found = LevelTransitions(hierarchy, TRANSITIONS), [Counter() for _ in range(depth)]
+    for start, stop in zip([0, *cuts], [*cuts, steps], strict=True):
+        for counter, rows in zip(found, convert(batch[:, start:stop]), strict=True):
+            counter.update(multiset(rows))
+    assert found == expected
+
+
+def test_the_reference_covers_every_kind_of_transition():
+    """Guards the test above: penalties, early ends and terminations do occur in what it compares."""
+    hierarchy = Hierarchy(hierarchy_config(depth=3, decision_steps=9), Bounded(-1, 1, (2,)), SPACE)
+    batch, *_ = record(hierarchy, 70, seed=3)
+    assert batch["next", "terminated"].any() and batch["next", "truncated"].any()
+    *lower, top = LevelTransitions(hierarchy, TRANSITIONS)(batch)
+    assert {0, 2} == set(top["kind"].flatten().tolist())
+    assert {0, 1, 2} == set(lower[1]["kind"].flatten().tolist())
+    for rows in lower:
+        first = rows[(rows["kind"] == HINDSIGHT_ACTION).squeeze(-1)]
+        assert 0 < first["next", "terminated"].float().mean() < 1
