@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from functools import partial
 
 import torch
+from tensordict import TensorDictBase
 from tensordict.nn import TensorDictModuleBase
 from torch import Tensor
 from torchrl.collectors import Collector, MultiSyncCollector
@@ -195,6 +196,14 @@ def make_task_buffer(config: Config, library: TaskLibrary) -> TaskReplayBuffer:
     """The top level's replay, one partition B^i a task."""
     return TaskReplayBuffer(
         library.num_tasks, config.replay.top_capacity, episodes=config.replay.recent, seed=config.seed
+    )
+
+
+def sample_batch(config: Config, buffer: TaskReplayBuffer, tasks: Tensor) -> TensorDictBase:
+    """b^i ~ B^i for tasks [M], transitions [M, B], a share of them from good episodes."""
+    replay = config.replay
+    return buffer.sample_tasks(
+        tasks, config.train.batch, best_fraction=replay.best_fraction, best_of=replay.best_of, recent=replay.recent
     )
 
 

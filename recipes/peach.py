@@ -19,6 +19,7 @@ from peach_trl.experiment import (
     make_level_buffer,
     make_library,
     make_task_buffer,
+    sample_batch,
     seed_everything,
 )
 from peach_trl.hierarchy.transitions import LevelTransitions
@@ -68,7 +69,7 @@ def main(config: Config, run_dir: Path) -> None:
 
             for _ in range(0 if warmup else train.top_updates):
                 T_i = B.draw_tasks(T, train.meta_batch)  # the meta-batch
-                c, b = S_c(T_i), B.sample_tasks(T_i, train.batch)  # c^i ~ S_c(B^i), b^i ~ B^i
+                c, b = S_c(T_i), sample_batch(config, B, T_i)  # c^i ~ S_c(B^i), b^i ~ B^i
                 report.losses("top", agent.update_top(b, c))  # alpha_1, alpha_2, alpha_3
 
             report.iteration(iteration)

@@ -50,7 +50,7 @@ def plot_curves(metrics_csv: Path | str, png: Path | str) -> None:
             axes.plot(steps, values, marker=marker, linewidth=1.2, label=name.partition("/")[2] or name)
         axes.set(title=panel, xlabel="step")
         axes.grid(alpha=0.3)
-        if len(members) > 1:
+        if members != [panel]:
             axes.legend(fontsize=7)
     figure.savefig(png, dpi=110)
 
