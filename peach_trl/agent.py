@@ -32,8 +32,10 @@ class TopConfig(NetworkConfig):
     """The top level: networks, SAC and the learning rates of Algorithm 1; see ``configs/`` for values."""
 
     goal: str = option(choices=("hidden", "known"), help="whether the top level is told the task's goal (the oracle)")
-    follows: str = option(choices=("reward", "goal"), help="the task's reward, or the known goal as HAC's top level does")
-    gamma: float = option(low=0, high=1, help="discount per decision of the top level")
+    follows: str = option(
+        choices=("reward", "goal"), help="the task's reward, or the known goal as HAC's top level does"
+    )
+    gamma: float = option(low=0, high=1, help="discount per environment step")
     alpha: float = option(above=0, help="SAC's entropy coefficient, fixed")
     tau: float = option(above=0, high=1, help="rate of the target networks")
     alpha_1: float = option(above=0, help="learning rate of the encoder")

@@ -61,7 +61,10 @@ class TrainConfig:
 
     iterations: int = option(low=1, help="passes through the outer loop of Algorithm 1")
     warmup: int = option(low=0, help="iterations before those, in which only the goal-reaching levels learn")
-    trajectories: int = option(low=1, help="L, trajectories of each task per iteration")
+    prefill: int = option(low=0, help="iterations after the warm-up in which the top level proposes at random")
+    rows_per_task: int = option(low=1, help="environments that play each task side by side")
+    trajectories: int = option(low=1, help="L, successive trajectories of each task per iteration")
+    warmup_updates: int = option(low=0, help="gradient steps of each goal-reaching level a trajectory in the warm-up")
     lower_updates: int = option(low=0, help="gradient steps of each goal-reaching level after each trajectory")
     top_updates: int = option(low=0, help="gradient steps of encoder and top level per iteration")
     lower_batch: int = option(low=1, help="batch size of the goal-reaching levels")
@@ -135,10 +138,17 @@ def seed_everything(config: Config) -> None:
     torch.set_num_threads(config.torch_threads)
 
 
-def make_env(config: Config, library: TaskLibrary, tasks: Tensor, policy: TensorDictModuleBase | None = None) -> EnvBase:
+def make_env(
+    config: Config, library: TaskLibrary, tasks: Tensor, policy: TensorDictModuleBase | None = None
+) -> EnvBase:
     """A batched environment with one row for each of ``tasks`` [N], and with the primers that ``policy`` needs."""
     env = PointEnv(
-        config.env, num_envs=len(tasks), library=library, tasks=tasks, known_goal=config.top.goal == "known", seed=config.seed
+        config.env,
+        num_envs=len(tasks),
+        library=library,
+        tasks=tasks,
+        known_goal=config.top.goal == "known",
+        seed=config.seed,
     )
     if policy is None:
         return env
@@ -158,14 +168,19 @@ def make_agent(config: Config, library: TaskLibrary) -> Agent:
     return agent
 
 
-def make_collector(config: Config, library: TaskLibrary, policy: TensorDictModuleBase) -> Collector | MultiSyncCollector:
-    """Collects one trajectory of every training task a batch, [tasks, horizon], in this or in worker processes."""
-    tasks = library.split("train")
+def make_collector(
+    config: Config, library: TaskLibrary, policy: TensorDictModuleBase
+) -> Collector | MultiSyncCollector:
+    """Collects a trajectory of each row a batch, [tasks * rows_per_task, horizon], in this or in worker processes."""
+    tasks = library.split("train").repeat_interleave(config.train.rows_per_task)
     workers = config.collector.workers
     frames = len(tasks) * config.env.horizon
     if workers == 0:
         collector = Collector(
-            partial(make_env, config, library, tasks, policy), policy, frames_per_batch=frames, total_frames=-1,
+            partial(make_env, config, library, tasks, policy),
+            policy,
+            frames_per_batch=frames,
+            total_frames=-1,
             auto_register_policy_transforms=False,
         )
     else:

@@ -35,7 +35,7 @@ class Report:
         self.env_steps, self.updates = 0, 0
         self._sums: dict[str, list[float]] = defaultdict(list)
         self._clock = time.perf_counter()
-        self._bar = progress(config.train.warmup + config.train.iterations, "meta-training")
+        self._bar = progress(config.train.warmup + config.train.prefill + config.train.iterations, "meta-training")
 
     def collected(self, batch: TensorDictBase, trajectory: int) -> None:
         """Takes in a recorded batch [N, T], the ``trajectory``-th (from 0) of an iteration."""

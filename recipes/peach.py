@@ -47,9 +47,10 @@ def main(config: Config, run_dir: Path) -> None:
 
     with Run(run_dir, asdict(config)) as run:
         report = Report(run, agent, config, library)
-        for iteration in range(train.warmup + train.iterations):
-            warmup = iteration < train.warmup
-            policy.set_top_random(1.0 if warmup else config.hierarchy.top_random_share)
+        for iteration in range(train.warmup + train.prefill + train.iterations):
+            at_random = iteration < train.warmup + train.prefill
+            policy.set_top_random(1.0 if at_random else config.hierarchy.top_random_share)
+            lower_updates = train.warmup_updates if iteration < train.warmup else train.lower_updates
             if iteration == train.warmup:
                 B.empty()  # what the top level met while nothing below it worked
 
@@ -62,12 +63,12 @@ def main(config: Config, run_dir: Path) -> None:
                 report.collected(batch, l)
                 for level, (B_i, rows) in enumerate(zip(B_lower, lower, strict=True)):
                     B_i.extend(rows)
-                    for _ in range(train.lower_updates):
+                    for _ in range(lower_updates):
                         report.losses(f"level_{level}", agent.update_level(level, B_i.sample()))
                 if posterior is not None:
                     posterior.condition(T, S_c(T))  # c^i ~ B^i
 
-            for _ in range(0 if warmup else train.top_updates):
+            for _ in range(0 if at_random else train.top_updates):
                 T_i = B.draw_tasks(T, train.meta_batch)  # the meta-batch
                 c, b = S_c(T_i), sample_batch(config, B, T_i)  # c^i ~ S_c(B^i), b^i ~ B^i
                 report.losses("top", agent.update_top(b, c))  # alpha_1, alpha_2, alpha_3

@@ -88,14 +88,20 @@ class HierarchyActor(TensorDictModuleBase):
     def __init__(self, hierarchy: Hierarchy, actors: Sequence[TensorDictModuleBase]) -> None:
         super().__init__()
         if len(actors) != hierarchy.depth:
-            raise ValueError(f"{len(actors)} actors for depth {hierarchy.depth}: hand over one actor a level, bottom up")
+            raise ValueError(
+                f"{len(actors)} actors for depth {hierarchy.depth}: hand over one actor a level, bottom up"
+            )
         self.hierarchy, config = hierarchy, hierarchy.config
         self.actors = torch.nn.ModuleList(actors)
         shares = torch.full((hierarchy.depth,), config.random_share)
         shares[-1] = config.top_random_share
         self.register_buffer("random_share", shares)
         self._generator: torch.Generator | None = None
-        self.in_keys = ["observation", ("hierarchy", "acts"), *(key for key in actors[-1].in_keys if key != "observation")]
+        self.in_keys = [
+            "observation",
+            ("hierarchy", "acts"),
+            *(key for key in actors[-1].in_keys if key != "observation"),
+        ]
         self.out_keys = ["action", ("hierarchy", "proposal")]
         if hierarchy.depth > 1:
             state = [("hierarchy", "goal"), ("hierarchy", "tested")]

@@ -27,7 +27,9 @@ class HierarchyConfig:
     depth: int = option(low=1, help="number of levels, h + 1; 1 is a flat policy")
     decision_steps: int = option(low=1, help="environment steps that one decision of the top level may take, k^h")
     clock: str = option(choices=CLOCKS, help="what ends an attempt at a goal")
-    subgoal: str = option(choices=("relative", "absolute"), help="subgoals relative to the state, or in the whole space")
+    subgoal: str = option(
+        choices=("relative", "absolute"), help="subgoals relative to the state, or in the whole space"
+    )
     subgoal_reach: float = option(above=0, help="how far a relative subgoal may lie, per environment step, env units")
     test_probability: float = option(low=0, high=1, help="lambda, the share of proposals that are tested")
     random_share: float = option(low=0, high=1, help="share of uniform proposals of goal-reaching levels")
@@ -129,8 +131,8 @@ class Hierarchy:
             goals: the subgoals in force, [..., h, G]; ``None`` at depth 1.
             end_goal: the environment's goal [..., G], used only if the hierarchy has a ``goal_space``.
         """
-        columns = [] if goals is None else list(
-            self.subgoal_space.achieved(observation.unsqueeze(-2), goals).unbind(-1)
+        columns = (
+            [] if goals is None else list(self.subgoal_space.achieved(observation.unsqueeze(-2), goals).unbind(-1))
         )
         if self.goal_space is None:
             columns.append(observation.new_zeros(observation.shape[:-1], dtype=torch.bool))
@@ -172,4 +174,3 @@ def _bounds(spec: TensorSpec) -> tuple[Tensor, Tensor]:
     if low is None or high is None or not (low.isfinite().all() and high.isfinite().all()):
         raise ValueError(f"action spec {spec} has no finite bounds: use a Bounded spec, or append an action transform")
     return low, high
-

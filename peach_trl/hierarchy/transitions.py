@@ -46,7 +46,9 @@ class LevelTransitions:
     ``observation``, ``action`` (a proposal in [-1, 1]), ``task_id``, ``episode`` (numbers the episodes within the call),
     ``kind`` and ``("next", "observation" | "reward" | "done" | "terminated")``. Levels that reach for a goal also have
     ``goal`` and ``("next", "goal")``; rewards are 0 and terminated where the goal is achieved, else -1; using up the
-    attempts is not terminal. A top level that follows the task has the scaled sum of the task's rewards.
+    attempts is not terminal. A top level that follows the task has the scaled sum of the task's rewards, the ``goal`` only
+    if the environment shows it, and ``steps_to_next_obs``, the environment steps of the decision, from which TorchRL's
+    value estimators discount per step.
 
     Args:
         hierarchy: the hierarchy that recorded the batches.
@@ -112,7 +114,7 @@ class LevelTransitions:
             steps["draw"] = torch.rand(shape, generator=self._generator)
         if goals is not None:
             steps["subgoals"], steps["tested"] = goals, batch["hierarchy", "tested"]
-        if hierarchy.goal_space is not None:
+        if end_goal is not None:
             steps["end_goal"] = end_goal
         return TensorDict(steps, batch.shape)
 
@@ -158,11 +160,14 @@ class LevelTransitions:
             total = flat["reward"].double().cumsum(0)
             summed = total[end] - total[start] + flat["reward"][start].double()
             after["reward"] = (self.config.reward_scale * summed).float().unsqueeze(-1)
+            rows["steps_to_next_obs"] = (end - start + 1).unsqueeze(-1)
             after["terminated"] = flat["terminated"][end].unsqueeze(-1)
         else:
-            goal = flat["subgoals"][start, level] if level < hierarchy.top else flat["end_goal"][start]
             after.update(_goal_reward(flat["achieved"][end, level], flat["out"][end]))
-            rows["goal"] = after["goal"] = goal
+        if level < hierarchy.top:
+            rows["goal"] = after["goal"] = flat["subgoals"][start, level]
+        elif "end_goal" in flat.keys():  # known, be it reached for, or only read by a top that follows the reward
+            rows["goal"] = after["goal"] = flat["end_goal"][start]
         return TensorDict({**rows, "next": TensorDict(after, (len(start),))}, (len(start),))
 
     def _hindsight_goal(
@@ -195,7 +200,9 @@ class LevelTransitions:
             copies.append(copy)
         return torch.cat(copies) if copies else rows[:0]
 
-    def _subgoal_test(self, level: int, flat: TensorDictBase, decisions: _Decisions, rows: TensorDictBase) -> TensorDict:
+    def _subgoal_test(
+        self, level: int, flat: TensorDictBase, decisions: _Decisions, rows: TensorDictBase
+    ) -> TensorDict:
         """Rows (s, p, r = -H, terminated) for tested proposals that the child missed with its attempts used up."""
         start, end, child = decisions.start, decisions.end, level - 1
         missed = flat["tested"][start, child] & ~flat["achieved"][end, child]

@@ -25,6 +25,7 @@ class NetworkConfig:
 
     actor_cells: tuple[int, ...] = option(low=1, help="units of the actor's hidden layers")
     critic_cells: tuple[int, ...] = option(low=1, help="units of each critic's hidden layers")
+    critic_norm: bool = option(help="layer normalisation in the critics, against values that run away off the data")
 
 
 def observation_scale(spec: TensorSpec) -> Tensor:
@@ -76,12 +77,21 @@ class Features(nn.Module):
 
 
 class FeatureNet(nn.Module):
-    """An MLP over :class:`Features`; ``extra`` is the size of the inputs that follow observation and goal."""
+    """An MLP over :class:`Features`.
 
-    def __init__(self, features: Features, extra: int, out: int, cells: Sequence[int]) -> None:
+    Args:
+        features: of observation and goal.
+        extra: size of the inputs that follow them.
+        out: size of the output.
+        cells: units of the hidden layers.
+        norm: layer normalisation behind each hidden layer (Ball et al. 2023, arXiv 2302.02948, for critics).
+    """
+
+    def __init__(self, features: Features, extra: int, out: int, cells: Sequence[int], norm: bool = False) -> None:
         super().__init__()
         self.features = features
-        self.net = MLP(features.dim + extra, out, num_cells=list(cells), activation_class=nn.ReLU)
+        norms = {"norm_class": nn.LayerNorm, "norm_kwargs": [{"normalized_shape": n} for n in cells]} if norm else {}
+        self.net = MLP(features.dim + extra, out, num_cells=list(cells), activation_class=nn.ReLU, **norms)
 
     def forward(self, *inputs: Tensor) -> Tensor:
         """[..., F_i] each to [..., out]."""
@@ -148,11 +158,11 @@ def make_top(
     """
     dim, keys = hierarchy.proposal_dims[-1], top_inputs(latent_dim, goal is not None)
 
-    def net(extra: int, out: int, cells: Sequence[int]) -> FeatureNet:
-        return FeatureNet(Features(observation_spec, goal), latent_dim + extra, out, cells)
+    def net(extra: int, out: int, cells: Sequence[int], norm: bool) -> FeatureNet:
+        return FeatureNet(Features(observation_spec, goal), latent_dim + extra, out, cells, norm)
 
-    actor = stochastic_actor(net(0, 2 * dim, config.actor_cells), keys, dim)
-    nets = [net(dim, 1, config.critic_cells) for _ in range(2)]
+    actor = stochastic_actor(net(0, 2 * dim, config.actor_cells, False), keys, dim)
+    nets = [net(dim, 1, config.critic_cells, config.critic_norm) for _ in range(2)]
     return actor, [ValueOperator(net, in_keys=[*keys, "action"]) for net in nets]
 
 
@@ -173,13 +183,13 @@ def make_goal_level(
         raise ValueError(f"level {level} follows the task's reward: build it with make_top")
     near = level < hierarchy.top and hierarchy.config.subgoal == "relative"
 
-    def net(extra: int, out: int, cells: Sequence[int]) -> FeatureNet:
+    def net(extra: int, out: int, cells: Sequence[int], norm: bool = False) -> FeatureNet:
         features = Features(observation_spec, space, hierarchy.reach[level + 1] if near else None)
-        return FeatureNet(features, extra, out, cells)
+        return FeatureNet(features, extra, out, cells, norm)
 
     if stochastic:
         actor = stochastic_actor(net(0, 2 * dim, config.actor_cells), keys, dim)
     else:
         actor = deterministic_actor(net(0, dim, config.actor_cells), keys)
-    nets = [BoundedValue(net(dim, 1, config.critic_cells), float(hierarchy.k)) for _ in range(2)]
+    nets = [BoundedValue(net(dim, 1, config.critic_cells, config.critic_norm), float(hierarchy.k)) for _ in range(2)]
     return actor, [ValueOperator(net, in_keys=[*keys, "action"]) for net in nets]

@@ -107,7 +107,11 @@ class PosteriorState(TensorDictModuleBase):
         self, tensordict: TensorDictBase, start: Tensor, ends: Tensor, precision: Tensor, shift: Tensor
     ) -> tuple[Tensor, Tensor]:
         """Takes the decisions that just ended into the rows' own posteriors, and remembers where the next start."""
-        state, reached, total = tensordict.get("posterior"), tensordict.get("observation"), tensordict.get("episode_reward")
+        state, reached, total = (
+            tensordict.get("posterior"),
+            tensordict.get("observation"),
+            tensordict.get("episode_reward"),
+        )
         observation = state.get("observation")
         if self.hierarchy.depth > 1:
             goal = tensordict.get(("hierarchy", "goal"))[..., -1, :]

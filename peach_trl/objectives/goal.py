@@ -77,6 +77,8 @@ def make_goal_loss(
         loss = SACLoss(
             actor, list(critics), alpha_init=config.alpha, fixed_alpha=True, target_entropy=0.0, loss_function="l2"
         )
-    loss.make_value_estimator(BoundedTD0Estimator, gamma=config.gamma, low=-float(horizon), high=0.0, value_network=None)
+    loss.make_value_estimator(
+        BoundedTD0Estimator, gamma=config.gamma, low=-float(horizon), high=0.0, value_network=None
+    )
     loss.set_keys()  # hands the loss's keys to the estimator, which TorchRL leaves out for estimators given as a class
     return loss

@@ -46,5 +46,3 @@ class KLLoss(LossModule):
         loc, scale = tensordict.get(self.tensor_keys.loc), tensordict.get(self.tensor_keys.scale)
         kl = 0.5 * (loc.square() + scale.square() - 1) - scale.log()
         return TensorDict({"loss_kl": kl.sum(-1).mean()}, [])
-
-

@@ -1,0 +1,54 @@
+"""Meta-test of a checkpoint, by trajectory, on held-out tasks.
+
+    python recipes/evaluate.py checkpoint=runs/peach/.../checkpoints/final.pt
+    python recipes/evaluate.py checkpoint=... split=validation rollouts=10 trajectories=5
+
+Values and their meaning: configs/evaluate.yaml. Results: the run's folder under runs/evaluate/.
+"""
+
+from __future__ import annotations
+
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+
+from peach_trl.config import build, option
+from peach_trl.evaluation import meta_test
+from peach_trl.experiment import Config, make_agent, make_library, seed_everything
+from peach_trl.report import plot_meta_test, print_meta_test
+from peach_trl.utils.cli import recipe
+from peach_trl.utils.run import Run, load_checkpoint
+
+
+@dataclass(frozen=True)
+class EvaluateConfig:
+    """What to test, and how often; see ``configs/evaluate.yaml``."""
+
+    checkpoint: str = option(help="a run's checkpoints/final.pt")
+    split: str = option(choices=("train", "validation", "test"), help="tasks to test on")
+    rollouts: int = option(low=1, help="independent meta-tests of each task")
+    trajectories: int = option(low=1, help="trajectories of a meta-test")
+    seed: int = option(low=0, help="of the draws of z")
+
+
+@recipe(EvaluateConfig, config_name="evaluate")
+def main(config: EvaluateConfig, run_dir: Path) -> None:
+    """Loads an agent with the configuration that it was trained with, and tests it."""
+    checkpoint = load_checkpoint(config.checkpoint)
+    trained = build(Config, checkpoint["config"])
+    evaluation = replace(trained.evaluation, rollouts=config.rollouts, trajectories=config.trajectories)
+    trained = replace(trained, evaluation=evaluation)
+    seed_everything(trained)
+    library = make_library(trained)
+    agent = make_agent(trained, library)
+    agent.load_state_dict(checkpoint["agent"])
+
+    with Run(run_dir, asdict(config)) as run:
+        result = meta_test(agent, trained, library, config.split, config.seed)
+        run.log(0, result.metrics())
+        plot_meta_test(run, trained, library, result)
+        run.finish(**result.metrics())
+    print_meta_test(result, config.split)
+
+
+if __name__ == "__main__":
+    main()
