@@ -7,20 +7,22 @@ works alone; recipes call :meth:`Agent.update_level` and :meth:`Agent.update_top
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import cast
 
 import torch
 from tensordict import TensorDict, TensorDictBase
 from torch import Tensor, nn
 from torchrl.envs import EnvBase
-from torchrl.objectives import LossModule, SoftUpdate, ValueEstimators
+from torchrl.objectives import LossModule, SACLoss, SoftUpdate, TD3Loss, ValueEstimators
 
 from peach_trl.config import option
+from peach_trl.envs.goal_space import GoalSpace
 from peach_trl.hierarchy.policy import HierarchyActor, HierarchyClock, HierarchyPolicy
 from peach_trl.hierarchy.structure import Hierarchy, HierarchyConfig
 from peach_trl.hierarchy.transitions import TransitionsConfig
 from peach_trl.modules.encoder import ContextEncoder, EncoderConfig, sample_latent
 from peach_trl.modules.networks import NetworkConfig, make_goal_level, make_top
-from peach_trl.modules.posterior import PosteriorState
+from peach_trl.modules.posterior import DRAWS, PosteriorState
 from peach_trl.objectives.context_sac import ContextSACLoss
 from peach_trl.objectives.goal import GoalLossConfig, make_goal_loss
 from peach_trl.objectives.kl import KLLoss
@@ -44,6 +46,7 @@ class TopConfig(NetworkConfig):
     loss_actor: float = option(low=0, help="coefficient of loss_actor")
     loss_qvalue: float = option(low=0, help="coefficient of loss_qvalue")
     loss_kl: float = option(low=0, help="coefficient of loss_kl, beta")
+    kl_annealing: int = option(low=0, help="gradient steps over which that coefficient grows from 0 to its value")
 
 
 @dataclass(frozen=True)
@@ -58,7 +61,7 @@ class LowerConfig(GoalLossConfig, NetworkConfig):
 class LatentConfig(EncoderConfig):
     """The context variable z; see ``configs/`` for values."""
 
-    draw: str = option(choices=("trajectory", "decision"), help="when z is drawn anew")
+    draw: str = option(choices=DRAWS, help="when z is drawn anew")
 
 
 class GoalLevel(nn.Module):
@@ -101,6 +104,8 @@ class Agent(nn.Module):
         lower: the goal-reaching levels.
     """
 
+    updates: Tensor
+
     def __init__(
         self,
         env: EnvBase,
@@ -112,8 +117,8 @@ class Agent(nn.Module):
     ) -> None:
         super().__init__()
         self.context, self.config, self.reward_scale = context, top, transitions.reward_scale
-        end_goal = env.goal_space if top.follows == "goal" else None
-        self.hierarchy = Hierarchy(hierarchy, env.action_spec, env.subgoal_space, end_goal)
+        end_goal = cast(GoalSpace, env.goal_space) if top.follows == "goal" else None
+        self.hierarchy = Hierarchy(hierarchy, env.action_spec, cast(GoalSpace, env.subgoal_space), end_goal)
         self.observation_spec = env.observation_spec["observation"]
         goal_levels = self.hierarchy.depth if top.follows == "goal" else self.hierarchy.top
         self.levels = nn.ModuleList(
@@ -121,9 +126,9 @@ class Agent(nn.Module):
         )
         self.encoder: ContextEncoder | None = None
         if top.follows == "reward":
-            self._make_top(env.goal_space if top.goal == "known" else None)
+            self._make_top(cast(GoalSpace, env.goal_space) if top.goal == "known" else None)
 
-    def _make_top(self, goal) -> None:
+    def _make_top(self, goal: GoalSpace | None) -> None:
         """pi_h, Q_h and q_phi, with the learning rates alpha_2, alpha_3 and alpha_1."""
         config, latent_dim = self.config, self.context.latent_dim
         self.top_actor, critics = make_top(self.hierarchy, self.observation_spec, latent_dim, goal, config)
@@ -140,6 +145,7 @@ class Agent(nn.Module):
         if latent_dim > 0:
             self.encoder = ContextEncoder(self.observation_spec, self.hierarchy.proposal_dims[-1], self.context)
             groups.append({"params": list(self.encoder.parameters()), "lr": config.alpha_1})
+            self.register_buffer("updates", torch.zeros((), dtype=torch.int64))
         self.optimiser = torch.optim.Adam(groups, fused=True)
         self._latent = named_generator("update latent")
 
@@ -150,7 +156,7 @@ class Agent(nn.Module):
             num_tasks: entries of the table of posteriors.
             seed: of the draws of z; ``None`` for the process's.
         """
-        actors = [level.actor for level in self.levels]
+        actors = [cast(GoalLevel, level).actor for level in self.levels]
         if self.config.follows == "reward":
             actors.append(self.top_actor)
         clock, actor = HierarchyClock(self.hierarchy), HierarchyActor(self.hierarchy, actors)
@@ -162,7 +168,7 @@ class Agent(nn.Module):
 
     def update_level(self, level: int, batch: TensorDictBase) -> dict[str, float]:
         """One gradient step of goal-reaching level ``level`` on a batch [B] of its transitions."""
-        return self.levels[level].update(batch)
+        return cast(GoalLevel, self.levels[level]).update(batch)
 
     def update_top(self, batch: TensorDictBase, context: TensorDictBase | None = None) -> dict[str, float]:
         """One gradient step of Algorithm 1 for encoder, top actor and top critics.
@@ -179,14 +185,19 @@ class Agent(nn.Module):
             losses.update(self.kl_loss(q))
         losses.update(self.top_loss(batch))
         names = [name for name in ("loss_actor", "loss_qvalue", "loss_kl") if name in losses.keys()]
-        sum(getattr(self.config, name) * losses[name] for name in names).backward()
+        coefficients = {name: getattr(self.config, name) for name in names}
+        if "loss_kl" in coefficients:
+            self.updates += 1
+            coefficients["loss_kl"] *= min(1.0, self.updates.item() / max(self.config.kl_annealing, 1))
+        total = sum(coefficients[name] * losses[name] for name in names)
+        cast(Tensor, total).backward()
         self.optimiser.step()
         self.optimiser.zero_grad()
         self.targets.step()
         return {name: losses[name].item() for name in (*names, "entropy")}
 
 
-def _parameters(loss: LossModule) -> list[Tensor]:
+def _parameters(loss: SACLoss | TD3Loss) -> list[Tensor]:
     return _leaves(loss.actor_network_params) + _leaves(loss.qvalue_network_params)
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 from dataclasses import dataclass
 from functools import partial
+from typing import cast
 
 import torch
 from tensordict import TensorDictBase
@@ -12,7 +13,7 @@ from tensordict.nn import TensorDictModuleBase
 from torch import Tensor
 from torchrl.collectors import Collector, MultiSyncCollector
 from torchrl.data import LazyTensorStorage, TensorDictReplayBuffer
-from torchrl.envs import Compose, EnvBase, RewardSum, TransformedEnv
+from torchrl.envs import Compose, EnvBase, RewardSum, Transform, TransformedEnv
 from torchrl.modules import get_primers_from_module
 
 from peach_trl.agent import Agent, LatentConfig, LowerConfig, TopConfig
@@ -89,7 +90,7 @@ class EvaluationConfig:
     trajectories: int = option(low=1, help="trajectories of a meta-test")
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class Config:
     """The configuration of a recipe, one group for each component."""
 
@@ -110,8 +111,8 @@ class Config:
         """Checks what involves several groups, before anything runs."""
         if self.train.meta_batch > self.env.train_tasks:
             raise ConfigError(
-                f"train.meta_batch = {self.train.meta_batch}: only env.train_tasks = {self.env.train_tasks} tasks can be "
-                "drawn without replacement; lower train.meta_batch"
+                f"train.meta_batch = {self.train.meta_batch}: only env.train_tasks = {self.env.train_tasks} tasks can "
+                "be drawn without replacement; lower train.meta_batch"
             )
         if self.collector.workers > self.env.train_tasks:
             raise ConfigError(
@@ -152,7 +153,8 @@ def make_env(
     )
     if policy is None:
         return env
-    return TransformedEnv(env, Compose(RewardSum(), get_primers_from_module(policy)))
+    primers = cast(Transform, get_primers_from_module(policy))
+    return TransformedEnv(env, Compose([RewardSum(), primers]))
 
 
 def make_library(config: Config) -> TaskLibrary:
@@ -177,7 +179,7 @@ def make_collector(
     frames = len(tasks) * config.env.horizon
     if workers == 0:
         collector = Collector(
-            partial(make_env, config, library, tasks, policy),
+            partial(make_env, config, library, tasks, policy),  # type: ignore[arg-type]
             policy,
             frames_per_batch=frames,
             total_frames=-1,

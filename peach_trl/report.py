@@ -86,7 +86,8 @@ def plot_meta_test(run: Run, config: Config, library: TaskLibrary, result: MetaT
     """Draws the paths of the first rollout of a few tasks, and the final posterior over all."""
     goals = library.parameters[result.task_ids]
     trajectories = result.returns.shape[1]
-    rows = torch.arange(len(goals))[:: config.evaluation.rollouts][:tasks]
+    first = torch.arange(0, len(goals), config.evaluation.rollouts)  # the first rollout of each task
+    rows = first[torch.linspace(0, len(first) - 1, min(tasks, len(first))).round().long()]
     titles = [f"task {result.task_ids[r]}, trajectory {k + 1}" for r in rows for k in range(trajectories)]
     plot_trajectories(
         run.folder / "trajectories.png",

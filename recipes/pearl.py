@@ -40,6 +40,7 @@ def main(config: Config, run_dir: Path) -> None:
     agent = make_agent(config, library)
     policy = agent.make_policy(library.num_tasks)  # pi(a | s, z)
     posterior = policy.posterior  # q(z | c^i) of every task
+    assert posterior is not None  # since latent_dim > 0
     B = make_task_buffer(config, library)  # one B^i a task
     S_c = make_context_sampler(config, B)
     transitions = LevelTransitions(agent.hierarchy, config.transitions, config.seed)

@@ -105,8 +105,8 @@ def half_circle_tasks(radius: float, train: int, validation: int, test: int, see
     """Goals (x, y) on a half circle around the origin, one in each of as many equal arcs as a split has tasks.
 
     Within its arc an angle is drawn uniformly. Drawn from the whole half circle, 15 goals lie as unevenly as chance has
-    it, and a policy that knows nothing of the task scores well on some splits by going where they cluster. Each split has
-    its own stream of draws, so the size of one never changes the goals of another.
+    it, and a policy that knows nothing of the task scores well on some splits by going where they cluster. Each split
+    has its own stream of draws, so the size of one never changes the goals of another.
 
     Args:
         radius: distance of the goals from the origin, in metres.

@@ -1,0 +1,1 @@
+"""The hierarchy of levels: its structure, the lock-step policy, and each level's transitions."""

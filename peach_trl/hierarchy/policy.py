@@ -1,24 +1,29 @@
 """The hierarchy as a policy: all environments in lock-step, its goals and clocks carried in the TensorDict.
 
 Three TensorDictModules make one policy, each usable alone: :class:`HierarchyClock`, ``PosteriorState`` and
-:class:`HierarchyActor`; :class:`HierarchyPolicy` is the sequence of them. The clock says which levels act, the posterior (PEACH and PEARL only) hands the top level its z, and the actor lets the
-acting levels propose, from the top down. Nothing is recursive: one call is one environment step of every row.
+:class:`HierarchyActor`; :class:`HierarchyPolicy` is the sequence of them. The clock says which levels act, the
+posterior (PEACH and PEARL only) hands the top level its z, and the actor lets the acting levels propose, from the top
+down. Nothing is recursive: one call is one environment step of every row.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any, cast
 
 import torch
-from tensordict import TensorDict, TensorDictBase
+from tensordict import NestedKey, TensorDict, TensorDictBase
 from tensordict.nn import TensorDictModuleBase, TensorDictSequential
 from torch import Tensor
-from torchrl.data import Binary, Bounded, Composite, Unbounded
+from torchrl.data import Binary, Bounded, Composite, TensorSpec, Unbounded
 from torchrl.envs import TensorDictPrimer
 from torchrl.envs.utils import ExplorationType, exploration_type
 
 from peach_trl.hierarchy.structure import NO_LIMIT, Hierarchy
 from peach_trl.seeding import named_generator
+
+if TYPE_CHECKING:
+    from peach_trl.modules.posterior import PosteriorState
 
 UNSTARTED = -1  # what the primer writes into ``attempts`` at a reset
 
@@ -34,6 +39,9 @@ class HierarchyClock(TensorDictModuleBase):
     Args:
         hierarchy: levels, spaces and the rule that ends attempts.
     """
+
+    in_keys: list[NestedKey]
+    out_keys: list[NestedKey]
 
     def __init__(self, hierarchy: Hierarchy) -> None:
         super().__init__()
@@ -61,7 +69,7 @@ class HierarchyClock(TensorDictModuleBase):
 
     def make_tensordict_primer(self) -> TensorDictPrimer:
         """The transform that adds the clocks to an environment; collectors append it by themselves."""
-        attempts = Bounded(UNSTARTED, NO_LIMIT, shape=(self.hierarchy.depth,), dtype=torch.int64)
+        attempts = Bounded(UNSTARTED, NO_LIMIT, shape=self.hierarchy.depth, dtype=torch.int64)
         primers = Composite({"hierarchy": Composite({"attempts": attempts})})
         return TensorDictPrimer(primers, default_value=float(UNSTARTED), expand_specs=True)
 
@@ -71,8 +79,8 @@ class HierarchyActor(TensorDictModuleBase):
 
     Reads ``observation`` [N, D], ``("hierarchy", "acts" | "goal" | "tested")`` and what the top actor reads (``z``,
     ``goal``); writes ``action`` [N, A], ``("hierarchy", "goal")`` [N, h, G] (the subgoals in force, in the units of
-    the subgoal space), ``("hierarchy", "tested")`` bool [N, L] and ``("hierarchy", "proposal")`` [N, P], the top level's
-    proposal in force.
+    the subgoal space), ``("hierarchy", "tested")`` bool [N, L] and ``("hierarchy", "proposal")`` [N, P], the top
+    level's proposal in force.
 
     Under ``ExplorationType.RANDOM`` levels explore: actors with a distribution sample from it, deterministic ones get
     Gaussian noise, and a share of proposals is uniform; with probability lambda a proposal is tested, and everything
@@ -81,9 +89,13 @@ class HierarchyActor(TensorDictModuleBase):
 
     Args:
         hierarchy: levels, spaces and exploration.
-        actors: one module a level, bottom up; each writes ``action`` [N, P_i] in [-1, 1] from ``observation`` and, below
-            the top, ``goal`` [N, G].
+        actors: one module a level, bottom up; each writes ``action`` [N, P_i] in [-1, 1] from ``observation`` and,
+            below the top, ``goal`` [N, G].
     """
+
+    in_keys: list[NestedKey]
+    out_keys: list[NestedKey]
+    random_share: Tensor
 
     def __init__(self, hierarchy: Hierarchy, actors: Sequence[TensorDictModuleBase]) -> None:
         super().__init__()
@@ -104,7 +116,7 @@ class HierarchyActor(TensorDictModuleBase):
         ]
         self.out_keys = ["action", ("hierarchy", "proposal")]
         if hierarchy.depth > 1:
-            state = [("hierarchy", "goal"), ("hierarchy", "tested")]
+            state: list[NestedKey] = [("hierarchy", "goal"), ("hierarchy", "tested")]
             self.in_keys, self.out_keys = self.in_keys + state, self.out_keys + state
 
     def forward(self, tensordict: TensorDictBase) -> TensorDictBase:
@@ -127,6 +139,7 @@ class HierarchyActor(TensorDictModuleBase):
             if level == 0:
                 tensordict.set("action", target)
                 break
+            assert goals is not None and tested is not None
             goals[..., level - 1, :] = torch.where(rows.unsqueeze(-1), target, goals[..., level - 1, :])
             tests = tested[..., level] | self._coins(level, tensordict) if explore else torch.zeros_like(rows)
             tested[..., level - 1] = torch.where(rows, tests, tested[..., level - 1])
@@ -138,22 +151,19 @@ class HierarchyActor(TensorDictModuleBase):
     def _propose(
         self, level: int, tensordict: TensorDictBase, goals: Tensor | None, tested: Tensor | None, explore: bool
     ) -> Tensor:
-        actor = self.actors[level]
+        actor = cast(Any, self.actors[level])
         if level == self.hierarchy.top:
             inputs = tensordict.select(*actor.in_keys)
         else:
+            assert goals is not None
             inputs = TensorDict(
                 {"observation": tensordict.get("observation"), "goal": goals[..., level, :]}, tensordict.batch_size
             )
-        stochastic = hasattr(actor, "get_dist")
-        if stochastic:
-            distribution = actor.get_dist(inputs)
-            greedy = distribution.deterministic_sample
-        else:
-            greedy = actor(inputs).get("action")
+        distribution = actor.get_dist(inputs) if hasattr(actor, "get_dist") else None
+        greedy = actor(inputs).get("action") if distribution is None else distribution.deterministic_sample
         if not explore:
             return greedy
-        noisy = distribution.sample() if stochastic else self._add_noise(greedy)
+        noisy = self._add_noise(greedy) if distribution is None else distribution.sample()
         uniform = torch.rand(greedy.shape, generator=self.generator) * 2 - 1
         coin = torch.rand(greedy.shape[:-1], generator=self.generator) < self.random_share[level]
         noisy = torch.where(coin.unsqueeze(-1), uniform, noisy)
@@ -180,10 +190,10 @@ class HierarchyActor(TensorDictModuleBase):
     def make_tensordict_primer(self) -> TensorDictPrimer:
         """The transform that adds goals, tests and the top's proposal to an environment, zero at a reset."""
         hierarchy, space = self.hierarchy, self.hierarchy.subgoal_space
-        state = {"proposal": Unbounded(shape=(hierarchy.proposal_dims[-1],))}
+        state: dict[str, TensorSpec] = {"proposal": Unbounded(shape=hierarchy.proposal_dims[-1])}
         if hierarchy.depth > 1:
-            state["goal"] = Unbounded(shape=(hierarchy.depth - 1, space.dim))
-            state["tested"] = Binary(hierarchy.depth, shape=(hierarchy.depth,), dtype=torch.bool)
+            state["goal"] = Unbounded(shape=torch.Size([hierarchy.depth - 1, space.dim]))
+            state["tested"] = Binary(hierarchy.depth, dtype=torch.bool)
         return TensorDictPrimer(Composite({"hierarchy": Composite(state)}), default_value=0.0, expand_specs=True)
 
 
@@ -196,20 +206,18 @@ class HierarchyPolicy(TensorDictSequential):
         posterior: hands the top level its z; ``None`` without a context variable.
     """
 
-    def __init__(
-        self, clock: HierarchyClock, actor: HierarchyActor, posterior: TensorDictModuleBase | None = None
-    ) -> None:
+    def __init__(self, clock: HierarchyClock, actor: HierarchyActor, posterior: PosteriorState | None = None) -> None:
         super().__init__(*([clock, actor] if posterior is None else [clock, posterior, actor]))
 
     @property
     def actor(self) -> HierarchyActor:
         """The actor of all levels."""
-        return self.module[-1]
+        return cast(HierarchyActor, self.module[-1])
 
     @property
-    def posterior(self) -> TensorDictModuleBase | None:
+    def posterior(self) -> PosteriorState | None:
         """The posterior of every task, or ``None`` without a context variable."""
-        return self.module[1] if len(self.module) == 3 else None
+        return cast("PosteriorState", self.module[1]) if len(self.module) == 3 else None
 
     def set_top_random(self, share: float) -> None:
         """Sets the share of uniform proposals of the top level: 1 in a warm-up."""

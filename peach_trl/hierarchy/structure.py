@@ -137,6 +137,7 @@ class Hierarchy:
         if self.goal_space is None:
             columns.append(observation.new_zeros(observation.shape[:-1], dtype=torch.bool))
         else:
+            assert end_goal is not None  # the environment shows it
             columns.append(self.goal_space.achieved(observation, end_goal))
         return torch.stack(columns, -1)
 

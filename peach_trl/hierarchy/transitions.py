@@ -1,19 +1,23 @@
 """From recorded steps to each level's transitions: hindsight actions, hindsight goals and subgoal tests.
 
-The recording is a batch [N, T] of what :class:`~peach_trl.hierarchy.policy.HierarchyActor` and the environment wrote. All of it is
-converted at once, with no loop over time: where a level acts, one of its decisions starts; where its child's attempt
-ends, that decision ends; both lists in order give the pairs. Source: HAC (Levy et al. 2019, arXiv 1712.00948, section 4).
+The recording is a batch [N, T] of what :class:`~peach_trl.hierarchy.policy.HierarchyActor` and the environment wrote.
+All of it is converted at once, with no loop over time: where a level acts, one of its decisions starts; where its
+child's attempt ends, that decision ends; both lists in order give the pairs. Source: HAC (Levy et al. 2019, arXiv
+1712.00948, section 4).
 """
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import cast
 
 import torch
 from tensordict import TensorDict, TensorDictBase
 from torch import Tensor
 
 from peach_trl.config import option
+from peach_trl.envs.goal_space import GoalSpace
 from peach_trl.hierarchy.structure import Hierarchy
 from peach_trl.seeding import named_generator
 
@@ -43,12 +47,12 @@ class LevelTransitions:
     """Converts the whole episodes in batches of recorded steps, and carries the unfinished ones to the next batch.
 
     Calling it with a batch [N, T] gives a list of L TensorDicts, bottom up, each a flat batch of transitions with
-    ``observation``, ``action`` (a proposal in [-1, 1]), ``task_id``, ``episode`` (numbers the episodes within the call),
-    ``kind`` and ``("next", "observation" | "reward" | "done" | "terminated")``. Levels that reach for a goal also have
-    ``goal`` and ``("next", "goal")``; rewards are 0 and terminated where the goal is achieved, else -1; using up the
-    attempts is not terminal. A top level that follows the task has the scaled sum of the task's rewards, the ``goal`` only
-    if the environment shows it, and ``steps_to_next_obs``, the environment steps of the decision, from which TorchRL's
-    value estimators discount per step.
+    ``observation``, ``action`` (a proposal in [-1, 1]), ``task_id``, ``episode`` (numbers the episodes within the
+    call), ``kind`` and ``("next", "observation" | "reward" | "done" | "terminated")``. Levels that reach for a goal
+    also have ``goal`` and ``("next", "goal")``; rewards are 0 and terminated where the goal is achieved, else -1; using
+    up the attempts is not terminal. A top level that follows the task has the scaled sum of the task's rewards, the
+    ``goal`` only if the environment shows it, and ``steps_to_next_obs``, the environment steps of the decision, from
+    which TorchRL's value estimators discount per step.
 
     Args:
         hierarchy: the hierarchy that recorded the batches.
@@ -79,9 +83,9 @@ class LevelTransitions:
             raise ValueError(f"a recorded batch must be [environments, time], got {list(batch.shape)}")
         steps = self._recorded(batch)
         first = torch.zeros(steps.shape[0], 1, dtype=torch.int64)
-        if self._tail is not None:
+        if self._tail is not None and self._tail_start is not None:
             first = self._tail_start
-            steps = torch.cat([self._tail, steps], 1)
+            steps = _cat([self._tail, steps], 1)
         time = torch.arange(1, steps.shape[1] + 1)
         stop = torch.maximum((time * steps["out"]).amax(1, keepdim=True), first)  # whole episodes end here
         width = int((steps.shape[1] - stop).max())
@@ -93,17 +97,17 @@ class LevelTransitions:
 
     def _recorded(self, batch: TensorDictBase) -> TensorDict:
         """The keys that the conversion needs, with what ends after each step."""
-        hierarchy, after = self.hierarchy, batch["next"]
-        out = after["done"].squeeze(-1)
+        hierarchy, reached = self.hierarchy, batch["next", "observation"]
+        out = batch["next", "done"].squeeze(-1)
         goals, end_goal = batch.get(("hierarchy", "goal"), None), batch.get("goal", None)
-        achieved = hierarchy.achieved(after["observation"], goals, end_goal)
+        achieved = hierarchy.achieved(reached, goals, end_goal)
         end, used = hierarchy.attempt_ends(achieved, batch["hierarchy", "attempts"], out)
         steps = {
             "observation": batch["observation"],
-            "reached": after["observation"],
+            "reached": reached,
             "acts": batch["hierarchy", "acts"],
-            "reward": after["reward"].squeeze(-1),
-            "terminated": after["terminated"].squeeze(-1),
+            "reward": batch["next", "reward"].squeeze(-1),
+            "terminated": batch["next", "terminated"].squeeze(-1),
             "task_id": batch["task_id"],
             "action": hierarchy.encode(0, batch["observation"], batch["action"]),
             "draw": batch.get("hindsight_draw", None),
@@ -122,11 +126,12 @@ class LevelTransitions:
         decisions = self._decisions(level, steps, valid)
         rows = self._hindsight_action(level, flat, steps, decisions)
         parts = [rows]
-        if self.hierarchy.space_of(level) is not None:
-            parts.append(self._hindsight_goal(level, flat, decisions, rows))
+        space = self.hierarchy.space_of(level)
+        if space is not None:
+            parts.append(self._hindsight_goal(space, flat, decisions, rows))
         if level > 0:
             parts.append(self._subgoal_test(level, flat, decisions, rows))
-        return torch.cat(parts)
+        return _cat(parts)
 
     def _decisions(self, level: int, steps: TensorDictBase, valid: Tensor) -> _Decisions:
         decided = valid if level == 0 else valid & steps["end"][..., level - 1]
@@ -134,10 +139,10 @@ class LevelTransitions:
         end = decided.flatten().nonzero().squeeze(-1)
         if start.shape != end.shape or bool((end < start).any()):
             raise RuntimeError(
-                f"level {level} has {len(start)} starts and {len(end)} ends of decisions: the batch was not recorded by "
-                "this hierarchy, or rows do not go on where they stopped (call reset() when collection starts anew)"
+                f"level {level} has {len(start)} starts and {len(end)} ends of decisions: the batch was not recorded "
+                "by this hierarchy, or rows do not go on where they stopped (call reset() when collection starts anew)"
             )
-        return _Decisions(start, end, steps["end"][..., level].flatten()[end])
+        return _Decisions(start, end, steps["end"][..., level].reshape(-1)[end])
 
     def _hindsight_action(
         self, level: int, flat: TensorDictBase, steps: TensorDictBase, decisions: _Decisions
@@ -171,10 +176,9 @@ class LevelTransitions:
         return TensorDict({**rows, "next": TensorDict(after, (len(start),))}, (len(start),))
 
     def _hindsight_goal(
-        self, level: int, flat: TensorDictBase, decisions: _Decisions, rows: TensorDictBase
+        self, space: GoalSpace, flat: TensorDictBase, decisions: _Decisions, rows: TensorDict
     ) -> TensorDict:
         """Copies of the rows whose goal is a state reached by this or a later decision of the same attempt."""
-        space = self.hierarchy.space_of(level)
         number = torch.arange(len(decisions.start))
         last = decisions.closes.nonzero().squeeze(-1)
         attempt = decisions.closes.cumsum(0) - decisions.closes.long()
@@ -191,24 +195,22 @@ class LevelTransitions:
                 picked = (first_of + (draws[:, j - 1] * length).long())[attempt]
             # Attempts that are shorter than the number of hindsight goals get fewer of them.
             keep = ((number <= picked) & (j < length[attempt])).nonzero().squeeze(-1)
-            copy = rows[keep]
+            copy = cast(TensorDict, rows[keep])
             goal = space.project(rows["next", "observation"][picked[keep]])
             copy["kind"] = torch.full_like(copy["kind"], HINDSIGHT_GOAL)
             copy["goal"] = copy["next", "goal"] = goal
             achieved = space.achieved(copy["next", "observation"], goal)
-            copy["next"].update(_goal_reward(achieved, flat["out"][decisions.end[keep]]))
+            copy.get("next").update(_goal_reward(achieved, flat["out"][decisions.end[keep]]))
             copies.append(copy)
-        return torch.cat(copies) if copies else rows[:0]
+        return _cat(copies) if copies else cast(TensorDict, rows[:0])
 
-    def _subgoal_test(
-        self, level: int, flat: TensorDictBase, decisions: _Decisions, rows: TensorDictBase
-    ) -> TensorDict:
+    def _subgoal_test(self, level: int, flat: TensorDictBase, decisions: _Decisions, rows: TensorDict) -> TensorDict:
         """Rows (s, p, r = -H, terminated) for tested proposals that the child missed with its attempts used up."""
         start, end, child = decisions.start, decisions.end, level - 1
         missed = flat["tested"][start, child] & ~flat["achieved"][end, child]
         missed &= flat["used"][end, child] >= self.hierarchy.horizons[child]
         keep = missed.nonzero().squeeze(-1)
-        copy = rows[keep]
+        copy = cast(TensorDict, rows[keep])
         penalty = self.config.test_penalty if self.hierarchy.space_of(level) is None else float(self.hierarchy.k)
         copy["kind"] = torch.full_like(copy["kind"], SUBGOAL_TEST)
         copy["action"] = self.hierarchy.encode(level, copy["observation"], flat["subgoals"][start[keep], child])
@@ -219,9 +221,14 @@ class LevelTransitions:
 
 
 def _goal_reward(achieved: Tensor, out: Tensor) -> dict[str, Tensor]:
-    """r = 0 and terminated where the goal is achieved, else r = -1; [M] to [M, 1] each."""
+    """Reward 0 and terminated where the goal is achieved, else reward -1; [M] to [M, 1] each."""
     achieved = achieved.unsqueeze(-1)
     return {"reward": achieved.float() - 1, "terminated": achieved, "done": achieved | out.unsqueeze(-1)}
+
+
+def _cat(parts: Sequence[TensorDictBase], dim: int = 0) -> TensorDict:
+    """``torch.cat``, whose stub knows tensors only."""
+    return torch.cat(list(parts), dim)  # type: ignore[arg-type, return-value]
 
 
 def _episodes(out: Tensor) -> Tensor:

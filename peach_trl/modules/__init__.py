@@ -1,0 +1,1 @@
+"""Networks of the levels, the context encoder, and the posterior over z."""

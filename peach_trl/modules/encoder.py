@@ -1,7 +1,7 @@
 """The context encoder q_phi(z | c): one Gaussian per transition, multiplied with the prior N(0, I).
 
-Source: PEARL (Rakelly et al. 2019, arXiv 1903.08254, section 4.1), here with the prior as one of the factors, so that an empty
-context gives the prior itself.
+Source: PEARL (Rakelly et al. 2019, arXiv 1903.08254, section 4.1), here with the prior as one of the factors, so that
+an empty context gives the prior itself.
 """
 
 from __future__ import annotations
@@ -10,7 +10,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
-from tensordict import TensorDictBase
+from tensordict import NestedKey, TensorDictBase
 from tensordict.nn import TensorDictModuleBase
 from torch import Tensor
 from torch.nn.functional import softplus
@@ -71,7 +71,9 @@ class ContextEncoder(TensorDictModuleBase):
         (torch.Size([3, 5]), True, True)
     """
 
-    out_keys = ["z_loc", "z_scale"]
+    in_keys: list[NestedKey]
+    out_keys: list[NestedKey] = ["z_loc", "z_scale"]
+    scale: Tensor
 
     def __init__(self, observation_spec: TensorSpec, action_dim: int, config: EncoderConfig) -> None:
         super().__init__()
@@ -118,7 +120,7 @@ class ContextEncoder(TensorDictModuleBase):
 
 
 def sample_latent(loc: Tensor, scale: Tensor, generator: torch.Generator) -> Tensor:
-    """z ~ N(loc, scale^2), reparametrised, [..., Z]."""
+    """Draws z ~ N(loc, scale^2), reparametrised, [..., Z]."""
     return loc + scale * torch.randn(loc.shape, generator=generator)
 
 

@@ -38,7 +38,7 @@ def observation_scale(spec: TensorSpec) -> Tensor:
     ones = torch.ones(spec.shape[-1])
     if not isinstance(spec, Bounded):
         return ones
-    bound = torch.maximum(spec.space.low.abs(), spec.space.high.abs()).reshape(-1, spec.shape[-1])[0].float()
+    bound = torch.maximum(spec.low.abs(), spec.high.abs()).reshape(-1, spec.shape[-1])[0].float()
     return torch.where(bound.isfinite() & (bound > 0) & (bound < 1e6), 1 / bound, ones)
 
 
@@ -51,6 +51,8 @@ class Features(nn.Module):
         goal_range: half-range of the goals about the state, [G], if they are read relative to the state; ``None``
             reads them as they are, in the space's bounds.
     """
+
+    scale: Tensor
 
     def __init__(
         self, observation_spec: TensorSpec, goal_space: GoalSpace | None = None, goal_range: Tensor | None = None
@@ -68,7 +70,7 @@ class Features(nn.Module):
         """[..., D] and the goal [..., G], if there is one, then further inputs as they are; returns [..., F]."""
         parts = [observation * self.scale]
         if self.goal_space is not None:
-            goal, *others = others
+            goal, others = others[0], others[1:]
             if self.goal_range is not None:
                 parts.append((goal - self.goal_space.project(observation)) / self.goal_range)
             else:
@@ -128,7 +130,8 @@ def deterministic_actor(net: nn.Module, in_keys: Sequence[str]) -> TensorDictMod
 
 def stochastic_actor(net: nn.Module, in_keys: Sequence[str], proposal_dim: int) -> ProbabilisticActor:
     """A tanh-squashed Gaussian over ``action`` in [-1, 1]; ``net`` puts out 2 x ``proposal_dim``."""
-    params = TensorDictModule(_Head(net, NormalParamExtractor(scale_lb=1e-3)), list(in_keys), ["loc", "scale"])
+    head = NormalParamExtractor(scale_lb=1e-3)  # type: ignore[arg-type]
+    params = TensorDictModule(_Head(net, head), list(in_keys), ["loc", "scale"])
     return ProbabilisticActor(
         params,
         in_keys=["loc", "scale"],
@@ -146,7 +149,7 @@ def top_inputs(latent_dim: int, known_goal: bool) -> list[str]:
 
 def make_top(
     hierarchy: Hierarchy, observation_spec: TensorSpec, latent_dim: int, goal: GoalSpace | None, config: NetworkConfig
-) -> tuple[ProbabilisticActor, list[ValueOperator]]:
+) -> tuple[ProbabilisticActor, list[TensorDictModule]]:
     """The top level that follows the task's reward: pi_h(s, z) and two critics Q(s, a, z).
 
     Args:
@@ -168,7 +171,7 @@ def make_top(
 
 def make_goal_level(
     hierarchy: Hierarchy, level: int, observation_spec: TensorSpec, stochastic: bool, config: NetworkConfig
-) -> tuple[TensorDictModule, list[ValueOperator]]:
+) -> tuple[TensorDictModule, list[TensorDictModule]]:
     """A goal-reaching level: pi_i(s, g_i) and two critics Q_i(s, g_i, a), bounded to [-H, 0].
 
     Args:

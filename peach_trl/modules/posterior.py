@@ -7,22 +7,24 @@ the context. A table holds one posterior a task; rows of the environment start f
 from __future__ import annotations
 
 import torch
-from tensordict import TensorDictBase
+from tensordict import NestedKey, TensorDictBase
 from tensordict.nn import TensorDictModuleBase
 from torch import Tensor
-from torchrl.data import Composite, Unbounded
+from torchrl.data import Composite, TensorSpec, Unbounded
 from torchrl.envs import TensorDictPrimer
 
 from peach_trl.hierarchy.structure import Hierarchy
-from peach_trl.modules.encoder import ContextEncoder, product_of_gaussians, sample_latent
+from peach_trl.modules.encoder import ContextEncoder, product_of_gaussians
 from peach_trl.seeding import named_generator
+
+DRAWS = ("trajectory", "decision", "coupled")
 
 
 class PosteriorState(TensorDictModuleBase):
     """Keeps q(z | c) of every task and hands each environment row its z.
 
-    Reads ``observation``, ``task_id``, ``("hierarchy", "start" | "acts")``, and for ``draw="decision"`` also
-    ``episode_reward`` (TorchRL's ``RewardSum``), the last subgoal and proposal; writes ``z`` [N, Z] and, for
+    Reads ``observation``, ``task_id``, ``("hierarchy", "start" | "acts")``, and for other draws than ``"trajectory"``
+    also ``episode_reward`` (TorchRL's ``RewardSum``), the last subgoal and proposal; writes ``z`` [N, Z] and, for
     ``draw="decision"``, its own state under ``"posterior"``.
 
     Args:
@@ -31,10 +33,16 @@ class PosteriorState(TensorDictModuleBase):
         num_tasks: entries of the table.
         observation_dim: D.
         draw: ``"trajectory"`` draws z when an episode starts; ``"decision"`` also multiplies the transition of each
-            decision of the top level into the posterior when it ends, and draws z anew.
+            decision of the top level into the posterior when it ends, and draws z anew; ``"coupled"`` does so with one
+            noise for the whole episode, z = mean + noise * deviation, so that z only changes with the evidence.
         reward_scale: factor on rewards, the same as that of the recorded transitions.
         seed: of the draws of z; ``None`` for this process's seed.
     """
+
+    in_keys: list[NestedKey]
+    out_keys: list[NestedKey]
+    precision: Tensor
+    shift: Tensor
 
     def __init__(
         self,
@@ -47,8 +55,8 @@ class PosteriorState(TensorDictModuleBase):
         seed: int | None = None,
     ) -> None:
         super().__init__()
-        if draw not in ("trajectory", "decision"):
-            raise ValueError(f"context.draw = {draw!r}: use 'trajectory' or 'decision'")
+        if draw not in DRAWS:
+            raise ValueError(f"context.draw = {draw!r}: use one of {', '.join(DRAWS)}")
         self.encoder, self.hierarchy, self.draw = encoder, hierarchy, draw
         self.observation_dim, self.reward_scale, self._seed = observation_dim, reward_scale, seed
         self.register_buffer("precision", torch.ones(num_tasks, encoder.latent_dim))
@@ -57,7 +65,9 @@ class PosteriorState(TensorDictModuleBase):
         self._state = ["precision", "shift"] + ["observation", "reward"]
         self.in_keys = ["observation", "task_id", ("hierarchy", "start"), ("hierarchy", "acts"), "z"]
         self.out_keys = ["z"]
-        if draw == "decision":
+        if draw == "coupled":
+            self._state.append("noise")
+        if draw != "trajectory":
             self.in_keys += ["episode_reward", *(("posterior", key) for key in self._state)]
             self.in_keys.append(("hierarchy", "goal") if hierarchy.depth > 1 else ("hierarchy", "proposal"))
             self.out_keys += [("posterior", key) for key in self._state]
@@ -76,9 +86,11 @@ class PosteriorState(TensorDictModuleBase):
     @torch.no_grad()
     def update(self, transitions: TensorDictBase) -> None:
         """Multiplies top-level transitions [R], each with its ``task_id`` [R, 1], into their tasks' posteriors."""
-        after = transitions["next"]
         precision, shift = self.encoder.factors(
-            transitions["observation"], transitions["action"], after["reward"], after["observation"]
+            transitions["observation"],
+            transitions["action"],
+            transitions["next", "reward"],
+            transitions["next", "observation"],
         )
         tasks = transitions["task_id"].squeeze(-1)
         self.precision.index_add_(0, tasks, precision)
@@ -92,16 +104,20 @@ class PosteriorState(TensorDictModuleBase):
     def forward(self, tensordict: TensorDictBase) -> TensorDictBase:
         """Writes each row's z; see the class."""
         start, draws = tensordict.get(("hierarchy", "start")), tensordict.get(("hierarchy", "start"))
-        if self.draw == "decision":
+        if self.draw != "trajectory":
             draws = tensordict.get(("hierarchy", "acts"))[..., -1:]
         if not draws.any():
             return tensordict
         tasks = tensordict.get("task_id").squeeze(-1)
         precision, shift = self.precision[tasks], self.shift[tasks]
-        if self.draw == "decision":
+        if self.draw != "trajectory":
             precision, shift = self._multiply(tensordict, start, draws, precision, shift)
-        z = sample_latent(*product_of_gaussians(precision, shift), self.generator)
-        return tensordict.set("z", torch.where(draws, z, tensordict.get("z")))
+        noise = torch.randn(precision.shape, generator=self.generator)
+        if self.draw == "coupled":
+            noise = torch.where(start, noise, tensordict.get(("posterior", "noise")))
+            tensordict.set(("posterior", "noise"), noise)
+        loc, scale = product_of_gaussians(precision, shift)
+        return tensordict.set("z", torch.where(draws, loc + scale * noise, tensordict.get("z")))
 
     def _multiply(
         self, tensordict: TensorDictBase, start: Tensor, ends: Tensor, precision: Tensor, shift: Tensor
@@ -143,9 +159,10 @@ class PosteriorState(TensorDictModuleBase):
 
     def make_tensordict_primer(self) -> TensorDictPrimer:
         """The transform that adds z and the posterior's state to an environment, zero at a reset."""
-        latent = Unbounded(shape=(self.encoder.latent_dim,))
-        specs = {"z": latent}
-        if self.draw == "decision":
-            rest = {"observation": Unbounded(shape=(self.observation_dim,)), "reward": Unbounded(shape=(1,))}
+        latent = Unbounded(shape=self.encoder.latent_dim)
+        specs: dict[str, TensorSpec] = {"z": latent}
+        if self.draw != "trajectory":
+            rest = {"observation": Unbounded(shape=self.observation_dim), "reward": Unbounded(shape=1)}
+            rest |= {"noise": latent.clone()} if self.draw == "coupled" else {}
             specs["posterior"] = Composite({"precision": latent.clone(), "shift": latent.clone(), **rest})
         return TensorDictPrimer(Composite(specs), default_value=0.0, expand_specs=True)

@@ -6,7 +6,6 @@ Rakelly et al. 2019, arXiv 1903.08254, algorithm 1).
 
 from __future__ import annotations
 
-import torch
 from tensordict import TensorDictBase
 from torch import Tensor
 from torchrl.objectives import SACLoss
@@ -15,12 +14,13 @@ from torchrl.objectives import SACLoss
 class ContextSACLoss(SACLoss):
     """TorchRL's ``SACLoss`` (Haarnoja et al. 2018, arXiv 1812.05905) with a context variable ``z``.
 
-    The batch may have any shape, such as [meta-batch, batch]; ``z`` [..., Z] is drawn from the encoder *before* the loss
-    is called (within a LossModule, TorchRL would turn the draw into the mean). The gradient of ``loss_qvalue`` reaches z,
-    that of ``loss_actor`` does not, and bootstrapped values read the same z. Without a ``z`` in the batch this is
-    ``SACLoss`` itself, which is what HAC's and SAC's top levels use.
+    The batch may have any shape, such as [meta-batch, batch]; ``z`` [..., Z] is drawn from the encoder *before* the
+    loss is called (within a LossModule, TorchRL would turn the draw into the mean). The gradient of ``loss_qvalue``
+    reaches z, that of ``loss_actor`` does not, and bootstrapped values read the same z. Without a ``z`` in the batch
+    this is ``SACLoss`` itself, which is what HAC's and SAC's top levels use.
 
     Examples:
+        >>> import torch
         >>> from tensordict import TensorDict
         >>> from tensordict.nn import NormalParamExtractor, TensorDictModule
         >>> from torch import nn

@@ -1,7 +1,7 @@
 """The losses of goal-reaching levels: TD3 or SAC with values bounded to [-H, 0].
 
-Source: HAC (Levy et al. 2019, arXiv 1712.00948): with r = -1 a decision until the goal is reached, at most H decisions an
-attempt, no value lies outside of [-H, 0]. The prediction is bounded by the critic
+Source: HAC (Levy et al. 2019, arXiv 1712.00948): with r = -1 a decision until the goal is reached, at most H decisions
+an attempt, no value lies outside of [-H, 0]. The prediction is bounded by the critic
 (:class:`~peach_trl.modules.networks.BoundedValue`), the target here.
 """
 
@@ -9,10 +9,11 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import cast
 
-from tensordict.nn import TensorDictModuleBase
+from tensordict.nn import ProbabilisticTensorDictSequential, TensorDictModule
 from torch import Tensor
-from torchrl.objectives import LossModule, SACLoss, TD3Loss
+from torchrl.objectives import SACLoss, TD3Loss
 from torchrl.objectives.value import TD0Estimator
 
 from peach_trl.config import option
@@ -57,12 +58,12 @@ class BoundedTD0Estimator(TD0Estimator):
 
 
 def make_goal_loss(
-    actor: TensorDictModuleBase, critics: Sequence[TensorDictModuleBase], horizon: int, config: GoalLossConfig
-) -> LossModule:
+    actor: TensorDictModule, critics: Sequence[TensorDictModule], horizon: int, config: GoalLossConfig
+) -> TD3Loss | SACLoss:
     """TorchRL's ``TD3Loss`` or ``SACLoss`` for one goal-reaching level, with bounded targets.
 
-    Reads a batch with ``observation``, ``goal``, ``action`` in [-1, 1] and the same under ``next``; returns ``loss_actor``
-    and ``loss_qvalue``.
+    Reads a batch with ``observation``, ``goal``, ``action`` in [-1, 1] and the same under ``next``; returns
+    ``loss_actor`` and ``loss_qvalue``.
 
     Args:
         actor: deterministic for TD3, stochastic for SAC.
@@ -71,14 +72,29 @@ def make_goal_loss(
         config: which algorithm, discount, noise.
     """
     if config.algorithm == "td3":
-        noise = {"policy_noise": config.policy_noise, "noise_clip": config.noise_clip}
-        loss: LossModule = TD3Loss(actor, list(critics), bounds=(-1.0, 1.0), loss_function="l2", **noise)
+        loss = TD3Loss(
+            actor,
+            list(critics),
+            bounds=(-1.0, 1.0),  # type: ignore[arg-type]
+            loss_function="l2",
+            policy_noise=config.policy_noise,
+            noise_clip=config.noise_clip,
+        )
     else:
         loss = SACLoss(
-            actor, list(critics), alpha_init=config.alpha, fixed_alpha=True, target_entropy=0.0, loss_function="l2"
+            cast(ProbabilisticTensorDictSequential, actor),
+            list(critics),
+            alpha_init=config.alpha,
+            fixed_alpha=True,
+            target_entropy=0.0,
+            loss_function="l2",
         )
     loss.make_value_estimator(
-        BoundedTD0Estimator, gamma=config.gamma, low=-float(horizon), high=0.0, value_network=None
+        BoundedTD0Estimator,  # type: ignore[arg-type]
+        gamma=config.gamma,
+        low=-float(horizon),
+        high=0.0,
+        value_network=None,
     )
     loss.set_keys()  # hands the loss's keys to the estimator, which TorchRL leaves out for estimators given as a class
     return loss

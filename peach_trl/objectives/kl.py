@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-import torch
 from tensordict import NestedKey, TensorDict, TensorDictBase
 from tensordict.nn import dispatch
 from torchrl.objectives import LossModule
@@ -16,6 +15,7 @@ class KLLoss(LossModule):
     Source: PEARL (Rakelly et al. 2019, arXiv 1903.08254, equation 1).
 
     Examples:
+        >>> import torch
         >>> loss = KLLoss()
         >>> td = TensorDict({"z_loc": torch.zeros(4, 2), "z_scale": torch.ones(4, 2)}, [4])
         >>> loss(td)["loss_kl"].item()
@@ -31,7 +31,8 @@ class KLLoss(LossModule):
 
     default_keys = _AcceptedKeys
     tensor_keys: _AcceptedKeys
-    out_keys = ["loss_kl"]
+    in_keys: list[NestedKey]
+    out_keys: list[NestedKey] = ["loss_kl"]
 
     def __init__(self) -> None:
         super().__init__()
@@ -40,7 +41,7 @@ class KLLoss(LossModule):
     def _forward_value_estimator_keys(self, **kwargs) -> None:
         self.in_keys = [self.tensor_keys.loc, self.tensor_keys.scale]
 
-    @dispatch
+    @dispatch  # type: ignore[arg-type]
     def forward(self, tensordict: TensorDictBase) -> TensorDictBase:
         """Returns a TensorDict with ``loss_kl``, a scalar; zero-dimensional z costs nothing."""
         loc, scale = tensordict.get(self.tensor_keys.loc), tensordict.get(self.tensor_keys.scale)

@@ -1,0 +1,297 @@
+"""The losses: which gradient reaches what, and their values against plain torch."""
+
+import copy
+
+import pytest
+import torch
+from reference_losses import copies, sac_losses, td3_losses
+from tensordict import TensorDict
+from tiny import random_context, random_transitions, tiny_agent, tiny_config
+from torch.distributions import Normal, kl_divergence
+from torchrl.objectives import SACLoss, ValueEstimators
+
+from peach_trl.modules.encoder import sample_latent
+from peach_trl.modules.networks import make_goal_level, make_top
+from peach_trl.objectives.context_sac import ContextSACLoss
+from peach_trl.objectives.goal import BoundedTD0Estimator, GoalLossConfig, make_goal_loss
+from peach_trl.objectives.kl import KLLoss
+
+TASKS, ROWS, CONTEXT = 3, 16, 5
+pytestmark = pytest.mark.filterwarnings("ignore:No target network updater")  # the agent makes them, these tests do not
+
+
+def leaves(params):
+    return [p for p in params.values(True, True) if p.requires_grad]
+
+
+def parts_of(agent):
+    """What the three learning rates belong to."""
+    return {
+        "actor": leaves(agent.top_loss.actor_network_params),
+        "critics": leaves(agent.top_loss.qvalue_network_params),
+        "encoder": list(agent.encoder.parameters()),
+    }
+
+
+# Routing of gradients.
+
+
+def test_each_loss_reaches_what_algorithm_1_says():
+    agent = tiny_agent(tiny_config())
+    q = agent.encoder(TensorDict({"context": random_context(TASKS, CONTEXT, seed=1)}, [TASKS]))
+    z = sample_latent(q["z_loc"], q["z_scale"], torch.Generator().manual_seed(0))
+    batch = random_transitions((TASKS, ROWS), seed=2).set("z", z.unsqueeze(1).expand(TASKS, ROWS, -1))
+    losses = agent.kl_loss(q).update(agent.top_loss(batch))
+    reached = {name: set() for name in ("loss_actor", "loss_qvalue", "loss_kl")}
+    for name, parts in reached.items():
+        for part, parameters in parts_of(agent).items():
+            gradients = torch.autograd.grad(losses[name], parameters, retain_graph=True, allow_unused=True)
+            if any(g is not None and g.abs().max() > 0 for g in gradients):
+                parts.add(part)
+    assert reached == {"loss_actor": {"actor"}, "loss_qvalue": {"critics", "encoder"}, "loss_kl": {"encoder"}}
+
+
+@pytest.mark.parametrize(
+    ("kept", "moved"),
+    [("loss_actor", {"actor"}), ("loss_qvalue", {"critics", "encoder"}), ("loss_kl", {"encoder"})],
+)
+def test_update_top_moves_what_the_loss_belongs_to(kept, moved):
+    """The same through the optimiser: with one loss only, the rest stays as it was."""
+    coefficients = {f"top__{name}": float(name == kept) for name in ("loss_actor", "loss_qvalue", "loss_kl")}
+    agent = tiny_agent(tiny_config(**coefficients))
+    before = {name: [p.detach().clone() for p in parameters] for name, parameters in parts_of(agent).items()}
+    for step in range(2):  # with momentum, which must not leak either
+        agent.update_top(random_transitions((TASKS, ROWS), step), random_context(TASKS, CONTEXT, step))
+    changed = {
+        name
+        for name, parameters in parts_of(agent).items()
+        if any(not torch.equal(new, old) for new, old in zip(parameters, before[name], strict=True))
+    }
+    assert changed == moved
+
+
+def test_update_top_leaves_its_inputs_alone():
+    agent = tiny_agent(tiny_config())
+    batch, context = random_transitions((TASKS, ROWS), 1), random_context(TASKS, CONTEXT, 1)
+    batch_before, context_before = batch.clone(), context.clone()
+    agent.update_top(batch, context)
+    for now, before in ((batch, batch_before), (context, context_before)):
+        assert (now.select(*before.keys(True, True)) == before).all()
+        assert "z" not in now.keys() and "z_loc" not in now.keys()
+
+
+# The top level's SAC.
+
+
+def top_networks(latent_dim):
+    agent = tiny_agent(tiny_config(context__latent_dim=latent_dim))
+    torch.manual_seed(5)
+    return make_top(agent.hierarchy, agent.observation_spec, latent_dim, None, agent.config)
+
+
+def make_sac(kind, actor, critics, gamma=0.9, alpha=0.3):
+    loss = kind(actor, critics, alpha_init=alpha, fixed_alpha=True, target_entropy=0.0, loss_function="l2")
+    loss.make_value_estimator(ValueEstimators.TD0, gamma=gamma)
+    return loss
+
+
+def perturbed_targets(params, seed):
+    """Makes the target networks differ from the others, as they do in training."""
+    generator = torch.Generator().manual_seed(seed)
+    for name, p in params.data.flatten_keys(".").items():
+        if not name.endswith("features.scale"):
+            p += 0.1 * torch.randn(p.shape, generator=generator)
+
+
+def test_without_z_it_is_torchrls_sac():
+    actor, critics = top_networks(0)
+    found, expected = [], []
+    for kind, results in ((ContextSACLoss, found), (SACLoss, expected)):
+        loss = make_sac(kind, copy.deepcopy(actor), copy.deepcopy(critics))
+        perturbed_targets(loss.target_qvalue_network_params, seed=1)
+        torch.manual_seed(3)
+        losses = loss(random_transitions((ROWS,), seed=2))
+        (losses["loss_actor"] + losses["loss_qvalue"]).backward()
+        gradients = [p.grad for p in leaves(loss.actor_network_params) + leaves(loss.qvalue_network_params)]
+        results += [losses["loss_actor"], losses["loss_qvalue"], losses["entropy"], *gradients]
+    assert len(found) == len(expected) > 10
+    assert all(torch.equal(a, b) for a, b in zip(found, expected, strict=True))
+
+
+@pytest.mark.parametrize("steps", [True, False])
+def test_with_z_it_is_sac_on_s_and_z(steps):
+    """Values and gradients, that of z included, against SAC by hand."""
+    actor, critics = top_networks(5)
+    loss = make_sac(ContextSACLoss, actor, critics)
+    perturbed_targets(loss.target_qvalue_network_params, seed=1)
+    plain_actor = copy.deepcopy(actor[0].module)
+    plain = copies(copy.deepcopy(critics), loss.qvalue_network_params)
+    targets = copies(copy.deepcopy(critics), loss.target_qvalue_network_params)
+    batch = random_transitions((TASKS, ROWS), seed=2)
+    if not steps:
+        batch = batch.exclude("steps_to_next_obs")
+    z = torch.randn(TASKS, 1, 5, generator=torch.Generator().manual_seed(4)).requires_grad_()
+
+    torch.manual_seed(3)
+    found = loss(batch.copy().set("z", z.expand(TASKS, ROWS, 5)))
+    torch.manual_seed(3)
+    noise = torch.randn(TASKS, ROWS, 2), torch.randn(TASKS, ROWS, 2)
+    task = [z.expand(TASKS, ROWS, 5)]
+    loss_actor, loss_qvalue = sac_losses(plain_actor, plain, targets, batch, task, noise, gamma=0.9, alpha=0.3)
+    torch.testing.assert_close(found["loss_actor"], loss_actor)
+    torch.testing.assert_close(found["loss_qvalue"], loss_qvalue)
+
+    by_z = torch.autograd.grad(found["loss_qvalue"], z, retain_graph=True)[0]
+    torch.testing.assert_close(by_z, torch.autograd.grad(loss_qvalue, z, retain_graph=True)[0])
+    found_actor = torch.autograd.grad(found["loss_actor"], list(actor[0].module.parameters()))
+    by_hand = torch.autograd.grad(loss_actor, list(plain_actor.parameters()))
+    torch.testing.assert_close(found_actor, by_hand, atol=1e-6, rtol=1e-4)
+
+
+def test_the_discount_is_per_environment_step():
+    """gamma ** k for a decision of k steps."""
+    actor, critics = top_networks(0)
+    batch = random_transitions((ROWS,), seed=2)
+    batch["next", "terminated"] = torch.zeros(ROWS, 1, dtype=torch.bool)
+
+    def loss_qvalue(gamma, steps):
+        loss = make_sac(ContextSACLoss, copy.deepcopy(actor), copy.deepcopy(critics), gamma=gamma)
+        perturbed_targets(loss.target_qvalue_network_params, seed=1)
+        torch.manual_seed(3)
+        rows = batch.exclude("steps_to_next_obs") if steps is None else batch.clone()
+        if steps is not None:
+            rows["steps_to_next_obs"] = torch.full((ROWS, 1), steps)
+        return loss(rows)["loss_qvalue"]
+
+    torch.testing.assert_close(loss_qvalue(0.9, 3), loss_qvalue(0.9**3, 1))
+    torch.testing.assert_close(loss_qvalue(0.9, 1), loss_qvalue(0.9, None))
+    assert (loss_qvalue(0.9, 3) - loss_qvalue(0.9, 1)).abs() > 1e-3
+
+
+# Goal-reaching levels.
+
+
+def make_goal(algorithm, gamma=0.95, noise=0.0, alpha=0.3, level=0):
+    """A goal-reaching level of H = 4, its plain networks and those of its targets."""
+    config = tiny_config(lower__algorithm=algorithm)
+    agent = tiny_agent(config)
+    torch.manual_seed(6)
+    networks = make_goal_level(agent.hierarchy, level, agent.observation_spec, algorithm == "sac", config.lower)
+    actor, critics = networks
+    options = GoalLossConfig(algorithm=algorithm, gamma=gamma, policy_noise=noise, noise_clip=0.5, alpha=alpha)
+    assert agent.hierarchy.k == 4
+    return make_goal_loss(actor, critics, 4, options), actor, critics
+
+
+def goal_loss_by_hand(loss, actor, critics, batch, algorithm, seed, low=-4.0, high=0.0, gamma=0.95, alpha=0.3):
+    """(loss_actor, loss_qvalue), with the draws that the loss makes after ``torch.manual_seed(seed)``."""
+    plain_actor = copy.deepcopy(actor[0].module if algorithm == "sac" else actor.module)
+    plain = copies(copy.deepcopy(critics), loss.qvalue_network_params)
+    targets = copies(copy.deepcopy(critics), loss.target_qvalue_network_params)
+    torch.manual_seed(seed)
+    shape, task, bounds = batch["action"].shape, [batch["goal"]], {"low": low, "high": high}
+    if algorithm == "sac":
+        noise = torch.randn(shape), torch.randn(shape)
+        return sac_losses(plain_actor, plain, targets, batch, task, noise, gamma=gamma, alpha=alpha, **bounds)
+    return td3_losses(plain_actor, plain, plain_actor, targets, batch, task, torch.zeros(shape), gamma=gamma, **bounds)
+
+
+@pytest.mark.parametrize("algorithm", ["td3", "sac"])
+def test_targets_are_clamped_to_the_attainable(algorithm):
+    loss, actor, critics = make_goal(algorithm)
+    batch = random_transitions((64,), seed=7, goal=True).exclude("steps_to_next_obs")
+    batch["next", "reward"] = 4 * batch["next", "reward"]
+    torch.manual_seed(3)
+    found = loss(batch.copy())
+    expected = goal_loss_by_hand(loss, actor, critics, batch, algorithm, 3)
+    torch.testing.assert_close(found["loss_actor"], expected[0])
+    torch.testing.assert_close(found["loss_qvalue"], expected[1])
+    for bounds in ({"low": -1e9}, {"high": 1e9}):  # both of them do bite
+        other = goal_loss_by_hand(loss, actor, critics, batch, algorithm, 3, **bounds)
+        assert (found["loss_qvalue"] - other[1]).abs() > 0.1
+
+
+@pytest.mark.parametrize("algorithm", ["td3", "sac"])
+def test_the_worst_target_is_minus_h(algorithm):
+    """r = -1 before a state of value -H: the target is -H, not -1 - gamma H; and never above 0."""
+    loss, _, critics = make_goal(algorithm, alpha=1e-6)
+    for name, p in loss.target_qvalue_network_params.data.flatten_keys(".").items():
+        if name.endswith("net.4.weight") or name.endswith("net.4.bias"):
+            p.fill_(0.0 if name.endswith("weight") else 50.0)
+    batch = random_transitions((ROWS,), seed=7, goal=True).exclude("steps_to_next_obs")
+    batch["next", "terminated"] = torch.zeros(ROWS, 1, dtype=torch.bool)
+    q = torch.stack(
+        [
+            net(batch["observation"], batch["goal"], batch["action"])
+            for net in copies(critics, loss.qvalue_network_params)
+        ]
+    )
+    for reward, target in ((-1.0, -4.0), (0.0, -0.95 * 4), (9.0, 0.0)):
+        batch["next", "reward"] = torch.full((ROWS, 1), reward)
+        torch.testing.assert_close(loss(batch.copy())["loss_qvalue"], ((q - target) ** 2).mean(1).sum())
+
+
+@pytest.mark.parametrize("level", [0, 1])
+def test_predictions_lie_within_the_attainable(level):
+    config = tiny_config(hierarchy__depth=3, hierarchy__decision_steps=16)
+    agent = tiny_agent(config)
+    _, critics = make_goal_level(agent.hierarchy, level, agent.observation_spec, False, config.lower)
+    batch = random_transitions((256,), seed=7, goal=True)
+    inputs = (100 * batch["observation"], 10 * batch["goal"], batch["action"])
+    values = torch.cat([critic.module(*inputs) for critic in critics])
+    assert values.min() >= -4 and values.max() <= 0
+    assert values.min() < -3 and values.max() > -1  # far from what untrained networks give for small inputs
+
+
+@pytest.mark.parametrize("name", ["td3", "sac", "top"])
+def test_only_terminated_rows_are_not_bootstrapped(name):
+    if name == "top":
+        loss = make_sac(ContextSACLoss, *top_networks(0))
+    else:
+        loss, *_ = make_goal(name)
+    batch = random_transitions((ROWS,), seed=8, goal=name != "top")
+    batch["next", "reward"] = -batch["next", "reward"].abs()
+    terminated = batch["next", "terminated"].squeeze(-1)
+    truncated = batch["next", "done"].squeeze(-1) & ~terminated
+    going_on = ~batch["next", "done"].squeeze(-1)
+    assert min(terminated.sum(), truncated.sum(), going_on.sum()) > 1
+
+    def loss_qvalue(rows):
+        torch.manual_seed(3)
+        changed = batch.clone()
+        changed["next", "observation"][rows] += 3.0
+        return loss(changed)["loss_qvalue"].item()
+
+    as_it_was = loss_qvalue(torch.zeros(ROWS, dtype=torch.bool))
+    assert loss_qvalue(terminated) == as_it_was
+    assert abs(loss_qvalue(truncated) - as_it_was) > 1e-6
+    assert abs(loss_qvalue(going_on) - as_it_was) > 1e-6
+
+
+def test_the_bounded_estimator_clamps_and_discounts():
+    estimator = BoundedTD0Estimator(low=-4.0, high=0.0, gamma=0.5, value_network=None)
+    terminated = torch.tensor([[False], [False], [True], [False]])
+    step = {
+        "reward": torch.tensor([[-1.0], [-3.0], [-1.0], [1.0]]),
+        "state_value": torch.tensor([[-2.0], [-4.0], [-4.0], [-1.0]]),
+        "done": torch.ones(4, 1, dtype=torch.bool),
+        "terminated": terminated,
+    }
+    assert estimator.value_estimate(TensorDict({"next": step}, [4])).squeeze(-1).tolist() == [-2.0, -4.0, -1.0, 0.0]
+
+
+# KL.
+
+
+def test_kl_closed_form():
+    generator = torch.Generator().manual_seed(0)
+    loc = torch.randn(4, 3, generator=generator)
+    scale = torch.rand(4, 3, generator=generator) + 0.05
+    expected = kl_divergence(Normal(loc, scale), Normal(0.0, 1.0)).sum(-1).mean()
+    assert expected > 0.5
+    found = KLLoss()(TensorDict({"z_loc": loc, "z_scale": scale}, [4]))["loss_kl"]
+    torch.testing.assert_close(found, expected)
+    torch.testing.assert_close(KLLoss()(z_loc=loc, z_scale=scale), expected)  # without a TensorDict
+    renamed = KLLoss()
+    renamed.set_keys(loc="mean", scale="deviation")
+    torch.testing.assert_close(renamed(TensorDict({"mean": loc, "deviation": scale}, [4]))["loss_kl"], expected)
