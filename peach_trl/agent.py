@@ -43,6 +43,7 @@ class TopConfig(NetworkConfig):
     alpha_1: float = option(above=0, help="learning rate of the encoder")
     alpha_2: float = option(above=0, help="learning rate of the top actor")
     alpha_3: float = option(above=0, help="learning rate of the top critics")
+    lr_end: float = option(above=0, high=1, help="share of the learning rates left at the end; they fall linearly")
     loss_actor: float = option(low=0, help="coefficient of loss_actor")
     loss_qvalue: float = option(low=0, help="coefficient of loss_qvalue")
     loss_kl: float = option(low=0, help="coefficient of loss_kl, beta")
@@ -136,6 +137,7 @@ class Agent(nn.Module):
             self.top_actor, critics, alpha_init=config.alpha, fixed_alpha=True, target_entropy=0.0, loss_function="l2"
         )
         self.top_loss.make_value_estimator(ValueEstimators.TD0, gamma=config.gamma)
+        self.top_loss.target_entropy  # noqa: B018  SACLoss registers it lazily: now, so that state dicts fit
         self.kl_loss = KLLoss()
         self.targets = SoftUpdate(self.top_loss, tau=config.tau)
         groups = [
@@ -165,6 +167,13 @@ class Agent(nn.Module):
         dim, draw = self.observation_spec.shape[-1], self.context.draw
         posterior = PosteriorState(self.encoder, self.hierarchy, num_tasks, dim, draw, self.reward_scale, seed)
         return HierarchyPolicy(clock, actor, posterior)
+
+    def anneal(self, progress: float) -> None:
+        """Sets the learning rates alpha_1, alpha_2, alpha_3 for ``progress`` in [0, 1] through training."""
+        share = 1 - (1 - self.config.lr_end) * progress
+        rates = (self.config.alpha_2, self.config.alpha_3, self.config.alpha_1)
+        for group, rate in zip(self.optimiser.param_groups, rates, strict=False):
+            group["lr"] = share * rate
 
     def update_level(self, level: int, batch: TensorDictBase) -> dict[str, float]:
         """One gradient step of goal-reaching level ``level`` on a batch [B] of its transitions."""

@@ -66,6 +66,8 @@ def main(config: Config, run_dir: Path) -> None:
                     for _ in range(goal_updates):
                         report.losses(f"level_{level}", agent.update_level(level, B_i.sample()))
 
+            if follows_reward:
+                agent.anneal(max(0, iteration - train.warmup + train.prefill) / train.iterations)
             for _ in range(train.top_updates if follows_reward and not at_random else 0):
                 b = sample_batch(config, B, B.draw_tasks(T, train.meta_batch))
                 report.losses("top", agent.update_top(b))

@@ -68,6 +68,7 @@ def main(config: Config, run_dir: Path) -> None:
                 if posterior is not None:
                     posterior.condition(T, S_c(T))  # c^i ~ B^i
 
+            agent.anneal(max(0, iteration - train.warmup + train.prefill) / train.iterations)
             for _ in range(0 if at_random else train.top_updates):
                 T_i = B.draw_tasks(T, train.meta_batch)  # the meta-batch
                 c, b = S_c(T_i), sample_batch(config, B, T_i)  # c^i ~ S_c(B^i), b^i ~ B^i

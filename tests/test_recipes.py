@@ -19,8 +19,13 @@ from tiny import ROOT, TINY, tiny_agent, tiny_config
 from torchrl.collectors import Collector
 from torchrl.envs import RewardSum, TransformedEnv
 
+from peach_trl.agent import Agent
+from peach_trl.data.task_replay import TaskReplayBuffer
 from peach_trl.envs import PointEnv
 from peach_trl.experiment import make_collector, make_env, make_library
+from peach_trl.hierarchy.transitions import HINDSIGHT_ACTION
+from peach_trl.modules.posterior import PosteriorState
+from peach_trl.report import Report
 from peach_trl.utils import load_checkpoint
 
 SECONDS = 240  # after which a run or a collector hangs
@@ -86,6 +91,40 @@ def start_process(folder, recipe, *arguments):
     )
     assert done.returncode == 0, done.stderr
     return [run for run in runs_in(folder) if run not in before], done.stdout
+
+
+@contextlib.contextmanager
+def events():
+    """The calls that make up Algorithm 1, in order, with what they were given."""
+    log = []
+
+    def spy(stack, owner, name, note):
+        original = getattr(owner, name)
+
+        def called(self, *args, **kwargs):
+            result = original(self, *args, **kwargs)
+            log.append(note(self, *args))
+            return result
+
+        stack.enter_context(mock.patch.object(owner, name, called))
+
+    def conditioned(posterior, tasks, context):
+        return "condition", tasks.tolist(), posterior.precision.clone(), context
+
+    with contextlib.ExitStack() as stack:
+        spy(
+            stack,
+            PosteriorState,
+            "reset",
+            lambda posterior, tasks: ("reset", tasks.tolist(), posterior.precision.clone()),
+        )
+        spy(stack, PosteriorState, "condition", conditioned)
+        spy(stack, Report, "collected", lambda report, batch, number: ("collected", batch, number))
+        spy(stack, TaskReplayBuffer, "extend", lambda buffer, rows: ("extend", rows))
+        spy(stack, TaskReplayBuffer, "empty", lambda buffer: ("empty",))
+        spy(stack, Agent, "update_level", lambda agent, level, batch: (f"level {level}", batch))
+        spy(stack, Agent, "update_top", lambda agent, b, c=None: ("top", b, c))
+        yield log
 
 
 def rows_of(run):
@@ -170,8 +209,53 @@ def test_peach(peach):
     assert f"trajectory 2: {returned:.3f}" in output
 
 
+def check_posteriors(log):
+    """Each trajectory's z comes from what was known of its task by then; meta-batches are of the same tasks."""
+    table = None
+    for event in log:
+        if event[0] in ("reset", "condition"):
+            assert event[1] == [0, 1, 2]
+            table = event[2]
+        if event[0] == "collected":
+            first = event[1][:, 0]
+            if ("posterior", "precision") in first.keys(True):
+                assert torch.equal(first["posterior", "precision"], table[first["task_id"].squeeze(-1)])
+        if event[0] == "top":
+            _, b, c = event
+            assert b.shape == (2, 8) and c.shape[:1] == (2,)
+            tasks = c["task_id"][:, 0, 0]
+            assert len(tasks.unique()) == 2 and (b["task_id"][..., 0] == tasks.unsqueeze(-1)).all()
+            assert (c["task_id"][..., 0] == tasks.unsqueeze(-1))[c["mask"]].all()
+            assert (c["kind"][c["mask"]] == HINDSIGHT_ACTION).all()
+    assert not torch.equal(table[:3], torch.ones_like(table[:3]))  # contexts were not empty
+
+
+def test_peach_follows_algorithm_1(tmp_path):
+    with events() as log:
+        start(
+            tmp_path, "peach", *TINY, "train.iterations=1", "train.warmup_updates=1", "train.lower_updates=3",
+            "context.empty_probability=0", plots=False,
+        )  # fmt: skip
+
+    def iteration(lower, top):
+        trajectory = ["extend", "collected", *["level 0"] * lower, "condition"]
+        return ["reset", *2 * trajectory, *["top"] * top]
+
+    names = [event[0] for event in log]
+    assert names == iteration(1, 0) + ["empty"] + iteration(3, 0) + iteration(3, 2)  # warm-up, prefill, meta-training
+    check_posteriors(log)
+    for event in log:
+        if event[0] == "level 0":
+            assert event[1].shape == (8,) and "goal" in event[1].keys()
+
+
 def test_pearl(tmp_path):
-    (run,) = start(tmp_path, "pearl", *NO_WARMUP)
+    with events() as log:
+        (run,) = start(tmp_path, "pearl", *NO_WARMUP, "context.empty_probability=0")
+    trajectories = 2 * ["extend", "collected", "condition"]
+    meta_training = ["reset", *trajectories, "top", "top"]
+    assert [event[0] for event in log] == ["reset", *trajectories, *2 * meta_training]  # prefill first
+    check_posteriors(log)
     filled = check_run(run, iterations=3, with_z=True, with_levels=False, top_updates=4)
     assert not any("level" in name for name in filled)
 
@@ -185,7 +269,13 @@ def test_pearl(tmp_path):
     ],
 )
 def test_hac(tmp_path, overrides, updates, goal_levels, plots):
-    (run,) = start(tmp_path, "hac", *TINY, *overrides, plots=plots)
+    with events() as log:
+        (run,) = start(tmp_path, "hac", *TINY, *overrides, plots=plots)
+    levels = [f"level {level}" for level in range(goal_levels) for _ in range(2)]
+    trajectories = 2 * ["collected", *(["extend"] if updates else []), *levels]
+    expected = [*trajectories, "empty", *trajectories, *2 * [*trajectories, *["top"] * (updates // 2)]]
+    assert [event[0] for event in log] == expected
+    assert all(event[2] is None for event in log if event[0] == "top")
     filled = check_run(run, iterations=4, with_z=False, with_levels=True, top_updates=updates, plots=plots)
     learning = {name for name in filled if name.startswith("loss_qvalue/level")}
     assert learning == {f"loss_qvalue/level_{level}" for level in range(goal_levels)}
