@@ -48,8 +48,9 @@ def main(config: Config, run_dir: Path) -> None:
 
     with Run(run_dir, asdict(config)) as run:
         report = Report(run, agent, config, library)
-        for iteration in range(train.warmup + train.prefill + train.iterations):
-            at_random = iteration < train.warmup + train.prefill
+        start = train.warmup + train.prefill  # until then the top level proposes at random
+        for iteration in range(start + train.iterations):
+            at_random = iteration < start
             policy.set_top_random(1.0 if at_random else config.hierarchy.top_random_share)
             goal_updates = train.warmup_updates if iteration < train.warmup else train.lower_updates
             if iteration == train.warmup:
@@ -67,7 +68,7 @@ def main(config: Config, run_dir: Path) -> None:
                         report.losses(f"level_{level}", agent.update_level(level, B_i.sample()))
 
             if follows_reward:
-                agent.anneal(max(0, iteration - train.warmup + train.prefill) / train.iterations)
+                agent.anneal(max(0, iteration - start) / train.iterations)
             for _ in range(train.top_updates if follows_reward and not at_random else 0):
                 b = sample_batch(config, B, B.draw_tasks(T, train.meta_batch))
                 report.losses("top", agent.update_top(b))

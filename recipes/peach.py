@@ -47,8 +47,9 @@ def main(config: Config, run_dir: Path) -> None:
 
     with Run(run_dir, asdict(config)) as run:
         report = Report(run, agent, config, library)
-        for iteration in range(train.warmup + train.prefill + train.iterations):
-            at_random = iteration < train.warmup + train.prefill
+        start = train.warmup + train.prefill  # until then the top level proposes at random
+        for iteration in range(start + train.iterations):
+            at_random = iteration < start
             policy.set_top_random(1.0 if at_random else config.hierarchy.top_random_share)
             lower_updates = train.warmup_updates if iteration < train.warmup else train.lower_updates
             if iteration == train.warmup:
@@ -68,7 +69,7 @@ def main(config: Config, run_dir: Path) -> None:
                 if posterior is not None:
                     posterior.condition(T, S_c(T))  # c^i ~ B^i
 
-            agent.anneal(max(0, iteration - train.warmup + train.prefill) / train.iterations)
+            agent.anneal(max(0, iteration - start) / train.iterations)
             for _ in range(0 if at_random else train.top_updates):
                 T_i = B.draw_tasks(T, train.meta_batch)  # the meta-batch
                 c, b = S_c(T_i), sample_batch(config, B, T_i)  # c^i ~ S_c(B^i), b^i ~ B^i

@@ -50,8 +50,9 @@ def main(config: Config, run_dir: Path) -> None:
 
     with Run(run_dir, asdict(config)) as run:
         report = Report(run, agent, config, library)
-        for iteration in range(train.prefill + train.iterations):
-            at_random = iteration < train.prefill
+        start = train.prefill  # until then the top level proposes at random
+        for iteration in range(start + train.iterations):
+            at_random = iteration < start
             policy.set_top_random(1.0 if at_random else config.hierarchy.top_random_share)
 
             posterior.reset(T)  # c^i = {}
@@ -62,7 +63,7 @@ def main(config: Config, run_dir: Path) -> None:
                 report.collected(batch, l)
                 posterior.condition(T, S_c(T))  # c^i ~ B^i
 
-            agent.anneal(max(0, iteration - train.prefill) / train.iterations)
+            agent.anneal(max(0, iteration - start) / train.iterations)
             for _ in range(0 if at_random else train.top_updates):
                 T_i = B.draw_tasks(T, train.meta_batch)  # the meta-batch
                 c, b = S_c(T_i), sample_batch(config, B, T_i)  # c^i ~ S_c(B^i), b^i ~ B^i
