@@ -103,6 +103,14 @@ class Agent(nn.Module):
         context: z and its encoder.
         top: the top level.
         lower: the goal-reaching levels.
+
+    Examples:
+        >>> from peach_trl.experiment import Config, make_agent, make_library
+        >>> from peach_trl.utils import load_config
+        >>> config = load_config(Config, "peach", "configs", ["hierarchy.depth=3"])
+        >>> agent = make_agent(config, make_library(config))
+        >>> len(agent.levels), agent.hierarchy.k, agent.encoder.latent_dim
+        (2, 5, 5)
     """
 
     updates: Tensor

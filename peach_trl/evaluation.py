@@ -59,6 +59,16 @@ def meta_test(agent: Agent, config: Config, library: TaskLibrary, split: str, se
         library: the tasks.
         split: ``"train"``, ``"validation"`` or ``"test"``.
         seed: of the draws of z; nothing here moves the generators of training.
+
+    Examples:
+        >>> from peach_trl.experiment import Config, make_agent, make_env, make_library
+        >>> from peach_trl.utils import load_config
+        >>> config = load_config(Config, "peach", "configs", ["env.horizon=40"])
+        >>> library = make_library(config)
+        >>> agent = make_agent(config, library)
+        >>> result = meta_test(agent, config, library, "validation", seed=0)
+        >>> result.returns.shape  # 15 tasks x 4 rollouts, 3 trajectories
+        torch.Size([60, 3])
     """
     tests = library.subset(library.split(split), repeats=config.evaluation.rollouts)  # one entry a rollout
     policy = agent.make_policy(tests.num_tasks, seed=seed)

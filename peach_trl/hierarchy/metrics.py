@@ -17,6 +17,18 @@ def level_metrics(hierarchy: Hierarchy, batch: TensorDictBase) -> dict[str, floa
     Returns:
         ``success/level_i``: share of the attempts that ended with the goal achieved, for each level that has one;
         ``tested/level_i``: share of the proposals to level i that were tested. Nothing for a flat policy.
+
+    Examples:
+        >>> import torch
+        >>> from peach_trl.experiment import Config, make_agent, make_env, make_library
+        >>> from peach_trl.utils import load_config
+        >>> config = load_config(Config, "peach", "configs", ["env.horizon=40"])
+        >>> library = make_library(config)
+        >>> agent = make_agent(config, library)
+        >>> policy = agent.make_policy(library.num_tasks)
+        >>> batch = make_env(config, library, torch.arange(3), policy).rollout(40, policy)
+        >>> sorted(level_metrics(agent.hierarchy, batch))
+        ['success/level_0', 'tested/level_0']
     """
     if hierarchy.depth == 1:
         return {}

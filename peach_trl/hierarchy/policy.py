@@ -204,6 +204,19 @@ class HierarchyPolicy(TensorDictSequential):
         clock: says which levels act.
         actor: lets them propose.
         posterior: hands the top level its z; ``None`` without a context variable.
+
+    Examples:
+        >>> from peach_trl.experiment import Config, make_agent, make_env, make_library
+        >>> from peach_trl.utils import load_config
+        >>> config = load_config(Config, "peach", "configs", ["env.horizon=40"])
+        >>> library = make_library(config)
+        >>> agent = make_agent(config, library)
+        >>> policy = agent.make_policy(library.num_tasks)
+        >>> batch = make_env(config, library, torch.arange(3), policy).rollout(40, policy)
+        >>> batch["hierarchy", "acts"][0, :, 1].nonzero().flatten().tolist()  # when the top level of row 0 decides
+        [0, 20]
+        >>> batch["hierarchy", "goal"].shape, batch["z"].shape
+        (torch.Size([3, 40, 1, 2]), torch.Size([3, 40, 5]))
     """
 
     def __init__(self, clock: HierarchyClock, actor: HierarchyActor, posterior: PosteriorState | None = None) -> None:

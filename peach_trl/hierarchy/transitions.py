@@ -58,6 +58,20 @@ class LevelTransitions:
         hierarchy: the hierarchy that recorded the batches.
         config: hindsight goals, reward scale and test penalty.
         seed: for drawing hindsight goals.
+
+    Examples:
+        >>> from peach_trl.experiment import Config, make_agent, make_env, make_library
+        >>> from peach_trl.utils import load_config
+        >>> config = load_config(Config, "peach", "configs", ["env.horizon=40"])
+        >>> library = make_library(config)
+        >>> agent = make_agent(config, library)
+        >>> policy = agent.make_policy(library.num_tasks)
+        >>> batch = make_env(config, library, torch.arange(3), policy).rollout(40, policy)  # 3 rows, 40 steps
+        >>> level_0, top = LevelTransitions(agent.hierarchy, config.transitions, seed=0)(batch)
+        >>> top["observation"].shape, top["action"].shape, top["steps_to_next_obs"].flatten().tolist()
+        (torch.Size([6, 4]), torch.Size([6, 2]), [20, 20, 20, 20, 20, 20])
+        >>> int((level_0["kind"] == HINDSIGHT_ACTION).sum())
+        120
     """
 
     def __init__(self, hierarchy: Hierarchy, config: TransitionsConfig, seed: int | None = None) -> None:

@@ -37,6 +37,18 @@ class PosteriorState(TensorDictModuleBase):
             noise for the whole episode, z = mean + noise * deviation, so that z only changes with the evidence.
         reward_scale: factor on rewards, the same as that of the recorded transitions.
         seed: of the draws of z; ``None`` for this process's seed.
+
+    Examples:
+        >>> from peach_trl.experiment import Config, make_agent, make_env, make_library
+        >>> from peach_trl.utils import load_config
+        >>> config = load_config(Config, "peach", "configs", ["env.horizon=40"])
+        >>> library = make_library(config)
+        >>> agent = make_agent(config, library)
+        >>> posterior = agent.make_policy(library.num_tasks).posterior
+        >>> tasks = torch.tensor([3, 4])
+        >>> loc, scale = posterior.posterior(tasks)
+        >>> loc.shape, bool((loc == 0).all() and (scale == 1).all())  # the prior
+        (torch.Size([2, 5]), True)
     """
 
     in_keys: list[NestedKey]

@@ -70,6 +70,14 @@ def make_goal_loss(
         critics: two critics of ``state_action_value`` in [-H, 0].
         horizon: H.
         config: which algorithm, discount, noise.
+
+    Examples:
+        >>> from peach_trl.experiment import Config, make_agent, make_library
+        >>> from peach_trl.utils import load_config
+        >>> config = load_config(Config, "peach", "configs", ["lower.algorithm=sac"])
+        >>> loss = make_agent(config, make_library(config)).levels[0].loss  # made by this function
+        >>> type(loss).__name__, loss.value_estimator.low, loss.value_estimator.high
+        ('SACLoss', -20.0, 0.0)
     """
     if config.algorithm == "td3":
         loss = TD3Loss(
