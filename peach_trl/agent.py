@@ -145,7 +145,7 @@ class Agent(nn.Module):
             self.top_actor, critics, alpha_init=config.alpha, fixed_alpha=True, target_entropy=0.0, loss_function="l2"
         )
         self.top_loss.make_value_estimator(ValueEstimators.TD0, gamma=config.gamma)
-        self.top_loss.target_entropy  # noqa: B018  SACLoss registers it lazily: now, so that state dicts fit
+        self.top_loss.target_entropy  # noqa: B018  SACLoss registers it when it is first read: now, so that state dicts fit
         self.kl_loss = KLLoss()
         self.targets = SoftUpdate(self.top_loss, tau=config.tau)
         groups = [

@@ -5,6 +5,7 @@ import torch
 from tensordict import TensorDict
 from tiny import random_context, random_transitions, record, tiny_agent, tiny_config
 from torchrl.data import Bounded
+from torchrl.envs.utils import ExplorationType
 
 from peach_trl.hierarchy.transitions import HINDSIGHT_ACTION, LevelTransitions
 from peach_trl.modules.encoder import ContextEncoder, EncoderConfig, product_of_gaussians, sample_latent
@@ -264,6 +265,22 @@ def test_draws_depend_on_the_seed_and_nothing_else():
     assert torch.equal(first(1, 0), first(1, 5))
     assert not torch.equal(first(1, 0), first(2, 0))
     assert not torch.equal(first(None, 0), first(None, 5))  # the process's seed
+
+
+def test_draws_follow_a_seed_that_is_set_after_a_trial_call():
+    """As in a worker of a collector, which calls the policy once to see its outputs and is seeded later."""
+    config = tiny_config()
+    agent = tiny_agent(config)
+
+    def first(born_with):
+        policy = agent.make_policy(num_tasks=3)
+        torch.manual_seed(born_with)
+        record(config, policy, [0, 1, 2], 1, ExplorationType.DETERMINISTIC)
+        torch.manual_seed(0)
+        return record(config, policy, [0, 1, 2], 1)
+
+    one, other = first(born_with=5), first(born_with=6)
+    assert torch.equal(one["z"], other["z"])
 
 
 def test_bad_arguments_are_refused(agent, encoder):

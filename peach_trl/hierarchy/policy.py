@@ -20,7 +20,7 @@ from torchrl.envs import TensorDictPrimer
 from torchrl.envs.utils import ExplorationType, exploration_type
 
 from peach_trl.hierarchy.structure import NO_LIMIT, Hierarchy
-from peach_trl.seeding import named_generator
+from peach_trl.seeding import ProcessGenerator
 
 if TYPE_CHECKING:
     from peach_trl.modules.posterior import PosteriorState
@@ -108,7 +108,7 @@ class HierarchyActor(TensorDictModuleBase):
         shares = torch.full((hierarchy.depth,), config.random_share)
         shares[-1] = config.top_random_share
         self.register_buffer("random_share", shares)
-        self._generator: torch.Generator | None = None
+        self._generator = ProcessGenerator("exploration")
         self.in_keys = [
             "observation",
             ("hierarchy", "acts"),
@@ -164,28 +164,20 @@ class HierarchyActor(TensorDictModuleBase):
         if not explore:
             return greedy
         noisy = self._add_noise(greedy) if distribution is None else distribution.sample()
-        uniform = torch.rand(greedy.shape, generator=self.generator) * 2 - 1
-        coin = torch.rand(greedy.shape[:-1], generator=self.generator) < self.random_share[level]
+        uniform = torch.rand(greedy.shape, generator=self._generator.get()) * 2 - 1
+        coin = torch.rand(greedy.shape[:-1], generator=self._generator.get()) < self.random_share[level]
         noisy = torch.where(coin.unsqueeze(-1), uniform, noisy)
         return noisy if tested is None else torch.where(tested[..., level, None], greedy, noisy)
 
     def _add_noise(self, proposal: Tensor) -> Tensor:
-        noise = torch.randn(proposal.shape, generator=self.generator) * self.hierarchy.config.noise
+        noise = torch.randn(proposal.shape, generator=self._generator.get()) * self.hierarchy.config.noise
         return (proposal + noise).clamp(-1, 1)
 
     def _coins(self, level: int, tensordict: TensorDictBase) -> Tensor:
         """Which rows' proposals of ``level`` are to be tested, bool [N]."""
-        return torch.rand(tensordict.batch_size, generator=self.generator) < self.hierarchy.config.test_probability
-
-    @property
-    def generator(self) -> torch.Generator:
-        """This process's generator for exploration; each worker of a collector makes its own from its seed."""
-        if self._generator is None:
-            self._generator = named_generator("exploration")
-        return self._generator
-
-    def __getstate__(self) -> dict:
-        return {**self.__dict__, "_generator": None}
+        return (
+            torch.rand(tensordict.batch_size, generator=self._generator.get()) < self.hierarchy.config.test_probability
+        )
 
     def make_tensordict_primer(self) -> TensorDictPrimer:
         """The transform that adds goals, tests and the top's proposal to an environment, zero at a reset."""

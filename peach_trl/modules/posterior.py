@@ -15,7 +15,7 @@ from torchrl.envs import TensorDictPrimer
 
 from peach_trl.hierarchy.structure import Hierarchy
 from peach_trl.modules.encoder import ContextEncoder, product_of_gaussians
-from peach_trl.seeding import named_generator
+from peach_trl.seeding import ProcessGenerator
 
 DRAWS = ("trajectory", "decision", "coupled")
 
@@ -70,10 +70,10 @@ class PosteriorState(TensorDictModuleBase):
         if draw not in DRAWS:
             raise ValueError(f"context.draw = {draw!r}: use one of {', '.join(DRAWS)}")
         self.encoder, self.hierarchy, self.draw = encoder, hierarchy, draw
-        self.observation_dim, self.reward_scale, self._seed = observation_dim, reward_scale, seed
+        self.observation_dim, self.reward_scale = observation_dim, reward_scale
         self.register_buffer("precision", torch.ones(num_tasks, encoder.latent_dim))
         self.register_buffer("shift", torch.zeros(num_tasks, encoder.latent_dim))
-        self._generator: torch.Generator | None = None
+        self._generator = ProcessGenerator("latent", seed)
         self._state = ["precision", "shift"] + ["observation", "reward"]
         self.in_keys = ["observation", "task_id", ("hierarchy", "start"), ("hierarchy", "acts"), "z"]
         self.out_keys = ["z"]
@@ -124,7 +124,7 @@ class PosteriorState(TensorDictModuleBase):
         precision, shift = self.precision[tasks], self.shift[tasks]
         if self.draw != "trajectory":
             precision, shift = self._multiply(tensordict, start, draws, precision, shift)
-        noise = torch.randn(precision.shape, generator=self.generator)
+        noise = torch.randn(precision.shape, generator=self._generator.get())
         if self.draw == "coupled":
             noise = torch.where(start, noise, tensordict.get(("posterior", "noise")))
             tensordict.set(("posterior", "noise"), noise)
@@ -158,16 +158,6 @@ class PosteriorState(TensorDictModuleBase):
         for key, value in new.items():
             tensordict.set(("posterior", key), value)
         return parameters["precision"], parameters["shift"]
-
-    @property
-    def generator(self) -> torch.Generator:
-        """This process's generator for z; each worker of a collector makes its own from its seed."""
-        if self._generator is None:
-            self._generator = named_generator("latent", self._seed)
-        return self._generator
-
-    def __getstate__(self) -> dict:
-        return {**self.__dict__, "_generator": None}
 
     def make_tensordict_primer(self) -> TensorDictPrimer:
         """The transform that adds z and the posterior's state to an environment, zero at a reset."""

@@ -97,6 +97,7 @@ def make_goal_loss(
             target_entropy=0.0,
             loss_function="l2",
         )
+        loss.target_entropy  # noqa: B018  SACLoss registers it when it is first read: now, so that state dicts fit
     loss.make_value_estimator(
         BoundedTD0Estimator,  # type: ignore[arg-type]
         gamma=config.gamma,
