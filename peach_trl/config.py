@@ -112,13 +112,13 @@ def build(schema: type[Schema], values: Mapping[str, Any], path: str = "") -> Sc
         if field.name not in values:
             raise ConfigError(f"{key}: missing; set {key} ({field.metadata.get('help') or 'a group of keys'})")
         built[field.name] = _checked(key, values[field.name], hints[field.name], field.metadata)
-    result = schema(**built)
-    check = getattr(result, "check", None)
-    if callable(check):
-        try:
+    try:
+        result = schema(**built)
+        check = getattr(result, "check", None)
+        if callable(check):
             check()
-        except ConfigError as error:
-            raise ConfigError(_join(path, error)) from None
+    except ConfigError as error:
+        raise ConfigError(_join(path, error)) from None
     return result
 
 

@@ -11,7 +11,7 @@ from __future__ import annotations
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
-from peach_trl.config import build, option
+from peach_trl.config import ConfigError, build, option
 from peach_trl.evaluation import meta_test
 from peach_trl.experiment import Config, make_agent, make_library, seed_everything
 from peach_trl.report import plot_meta_test, print_meta_test
@@ -33,7 +33,10 @@ class EvaluateConfig:
 @recipe(EvaluateConfig, config_name="evaluate")
 def main(config: EvaluateConfig, run_dir: Path) -> None:
     """Loads an agent with the configuration that it was trained with, and tests it."""
-    checkpoint = load_checkpoint(config.checkpoint)
+    try:
+        checkpoint = load_checkpoint(config.checkpoint)
+    except (FileNotFoundError, ValueError) as error:
+        raise ConfigError(f"checkpoint = {config.checkpoint}: {error}") from None
     trained = build(Config, checkpoint["config"])
     evaluation = replace(trained.evaluation, rollouts=config.rollouts, trajectories=config.trajectories)
     trained = replace(trained, evaluation=evaluation)
