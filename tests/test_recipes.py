@@ -350,6 +350,7 @@ def test_sweep(tmp_path):
 
 # Bad values.
 
+
 @pytest.mark.parametrize(
     ("overrides", "parts"),
     [
