@@ -4,6 +4,7 @@ import contextlib
 import csv
 import functools
 import importlib.util
+import io
 import json
 import os
 import signal
@@ -193,9 +194,10 @@ def check_run(run, iterations, with_z, with_levels, top_updates, plots=True):
 
 @pytest.fixture(scope="module")
 def peach(tmp_path_factory):
-    """A run of PEACH by its script, and what it printed."""
-    (run,), output = start_process(tmp_path_factory.mktemp("peach"), "peach", *TINY)
-    return run, output
+    """A run of PEACH, and what it printed."""
+    with contextlib.redirect_stdout(io.StringIO()) as output:
+        (run,) = start(tmp_path_factory.mktemp("peach"), "peach", *TINY)
+    return run, output.getvalue()
 
 
 def test_peach(peach):
@@ -307,7 +309,7 @@ def test_evaluate_other_tasks_more_often(peach, tmp_path):
 
 
 def test_the_same_seed_gives_the_same_run(peach, tmp_path):
-    """Bit for bit, also in another process, after other runs, without pictures, and however often it is evaluated."""
+    """Bit for bit, also after other runs, without pictures, and however often it is evaluated."""
     run, _ = peach
     (again,) = start(tmp_path, "peach", *TINY, "evaluation.every=1", plots=False)
     expected, found = without_speed(run), without_speed(again)
@@ -319,6 +321,15 @@ def test_the_same_seed_gives_the_same_run(peach, tmp_path):
         assert {name: row[name] for name, cell in other.items() if cell} == {n: c for n, c in other.items() if c}
     assert same_tensors(again, run)
     assert manifest_of(again)["test"] == manifest_of(run)["test"]
+
+
+@pytest.mark.slow
+def test_the_same_seed_gives_the_same_run_in_another_process(peach, tmp_path):
+    run, output = peach
+    (again,), printed = start_process(tmp_path, "peach", *TINY)
+    assert without_speed(again) == without_speed(run)
+    assert same_tensors(again, run)
+    assert printed.splitlines()[-3:] == output.splitlines()[-3:]
 
 
 def test_another_seed_gives_another_run(peach, tmp_path):
