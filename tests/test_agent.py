@@ -243,15 +243,15 @@ def test_learning_rates_fall_linearly():
     assert rates() == [1.0, 0.5, 0.25]
 
 
-@pytest.mark.parametrize("algorithm", ["td3", "sac"])
 @pytest.mark.parametrize(
-    ("follows", "goal", "latent_dim"),
+    ("follows", "goal", "latent_dim", "algorithm"),
     [
-        ("reward", "hidden", 0),
-        ("reward", "hidden", 2),
-        ("reward", "hidden", 5),
-        ("reward", "known", 0),
-        ("goal", "known", 0),
+        ("reward", "hidden", 0, "td3"),
+        ("reward", "hidden", 2, "sac"),
+        ("reward", "hidden", 5, "td3"),
+        ("reward", "known", 0, "sac"),
+        ("goal", "known", 0, "td3"),
+        ("goal", "known", 0, "sac"),
     ],
 )
 @pytest.mark.parametrize("depth", [1, 2, 3, 4])

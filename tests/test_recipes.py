@@ -6,6 +6,7 @@ import functools
 import importlib.util
 import io
 import json
+import logging
 import os
 import signal
 import subprocess
@@ -71,6 +72,8 @@ def start(folder, recipe, *arguments, plots=True):
         stack.enter_context(contextlib.chdir(folder))
         stack.enter_context(mock.patch.object(sys, "argv", [f"recipes/{recipe}.py", *arguments]))
         stack.enter_context(time_limit())
+        for name, value in (("handlers", list(logging.root.handlers)), ("level", logging.root.level)):
+            stack.enter_context(mock.patch.object(logging.root, name, value))  # Hydra configures logging for good
         if not plots:  # they take longer than all the rest
             pictures = {name: mock.DEFAULT for name in ("plot_curves", "plot_trajectories", "plot_posterior")}
             stack.enter_context(mock.patch.multiple("peach_trl.report", **pictures))
