@@ -61,7 +61,7 @@ def meta_test(agent: Agent, config: Config, library: TaskLibrary, split: str, se
         seed: of the draws of z; nothing here moves the generators of training.
 
     Examples:
-        >>> from peach_trl.experiment import Config, make_agent, make_env, make_library
+        >>> from peach_trl.experiment import Config, make_agent, make_library
         >>> from peach_trl.utils import load_config
         >>> config = load_config(Config, "peach", "configs", ["env.horizon=40"])
         >>> library = make_library(config)

@@ -229,8 +229,3 @@ def make_context_sampler(config: Config, buffer: TaskReplayBuffer) -> ContextSam
     steps = config.hierarchy.k ** (config.hierarchy.depth - 1)
     decisions = -(-config.env.horizon // steps)
     return ContextSampler(buffer, config.context.sampler(decisions), named_generator("context", config.seed))
-
-
-def asdict(config: Config) -> dict:
-    """The configuration as nested plain dicts, for the run folder and checkpoints."""
-    return dataclasses.asdict(config)

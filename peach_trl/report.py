@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from collections import defaultdict
+from dataclasses import asdict
 
 import torch
 from tensordict import TensorDictBase
@@ -11,7 +12,7 @@ from tensordict import TensorDictBase
 from peach_trl.agent import Agent
 from peach_trl.envs.tasks import TaskLibrary
 from peach_trl.evaluation import MetaTest, meta_test
-from peach_trl.experiment import Config, asdict
+from peach_trl.experiment import Config
 from peach_trl.hierarchy.metrics import level_metrics
 from peach_trl.utils.plots import plot_curves, plot_posterior, plot_trajectories
 from peach_trl.utils.run import Run, progress

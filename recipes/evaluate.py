@@ -8,7 +8,7 @@ Values and their meaning: configs/evaluate.yaml. Results: the run's folder under
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from peach_trl.config import ConfigError, build, option
@@ -45,7 +45,7 @@ def main(config: EvaluateConfig, run_dir: Path) -> None:
     agent = make_agent(trained, library)
     agent.load_state_dict(checkpoint["agent"])
 
-    with Run(run_dir, asdict(config)) as run:
+    with Run(run_dir, config) as run:
         result = meta_test(agent, trained, library, config.split, config.seed)
         run.log(0, result.metrics())
         plot_meta_test(run, trained, library, result)

@@ -12,7 +12,6 @@ from pathlib import Path
 from peach_trl.config import ConfigError
 from peach_trl.experiment import (
     Config,
-    asdict,
     make_agent,
     make_collector,
     make_context_sampler,
@@ -48,7 +47,7 @@ def main(config: Config, run_dir: Path) -> None:
     trajectories = iter(collector)
     train = config.train
 
-    with Run(run_dir, asdict(config)) as run:
+    with Run(run_dir, config) as run:
         report = Report(run, agent, config, library)
         start = train.prefill  # until then the top level proposes at random
         for iteration in range(start + train.iterations):

@@ -32,9 +32,7 @@ def level_metrics(hierarchy: Hierarchy, batch: TensorDictBase) -> dict[str, floa
     """
     if hierarchy.depth == 1:
         return {}
-    goals, done = batch["hierarchy", "goal"], batch["next", "done"].squeeze(-1)
-    achieved = hierarchy.achieved(batch["next", "observation"], goals, batch.get("goal", None))
-    end, _ = hierarchy.attempt_ends(achieved, batch["hierarchy", "attempts"], done)
+    achieved, end, _ = hierarchy.recorded_ends(batch)
     columns = {}
     for level in range(hierarchy.depth if hierarchy.goal_space is not None else hierarchy.top):
         ended = end[..., level]

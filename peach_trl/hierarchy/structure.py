@@ -10,6 +10,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 import torch
+from tensordict import TensorDictBase
 from torch import Tensor
 from torchrl.data import TensorSpec
 
@@ -168,6 +169,16 @@ class Hierarchy:
             decided = decided & over
             ends.append(decided)
         return torch.stack(ends, -1), torch.stack(used, -1)
+
+    def recorded_ends(self, batch: TensorDictBase) -> tuple[Tensor, Tensor, Tensor]:
+        """What each step of a recorded batch [N, T] achieved, and which attempts ended with it.
+
+        Returns:
+            ``(achieved, end, used)``, [N, T, L] each, as :meth:`achieved` and :meth:`attempt_ends` give them.
+        """
+        goals, end_goal = batch.get(("hierarchy", "goal"), None), batch.get("goal", None)
+        achieved = self.achieved(batch["next", "observation"], goals, end_goal)
+        return achieved, *self.attempt_ends(achieved, batch["hierarchy", "attempts"], batch["next", "done"].squeeze(-1))
 
 
 def _bounds(spec: TensorSpec) -> tuple[Tensor, Tensor]:

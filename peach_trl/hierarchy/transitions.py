@@ -111,21 +111,18 @@ class LevelTransitions:
 
     def _recorded(self, batch: TensorDictBase) -> TensorDict:
         """The keys that the conversion needs, with what ends after each step."""
-        hierarchy, reached = self.hierarchy, batch["next", "observation"]
-        out = batch["next", "done"].squeeze(-1)
+        achieved, end, used = self.hierarchy.recorded_ends(batch)
         goals, end_goal = batch.get(("hierarchy", "goal"), None), batch.get("goal", None)
-        achieved = hierarchy.achieved(reached, goals, end_goal)
-        end, used = hierarchy.attempt_ends(achieved, batch["hierarchy", "attempts"], out)
         steps = {
             "observation": batch["observation"],
-            "reached": reached,
+            "reached": batch["next", "observation"],
             "acts": batch["hierarchy", "acts"],
             "reward": batch["next", "reward"].squeeze(-1),
             "terminated": batch["next", "terminated"].squeeze(-1),
             "task_id": batch["task_id"],
-            "action": hierarchy.encode(0, batch["observation"], batch["action"]),
+            "action": self.hierarchy.encode(0, batch["observation"], batch["action"]),
             "draw": batch.get("hindsight_draw", None),
-            **{"out": out, "achieved": achieved, "end": end, "used": used},
+            **{"out": batch["next", "done"].squeeze(-1), "achieved": achieved, "end": end, "used": used},
         }
         if steps["draw"] is None:
             shape = (*batch.shape, max(self.config.hindsight_goals - 1, 0))

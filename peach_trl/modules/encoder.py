@@ -6,7 +6,6 @@ an empty context gives the prior itself.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
@@ -100,6 +99,15 @@ class ContextEncoder(TensorDictModuleBase):
         precision = (softplus(scale) + self.min_scale).pow(-2)
         return precision, loc * precision
 
+    def factors_of(self, transitions: TensorDictBase) -> tuple[Tensor, Tensor]:
+        """The same for a TensorDict of top-level transitions, of any batch size."""
+        return self.factors(
+            transitions.get("observation"),
+            transitions.get("action"),
+            transitions.get(("next", "reward")),
+            transitions.get(("next", "observation")),
+        )
+
     def forward(self, tensordict: TensorDictBase) -> TensorDictBase:
         """Writes ``z_loc`` and ``z_scale``; see the class."""
         precision, shift = self.natural(tensordict.get("context"))
@@ -108,12 +116,7 @@ class ContextEncoder(TensorDictModuleBase):
 
     def natural(self, context: TensorDictBase) -> tuple[Tensor, Tensor]:
         """The posterior given a context [M, C], prior included, in natural parameters, [M, Z] each."""
-        precision, shift = self.factors(
-            context.get("observation"),
-            context.get("action"),
-            context.get(("next", "reward")),
-            context.get(("next", "observation")),
-        )
+        precision, shift = self.factors_of(context)
         mask = context.get("mask").unsqueeze(-1)
         assert precision.shape[:-1] == mask.shape[:-1], (precision.shape, mask.shape)
         return 1 + (precision * mask).sum(-2), (shift * mask).sum(-2)
@@ -122,6 +125,3 @@ class ContextEncoder(TensorDictModuleBase):
 def sample_latent(loc: Tensor, scale: Tensor, generator: torch.Generator) -> Tensor:
     """Draws z ~ N(loc, scale^2), reparametrised, [..., Z]."""
     return loc + scale * torch.randn(loc.shape, generator=generator)
-
-
-__all__: Sequence[str] = ["ContextEncoder", "EncoderConfig", "product_of_gaussians", "sample_latent"]

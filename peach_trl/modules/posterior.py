@@ -39,7 +39,7 @@ class PosteriorState(TensorDictModuleBase):
         seed: of the draws of z; ``None`` for this process's seed.
 
     Examples:
-        >>> from peach_trl.experiment import Config, make_agent, make_env, make_library
+        >>> from peach_trl.experiment import Config, make_agent, make_library
         >>> from peach_trl.utils import load_config
         >>> config = load_config(Config, "peach", "configs", ["env.horizon=40"])
         >>> library = make_library(config)
@@ -98,12 +98,7 @@ class PosteriorState(TensorDictModuleBase):
     @torch.no_grad()
     def update(self, transitions: TensorDictBase) -> None:
         """Multiplies top-level transitions [R], each with its ``task_id`` [R, 1], into their tasks' posteriors."""
-        precision, shift = self.encoder.factors(
-            transitions["observation"],
-            transitions["action"],
-            transitions["next", "reward"],
-            transitions["next", "observation"],
-        )
+        precision, shift = self.encoder.factors_of(transitions)
         tasks = transitions["task_id"].squeeze(-1)
         self.precision.index_add_(0, tasks, precision)
         self.shift.index_add_(0, tasks, shift)
@@ -115,7 +110,7 @@ class PosteriorState(TensorDictModuleBase):
     @torch.no_grad()
     def forward(self, tensordict: TensorDictBase) -> TensorDictBase:
         """Writes each row's z; see the class."""
-        start, draws = tensordict.get(("hierarchy", "start")), tensordict.get(("hierarchy", "start"))
+        draws = start = tensordict.get(("hierarchy", "start"))
         if self.draw != "trajectory":
             draws = tensordict.get(("hierarchy", "acts"))[..., -1:]
         if not draws.any():
@@ -154,7 +149,7 @@ class PosteriorState(TensorDictModuleBase):
             parameters[key] = torch.where(start, initial, torch.where(ends, old + factor, old))
         new = {**parameters, "observation": reached, "reward": total}
         for key in ("observation", "reward"):
-            new[key] = torch.where(ends | start, new[key], state.get(key))
+            new[key] = torch.where(ends, new[key], state.get(key))  # the top level acts at a start, too
         for key, value in new.items():
             tensordict.set(("posterior", key), value)
         return parameters["precision"], parameters["shift"]
