@@ -173,7 +173,7 @@ def test_rows_equal_single_envs_and_plain_mujoco():
             mujoco.mj_step(env.model, plain[row], nstep=5)
             values = np.concatenate([plain[row].qpos, plain[row].qvel * 0.1]).astype(np.float32)
             assert np.array_equal(td["observation"][row].numpy(), values)
-    assert np.array_equal(env.simulation(1).qpos, plain[1].qpos)
+    assert np.array_equal(env.simulation(1)[1].qpos, plain[1].qpos)
     assert td["observation"][:, :2].abs().min() > 0
 
 
@@ -348,10 +348,10 @@ def test_non_finite_state_and_action_raise(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)  # MuJoCo logs the broken simulation here
     env = PointEnv(CONFIG, 3, tasks=[4, 5, 6])
     td = env.step(with_action(env.reset(), torch.ones(2)))["next"]
-    with pytest.raises(FloatingPointError, match=r'"action".*rows \[0\].*task ids \[4\].*step \[1\]'):
+    with pytest.raises(FloatingPointError, match=r'"action".*rows \[0\].*task ids \[4\].*steps \[2\]'):
         env.step(td.clone().set("action", torch.tensor([[float("nan"), 0.0], [0.0, 0.0], [0.0, 0.0]])))
     env._qpos[1, 0] = np.nan
-    with pytest.raises(FloatingPointError, match=r'"observation".*rows \[1\].*task ids \[5\].*step \[2\]'):
+    with pytest.raises(FloatingPointError, match=r'"observation".*rows \[1\].*task ids \[5\].*steps \[2\]'):
         env.step(with_action(td, torch.zeros(2)))
     assert env.reset()["observation"].abs().sum() == 0  # a reset mends it
 

@@ -5,8 +5,8 @@
 
 from __future__ import annotations
 
-import math
-from typing import TYPE_CHECKING, Any, Literal
+import copy
+from typing import TYPE_CHECKING, Any, TypedDict
 
 import mujoco
 import numpy as np
@@ -16,12 +16,24 @@ from torch import Tensor
 from torchrl.data import Bounded, Categorical, Composite, Unbounded
 from torchrl.envs import EnvBase
 
+from peach_trl.envs.errors import NOT_FINITE, NotFinite, NotFiniteError, broken_rows
 from peach_trl.envs.goal_space import GoalSpace
+from peach_trl.envs.task_rows import TaskOrder, TaskRows
 from peach_trl.envs.tasks import TaskLibrary
 from peach_trl.seeding import named_generator
 
 if TYPE_CHECKING:
     from mujoco.batch import Batch
+
+
+class EnvOptions(TypedDict, total=False):
+    """What every batched environment takes besides its own arguments; see :class:`BatchedMujocoEnv`."""
+
+    known_goal: bool
+    task_order: TaskOrder
+    threads: int
+    seed: int | None
+    not_finite: NotFinite
 
 
 class BatchedMujocoEnv(EnvBase):
@@ -30,14 +42,14 @@ class BatchedMujocoEnv(EnvBase):
     Follows the conventions of TorchRL's own MuJoCo environments: a task library, and a ``"task_id"`` that stands in
     both the observation and the state specs and can be set with ``env.reset(TensorDict(task_id=ids, batch_size=[N]))``.
 
-    Subclasses give :meth:`_bind`, :meth:`_observe`, :meth:`_reward`, and where needed :meth:`_terminated`,
-    :meth:`_reset_state` and the attribute ``_stage``. :class:`~peach_trl.envs.point.PointEnv` is an example.
+    Subclasses give :meth:`_bind`, :meth:`_observe` and :meth:`_reward`, and where needed the hooks beside them and the
+    attribute ``_stage``. :class:`~peach_trl.envs.point.PointEnv` is an example.
 
     Keys, for N rows:
         - ``"observation"`` ``[N, D]`` float32;
         - ``"task_id"`` ``[N, 1]`` int64, for bookkeeping such as per-task replay: not for the policy to read;
         - ``"goal"`` ``[N, P]`` float32, the task's parameters, with ``known_goal=True`` only (an oracle);
-        - ``"action"`` ``[N, A]`` float32 in [-1, 1];
+        - ``"action"`` ``[N, A]`` float32 in [-1, 1], which stands for the range of each actuator;
         - ``"reward"`` ``[N, 1]`` float32; ``"done"``, ``"terminated"``, ``"truncated"`` ``[N, 1]`` bool, where
           truncated means that ``horizon`` steps were taken since the row's reset.
 
@@ -48,28 +60,31 @@ class BatchedMujocoEnv(EnvBase):
     there.
 
     Args:
-        model: the compiled model, shared by all rows.
+        model: the compiled model, shared by all rows; a copy is kept, with MuJoCo's automatic reset off, so that a
+            broken simulation shows NaN instead of silently starting over.
         library: the tasks; their parameters are what ``"goal"`` shows.
         num_envs: number of rows, N.
         tasks: int64 ids of the tasks that this environment plays.
         horizon: environment steps until truncation.
         frame_skip: simulation steps per environment step.
-        observation_low: float ``[D]``, a bound that observations never pass.
+        observation_low: float ``[D]``, a bound that observations never pass; ``-inf`` where there is none.
         observation_high: float ``[D]``, likewise.
-        goal_space: when a task's goal is achieved.
+        goal_space: when a task's goal is achieved; ``None`` where tasks are no states to reach, such as directions.
         subgoal_space: what a higher level of a hierarchy may ask of a lower one, and when that is achieved.
         known_goal: whether to show the goal.
         task_order: ``"fixed"``: row n starts with task ``tasks[n % len(tasks)]`` and keeps its task until told
             another; ``"random"``: a uniform draw from ``tasks`` at each reset.
         threads: threads that step the simulations; results do not depend on it.
         seed: of the environment's own draws; ``None`` follows ``torch.manual_seed``.
+        not_finite: what a row that breaks does: ``"raise"`` an error that carries the other rows' step, or
+            ``"truncate"`` that row alone, with a warning. A policy whose action is not finite always raises.
 
     The simulator is made at the first reset or step, in the process that uses it: factories of environments pickle,
     and no thread pool exists before a fork.
 
     Raises:
         ValueError: for arguments, actions or task ids that cannot be used.
-        FloatingPointError: when an action or an observation is not finite.
+        NotFiniteError: when an action, an observation or a reward is not finite.
         ImportError: at the first reset or step, when the installed MuJoCo is older than 4.
     """
 
@@ -87,28 +102,27 @@ class BatchedMujocoEnv(EnvBase):
         frame_skip: int,
         observation_low: Tensor,
         observation_high: Tensor,
-        goal_space: GoalSpace,
+        goal_space: GoalSpace | None,
         subgoal_space: GoalSpace,
         known_goal: bool = False,
-        task_order: Literal["fixed", "random"] = "fixed",
+        task_order: TaskOrder = "fixed",
         threads: int = 1,
         seed: int | None = None,
+        not_finite: NotFinite = "raise",
     ) -> None:
-        for name, value in (("num_envs", num_envs), ("horizon", horizon), ("threads", threads)):
+        for name, value in (("horizon", horizon), ("threads", threads)):
             if value < 1:
                 raise ValueError(f"{name} = {value}: must be >= 1")
-        if task_order not in ("fixed", "random"):
-            raise ValueError(f"task_order = {task_order!r}: must be 'fixed' or 'random'")
+        if not_finite not in NOT_FINITE:
+            raise ValueError(f"not_finite = {not_finite!r}: must be one of {', '.join(NOT_FINITE)}")
+        self._task_rows = TaskRows(library, num_envs, tasks, task_order)
         super().__init__(device=torch.device("cpu"), batch_size=torch.Size([num_envs]))
-        self.model, self.library, self.horizon = model, library, horizon
+        self.model, self.library, self.horizon = copy.copy(model), library, horizon
+        self.model.opt.disableflags |= int(mujoco.mjtDisableBit.mjDSBL_AUTORESET)
         self.goal_space, self.subgoal_space = goal_space, subgoal_space
-        self.known_goal, self.task_order = known_goal, task_order
+        self.known_goal, self.not_finite = known_goal, not_finite
         self._substeps, self._threads = frame_skip, threads
         self._batch: Batch | None = None
-        self.tasks = torch.as_tensor(tasks, dtype=torch.int64).clone()
-        self._check_task_ids(self.tasks, "tasks")
-        self._task_id = self.tasks[torch.arange(num_envs) % len(self.tasks)].unsqueeze(-1)
-        self._goal = library.parameters[self._task_id[:, 0]]
         self._steps = np.zeros((num_envs, 1), dtype=np.int64)
         self._set_seed(seed)
         self._make_specs(observation_low, observation_high)
@@ -121,7 +135,7 @@ class BatchedMujocoEnv(EnvBase):
         task_id = Categorical(n=self.library.num_tasks, shape=torch.Size([rows, 1]), dtype=torch.int64)
         observation = Composite(observation=box, task_id=task_id, shape=shape)
         if self.known_goal:
-            observation["goal"] = Unbounded(shape=self._goal.shape, dtype=torch.float32)
+            observation["goal"] = Unbounded(shape=self._task_rows.goal.shape, dtype=torch.float32)
         self.observation_spec = observation
         self.state_spec = Composite(task_id=task_id.clone(), shape=shape)
         self.action_spec = Bounded(low=-1.0, high=1.0, shape=torch.Size([rows, self.model.nu]), dtype=torch.float32)
@@ -140,7 +154,7 @@ class BatchedMujocoEnv(EnvBase):
         raise NotImplementedError
 
     def _reward(self, observation: Tensor) -> Tensor:
-        """The reward ``[N, 1]`` float32 of having come to ``observation`` ``[N, D]``."""
+        """The reward ``[N, 1]`` float32 of having come to ``observation`` ``[N, D]`` by the controls ``self._ctrl``."""
         raise NotImplementedError
 
     def _terminated(self, observation: Tensor) -> Tensor:
@@ -148,46 +162,98 @@ class BatchedMujocoEnv(EnvBase):
         return torch.zeros(len(observation), 1, dtype=torch.bool)
 
     def _reset_state(self, rows: np.ndarray) -> None:
-        """Writes the start state of ``rows`` into the bound arrays, which hold the model's own; for random starts."""
+        """Writes the start state of ``rows`` into the bound arrays, which hold the model's own; for random starts.
+
+        Draw from ``self._generator``.
+        """
+
+    def _load_tasks(self, rows: np.ndarray) -> None:
+        """Writes what the tasks of ``rows`` change in the model, ``batch.expand(field)``; before their reset."""
+
+    def _simulate(self, batch: Batch, rows: np.ndarray | None) -> None:
+        """Advances ``rows`` (``None``: all) by one environment step; may keep what rewards need of the state before."""
+        batch.step(rows, nstep=self._substeps, stage=int(self._stage))
+
+    def goal_position(self, goal: np.ndarray, model: mujoco.MjModel, data: mujoco.MjData) -> np.ndarray | None:
+        """Where a goal or subgoal ``[G]`` lies in the world, ``[3]`` in metres, for drawing; ``None``: nowhere.
+
+        ``model`` and ``data`` are a copy of the row's simulation, which may be changed.
+        """
+        return None
 
     # EnvBase's own methods.
 
     def _step(self, tensordict: TensorDictBase) -> TensorDictBase:
+        values, error = self.advance(tensordict.get("action"), tensordict.get("_step", None))
+        result = TensorDict(values, batch_size=self.batch_size, device=self.device)
+        if error is None:
+            return result
+        error.tensordict = result
+        return error.raise_or_warn(self.not_finite)
+
+    def advance(
+        self, action: Tensor, mask: Tensor | None = None
+    ) -> tuple[dict[str, Tensor], NotFiniteError | None]:
+        """One step of all rows without the TensorDict: what :meth:`step` writes under ``"next"``, as plain tensors.
+
+        Args:
+            action: ``[N, A]`` in [-1, 1].
+            mask: bool ``[N]`` or ``[N, 1]``, the rows to step; ``None`` for all.
+
+        Returns:
+            the tensors by key, and what broke, if anything did: these rows are then truncated at their last finite
+            observation, with reward 0, and are to be reset.
+        """
         batch = self._batch or self._make_batch()
-        self._ctrl[:] = tensordict.get("action").detach().numpy()
-        if not math.isfinite(np.add.reduce(self._ctrl, axis=None)):
-            self._raise_not_finite("action", self._ctrl)
-        mask = tensordict.get("_step", None)
-        rows = None if mask is None else self._rows(mask)
-        batch.step(rows, nstep=self._substeps, stage=int(self._stage))
+        self._control(action)
+        rows = None if mask is None else np.flatnonzero(mask.reshape(-1).numpy())
+        raised = self._simulate_all(batch, rows)
         self._steps[slice(None) if rows is None else rows] += 1
-        observation = self._read()
+        values = np.empty((len(self._steps), self._dim), dtype=np.float32)
+        self._observe(values)
+        observation = torch.from_numpy(values)
         reward = self._reward(observation)
         if mask is not None:
             reward = reward * mask.reshape(-1, 1)
         terminated = self._terminated(observation)
         truncated = torch.from_numpy(self._steps >= self.horizon)
-        values = self._observed(observation)
-        values.update(reward=reward, terminated=terminated, truncated=truncated, done=terminated | truncated)
-        return TensorDict(values, batch_size=self.batch_size, device=self.device)
+        error = self._find_broken(values, reward, raised)
+        if error is not None:
+            broken = torch.tensor(error.rows)
+            reward = reward.clone()
+            observation[broken], reward[broken] = self._last[broken], 0.0
+            terminated[broken], truncated[broken] = False, True
+            batch.reset(np.array(error.rows))
+        self._last = observation
+        result = self._observed(observation)
+        result.update(reward=reward, terminated=terminated, truncated=truncated, done=terminated | truncated)
+        return result, error
 
     def _reset(self, tensordict: TensorDictBase | None = None, **kwargs: Any) -> TensorDictBase:
         batch = self._batch or self._make_batch()
         mask = None if tensordict is None else tensordict.get("_reset", None)
-        rows = np.arange(self.batch_size[0]) if mask is None else self._rows(mask)
-        self._assign_tasks(torch.from_numpy(rows), None if tensordict is None else tensordict.get("task_id", None))
+        given = None if tensordict is None else tensordict.get("task_id", None)
+        rows = np.arange(self.batch_size[0]) if mask is None else np.flatnonzero(mask.reshape(-1).numpy())
+        before = self._task_rows.task_id
+        self._task_rows.assign(rows, given)
+        if before is not self._task_rows.task_id:
+            self._load_tasks(rows)
         batch.reset(rows, stage=int(mujoco.mjtStage.mjSTAGE_NONE))
         self._reset_state(rows)
         if self._stage != mujoco.mjtStage.mjSTAGE_NONE:
             batch.forward(rows, stage=int(self._stage))
         self._steps[rows] = 0
-        values = self._observed(self._read())
+        values = np.empty((len(self._steps), self._dim), dtype=np.float32)
+        self._observe(values)
+        self._last = torch.from_numpy(values)
+        result = self._observed(self._last)
         for name in ("done", "terminated", "truncated"):
-            values[name] = torch.zeros(len(self._steps), 1, dtype=torch.bool)
-        return TensorDict(values, batch_size=self.batch_size, device=self.device)
+            result[name] = torch.zeros(len(self._steps), 1, dtype=torch.bool)
+        return TensorDict(result, batch_size=self.batch_size, device=self.device)
 
     def _set_seed(self, seed: int | None) -> None:
         self._generator = named_generator("environment", seed)
+        self._task_rows.set_seed(seed)
 
     def close(self, *, raise_if_closed: bool = True) -> None:
         """Frees the simulator."""
@@ -199,13 +265,19 @@ class BatchedMujocoEnv(EnvBase):
     @property
     def task_id(self) -> Tensor:
         """The task that each row plays now, int64 ``[N]``."""
-        return self._task_id[:, 0].clone()
+        return self._task_rows.task_id[:, 0].clone()
 
-    def simulation(self, row: int) -> mujoco.MjData:
-        """A copy of one row's simulation with all derived fields computed, for rendering or inspection."""
-        data = (self._batch or self._make_batch()).get_data(row)
-        mujoco.mj_forward(self.model, data)
-        return data
+    @property
+    def _goal(self) -> Tensor:
+        """The parameters of each row's task, float32 ``[N, P]``."""
+        return self._task_rows.goal
+
+    def simulation(self, row: int) -> tuple[mujoco.MjModel, mujoco.MjData]:
+        """A copy of one row's model and state with all derived fields computed, for rendering or inspection."""
+        batch = self._batch or self._make_batch()
+        model, data = batch.get_model(row), batch.get_data(row)
+        mujoco.mj_forward(model, data)
+        return model, data
 
     def _make_batch(self) -> Batch:
         try:
@@ -217,59 +289,51 @@ class BatchedMujocoEnv(EnvBase):
             ) from error
         batch = Batch(self.model, self.batch_size[0], self._threads)
         self._ctrl = batch.bind("ctrl")
+        low, high = self.model.actuator_ctrlrange.T
+        unit = not self.model.nu or (np.all(low == -1) and np.all(high == 1))
+        self._ctrl_range = None if unit else ((low + high) / 2, (high - low) / 2)
         self._bind(batch)
         self._batch = batch
+        self._load_tasks(np.arange(self.batch_size[0]))
         return batch
 
-    def _rows(self, mask: Tensor) -> np.ndarray:
-        return np.flatnonzero(mask.reshape(-1).numpy())
+    def _control(self, action: Tensor) -> None:
+        """Writes actions in [-1, 1] as controls; nothing is stepped where one is not finite."""
+        values = action.detach().numpy()
+        rows = broken_rows(values)
+        if len(rows):
+            raise self._not_finite_error("action", rows, "check the policy; no row was stepped", steps_ahead=1)
+        self._ctrl[:] = values
+        if self._ctrl_range is not None:
+            middle, half = self._ctrl_range
+            np.multiply(self._ctrl, half, out=self._ctrl)
+            np.add(self._ctrl, middle, out=self._ctrl)
 
-    def _read(self) -> Tensor:
-        """Fresh observations; simulator memory is never handed out."""
-        values = np.empty((len(self._steps), self._dim), dtype=np.float32)
-        self._observe(values)
-        if not math.isfinite(np.add.reduce(values, axis=None)):
-            self._raise_not_finite("observation", values)
-        return torch.from_numpy(values)
+    def _simulate_all(self, batch: Batch, rows: np.ndarray | None) -> np.ndarray:
+        """Steps, and returns the rows in which MuJoCo itself raised."""
+        from mujoco.batch import SimulationError
+
+        try:
+            self._simulate(batch, rows)
+        except SimulationError as error:
+            return np.asarray(error.ids, dtype=np.int64)
+        return np.empty(0, dtype=np.int64)
+
+    def _find_broken(self, values: np.ndarray, reward: Tensor, raised: np.ndarray) -> NotFiniteError | None:
+        remedy = "check the actions, or shorten the model's timestep"
+        for key, numbers in (("observation", values), ("reward", reward.numpy())):
+            rows = broken_rows(numbers)
+            if len(rows) or len(raised):
+                return self._not_finite_error(key, np.union1d(rows, raised), remedy)
+        return None
+
+    def _not_finite_error(self, key: str, rows: np.ndarray, remedy: str, steps_ahead: int = 0) -> NotFiniteError:
+        task_ids = self._task_rows.task_id[rows, 0].tolist()
+        return NotFiniteError(key, rows.tolist(), task_ids, (self._steps[rows, 0] + steps_ahead).tolist(), remedy)
 
     def _observed(self, observation: Tensor) -> dict[str, Tensor]:
-        values = {"observation": observation, "task_id": self._task_id.clone()}
+        # Cloned: what is handed out may be written into, and the simulator's own memory never is.
+        values = {"observation": observation.clone(), "task_id": self._task_rows.task_id.clone()}
         if self.known_goal:
-            values["goal"] = self._goal.clone()
+            values["goal"] = self._task_rows.goal.clone()
         return values
-
-    def _raise_not_finite(self, key: str, values: np.ndarray) -> None:
-        rows = np.flatnonzero(~np.isfinite(values).all(-1))
-        if not len(rows):  # finite numbers whose sum is not
-            return
-        remedy = "check the policy" if key == "action" else "check the actions, or shorten the model's timestep"
-        raise FloatingPointError(
-            f'"{key}" is not finite in rows {rows.tolist()}, task ids {self._task_id[rows, 0].tolist()},'
-            f" at step {self._steps[rows, 0].tolist()} of the episode: {remedy}"
-        )
-
-    def _assign_tasks(self, rows: Tensor, given: Tensor | None) -> None:
-        if given is not None:
-            if given.shape not in (self.batch_size, self._task_id.shape):
-                raise ValueError(
-                    f"task_id of shape {tuple(given.shape)}: must be {tuple(self.batch_size)} or"
-                    f" {tuple(self._task_id.shape)}, one id per row"
-                )
-            if given.dtype != torch.int64:
-                raise ValueError(f"task_id of dtype {given.dtype}: must be torch.int64; use task_id.long()")
-            chosen = given.reshape(-1)[rows]
-            self._check_task_ids(chosen, "task_id")
-        elif self.task_order == "random":
-            chosen = self.tasks[torch.randint(len(self.tasks), (len(rows),), generator=self._generator)]
-        else:
-            return
-        self._task_id[rows, 0] = chosen
-        self._goal = self.library.parameters[self._task_id[:, 0]]
-
-    def _check_task_ids(self, ids: Tensor, name: str) -> None:
-        wrong = ids[(ids < 0) | (ids >= self.library.num_tasks)].unique().tolist()
-        if wrong:
-            last = self.library.num_tasks - 1
-            raise ValueError(f"{name}: ids {wrong} are out of range; the library's ids are 0..{last}")
-        if name == "tasks" and (ids.ndim != 1 or not len(ids)):
-            raise ValueError(f"{name} of shape {tuple(ids.shape)}: give a non-empty 1-D tensor of ids")

@@ -8,7 +8,7 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Unpack
 
 import mujoco
 import numpy as np
@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 from peach_trl.config import ConfigError, option
-from peach_trl.envs.batched_mujoco import BatchedMujocoEnv
+from peach_trl.envs.batched_mujoco import BatchedMujocoEnv, EnvOptions
 from peach_trl.envs.goal_space import GoalSpace
 from peach_trl.envs.tasks import TaskLibrary, half_circle_tasks
 
@@ -71,9 +71,7 @@ class PointEnv(BatchedMujocoEnv):
         library: the tasks; ``None`` makes :meth:`make_library`'s.
         split: the split of the library whose tasks are played.
         tasks: ids of the tasks that are played, instead of a split.
-        known_goal: whether to show the goal under ``"goal"``.
-        task_order: ``"fixed"`` or ``"random"``, see :class:`BatchedMujocoEnv`.
-        seed: of the environment's own draws; ``None`` follows ``torch.manual_seed``.
+        options: ``known_goal``, ``task_order``, ``seed`` and ``not_finite`` of :class:`BatchedMujocoEnv`.
 
     Examples:
         >>> config = PointConfig(
@@ -97,9 +95,7 @@ class PointEnv(BatchedMujocoEnv):
         library: TaskLibrary | None = None,
         split: str = "train",
         tasks: Sequence[int] | Tensor | None = None,
-        known_goal: bool = False,
-        task_order: Literal["fixed", "random"] = "fixed",
-        seed: int | None = None,
+        **options: Unpack[EnvOptions],
     ) -> None:
         library = self.make_library(config) if library is None else library
         if library.parameters.shape[1] != 2:
@@ -117,10 +113,7 @@ class PointEnv(BatchedMujocoEnv):
             observation_high=high,
             goal_space=GoalSpace([0, 1], -arena, arena, config.goal_tolerance, "euclidean"),
             subgoal_space=GoalSpace([0, 1], -arena, arena, config.subgoal_tolerance, "euclidean"),
-            known_goal=known_goal,
-            task_order=task_order,
-            threads=config.threads,
-            seed=seed,
+            **{"threads": config.threads, **options},
         )
         self.config = config
         self._seconds = config.frame_skip * float(self.model.opt.timestep)
@@ -141,6 +134,10 @@ class PointEnv(BatchedMujocoEnv):
 
     def _reward(self, observation: Tensor) -> Tensor:
         return self.goal_space.achieved(observation, self._goal).unsqueeze(-1).float()
+
+    def goal_position(self, goal: np.ndarray, model: mujoco.MjModel, data: mujoco.MjData) -> np.ndarray | None:
+        """See :meth:`BatchedMujocoEnv.goal_position`."""
+        return np.array([goal[0], goal[1], 0.25])
 
 
 def _build_model(config: PointConfig) -> mujoco.MjModel:

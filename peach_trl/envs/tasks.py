@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import hashlib
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 
 import torch
 from torch import Tensor
@@ -18,8 +19,11 @@ class TaskLibrary:
         parameters: ``[num_tasks, P]`` float32, what tells one task from another, such as a goal's coordinates.
         splits: a name for each group of task ids, such as ``{"train": ids, "test": ids}``; 1-D integer tensors,
             disjoint, each id at most once. A task may be in no split.
+        name: what the list of tasks is called, such as ``"HalfCheetahVel-v1"``; the version goes up whenever the same
+            seed would give other tasks.
 
     Attributes:
+        name: likewise.
         parameters: ``[num_tasks, P]`` float32.
         num_tasks: number of tasks.
         source_ids: ``[num_tasks]`` int64, each task's id in the library that :meth:`subset` was called on, or its own
@@ -38,11 +42,12 @@ class TaskLibrary:
         (tensor([0, 1]), tensor([2, 2]))
     """
 
-    def __init__(self, parameters: Tensor, splits: Mapping[str, Tensor]) -> None:
+    def __init__(self, parameters: Tensor, splits: Mapping[str, Tensor], name: str = "tasks") -> None:
         if parameters.ndim != 2 or not parameters.shape[0] or not bool(parameters.isfinite().all()):
             raise ValueError(
                 f"parameters of shape {tuple(parameters.shape)}: give finite numbers of shape [num_tasks, P]"
             )
+        self.name = name
         self.parameters = parameters.to(torch.float32)
         self.num_tasks = parameters.shape[0]
         self.source_ids = torch.arange(self.num_tasks)
@@ -68,6 +73,13 @@ class TaskLibrary:
             raise KeyError(f"split {name!r} is unknown: this library has {', '.join(map(repr, self._splits))}")
         return self._splits[name].clone()
 
+    def fingerprint(self) -> str:
+        """The first 16 hex digits of a SHA-256 over parameters and splits: equal for equal lists of tasks only."""
+        digest = hashlib.sha256(self.parameters.numpy().tobytes())
+        for name, ids in sorted(self._splits.items()):
+            digest.update(name.encode() + ids.numpy().tobytes())
+        return digest.hexdigest()[:16]
+
     def subset(self, ids: Sequence[int] | Tensor, repeats: int = 1) -> TaskLibrary:
         """A library of some of these tasks, renumbered from 0, with one split, ``"all"``.
 
@@ -79,13 +91,13 @@ class TaskLibrary:
         if repeats < 1:
             raise ValueError(f"repeats = {repeats}: must be >= 1")
         chosen = self._ids("subset", torch.as_tensor(ids)).repeat_interleave(repeats)
-        library = TaskLibrary(self.parameters[chosen], {"all": torch.arange(len(chosen))})
+        library = TaskLibrary(self.parameters[chosen], {"all": torch.arange(len(chosen))}, self.name)
         library.source_ids = chosen
         return library
 
     def __repr__(self) -> str:
         sizes = ", ".join(f"{name}: {len(ids)}" for name, ids in self._splits.items())
-        return f"TaskLibrary({self.num_tasks} tasks of {self.parameters.shape[1]} parameters; {sizes})"
+        return f"TaskLibrary({self.name}: {self.num_tasks} tasks of {self.parameters.shape[1]} parameters; {sizes})"
 
     def _ids(self, name: str, ids: Tensor) -> Tensor:
         if ids.ndim != 1 or not len(ids) or ids.is_floating_point() or ids.dtype == torch.bool:
@@ -101,32 +113,61 @@ class TaskLibrary:
         return ids.to(torch.int64).clone()
 
 
-def half_circle_tasks(radius: float, train: int, validation: int, test: int, seed: int) -> TaskLibrary:
-    """Goals (x, y) on a half circle around the origin, one in each of as many equal arcs as a split has tasks.
-
-    Within its arc an angle is drawn uniformly. Drawn from the whole half circle, 15 goals lie as unevenly as chance has
-    it, and a policy that knows nothing of the task scores well on some splits by going where they cluster. Each split
-    has its own stream of draws, so the size of one never changes the goals of another.
+def draw_library(
+    name: str, draw: Callable[[int, torch.Generator], Tensor], *, train: int, validation: int, test: int, seed: int
+) -> TaskLibrary:
+    """A library whose splits are drawn one by one, each from its own stream: no split's size changes another's tasks.
 
     Args:
-        radius: distance of the goals from the origin, in metres.
+        name: name and version of the list.
+        draw: the parameters ``[size, P]`` of ``size`` tasks, from the generator that it is handed.
         train: number of training tasks, ids 0 to ``train - 1``.
         validation: number of validation tasks, the ids that follow.
         test: number of test tasks, the last ids.
+        seed: fixes all the tasks.
+
+    Examples:
+        >>> def velocities(size, generator):
+        ...     return 3 * torch.rand(size, 1, generator=generator)
+        >>> library = draw_library("Velocities-v1", velocities, train=3, validation=2, test=2, seed=0)
+        >>> library, library.split("test")
+        (TaskLibrary(Velocities-v1: 7 tasks of 1 parameters; train: 3, validation: 2, test: 2), tensor([5, 6]))
+    """
+    parameters, splits, start = [], {}, 0
+    for split, size in (("train", train), ("validation", validation), ("test", test)):
+        if size < 1:
+            raise ValueError(f"{split} = {size}: each split needs at least 1 task")
+        parameters.append(draw(size, named_generator(f"tasks/{split}", seed)))
+        splits[split] = torch.arange(start, start + size)
+        start += size
+    return TaskLibrary(torch.cat(parameters), splits, name)
+
+
+def half_circle_tasks(
+    radius: float, train: int, validation: int, test: int, seed: int, name: str = "HalfCircle-v1"
+) -> TaskLibrary:
+    """Goals (x, y) on a half circle around the origin, one in each of as many equal arcs as a split has tasks.
+
+    Within its arc an angle is drawn uniformly. Drawn from the whole half circle, 15 goals lie as unevenly as chance has
+    it, and a policy that knows nothing of the task scores well on some splits by going where they cluster.
+
+    Args:
+        radius: distance of the goals from the origin, in metres.
+        train: number of training tasks, see :func:`draw_library`.
+        validation: number of validation tasks.
+        test: number of test tasks.
         seed: fixes all the goals.
+        name: name and version of the list.
 
     Examples:
         >>> library = half_circle_tasks(8.0, train=3, validation=2, test=2, seed=0)
         >>> library.split("test"), bool((library.parameters[:, 1] >= 0).all())
         (tensor([5, 6]), True)
     """
-    goals, splits, start = [], {}, 0
-    for name, size in (("train", train), ("validation", validation), ("test", test)):
-        if size < 1:
-            raise ValueError(f"{name} = {size}: each split needs at least 1 task")
-        within = torch.rand(size, generator=named_generator(f"tasks/{name}", seed), dtype=torch.float64)
+
+    def draw(size: int, generator: torch.Generator) -> Tensor:
+        within = torch.rand(size, generator=generator, dtype=torch.float64)
         angle = math.pi * (torch.arange(size) + within) / size
-        goals.append(radius * torch.stack([angle.cos(), angle.sin()], dim=-1))
-        splits[name] = torch.arange(start, start + size)
-        start += size
-    return TaskLibrary(torch.cat(goals), splits)
+        return radius * torch.stack([angle.cos(), angle.sin()], dim=-1)
+
+    return draw_library(name, draw, train=train, validation=validation, test=test, seed=seed)

@@ -1,0 +1,1 @@
+"""Task families: published ones, and mazes; all on the batched simulator."""
