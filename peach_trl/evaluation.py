@@ -13,6 +13,7 @@ from torch import Tensor
 from torchrl.envs.utils import ExplorationType, set_exploration_type
 
 from peach_trl.agent import Agent
+from peach_trl.collectors.lockstep import Lockstep
 from peach_trl.envs.tasks import TaskLibrary
 from peach_trl.experiment import Config, make_env
 from peach_trl.hierarchy.transitions import HINDSIGHT_ACTION, LevelTransitions
@@ -74,11 +75,12 @@ def meta_test(agent: Agent, config: Config, library: TaskLibrary, split: str, se
     policy = agent.make_policy(tests.num_tasks, seed=seed)
     posterior = policy.posterior
     tasks = torch.arange(tests.num_tasks)
-    env = make_env(config, tests, tasks, policy)
+    lockstep = Lockstep(make_env(config, tests, tasks, policy), policy)
     returns, success, positions, subgoals = [], [], [], []
     for _ in range(config.evaluation.trajectories):
         with set_exploration_type(ExplorationType.DETERMINISTIC):
-            batch = env.rollout(config.env.horizon, policy, break_when_any_done=False)
+            lockstep.reset()
+            batch = lockstep.run(config.env.horizon)
         reward = batch["next", "reward"].squeeze(-1)
         returns.append(reward.sum(1) / config.env.horizon)
         success.append((reward[:, -1] > 0).float())
@@ -88,7 +90,7 @@ def meta_test(agent: Agent, config: Config, library: TaskLibrary, split: str, se
         if posterior is not None:
             top = LevelTransitions(agent.hierarchy, config.transitions, seed)(batch)[-1]
             posterior.update(top[(top["kind"] == HINDSIGHT_ACTION).squeeze(-1)])
-    env.close()
+    lockstep.env.close()
     loc, scale = (None, None) if posterior is None else posterior.posterior(tasks)
     return MetaTest(
         task_ids=tests.source_ids,

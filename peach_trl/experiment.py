@@ -11,12 +11,13 @@ import torch
 from tensordict import TensorDictBase
 from tensordict.nn import TensorDictModuleBase
 from torch import Tensor
-from torchrl.collectors import Collector, MultiSyncCollector
+from torchrl.collectors import MultiSyncCollector
 from torchrl.data import LazyTensorStorage, TensorDictReplayBuffer
 from torchrl.envs import Compose, EnvBase, RewardSum, Transform, TransformedEnv
 from torchrl.modules import get_primers_from_module
 
 from peach_trl.agent import Agent, LatentConfig, LowerConfig, TopConfig
+from peach_trl.collectors.lockstep import LockstepCollector
 from peach_trl.config import ConfigError, option
 from peach_trl.data.context_sampler import ContextConfig, ContextSampler
 from peach_trl.data.task_replay import TaskReplayBuffer
@@ -172,19 +173,14 @@ def make_agent(config: Config, library: TaskLibrary) -> Agent:
 
 def make_collector(
     config: Config, library: TaskLibrary, policy: TensorDictModuleBase
-) -> Collector | MultiSyncCollector:
+) -> LockstepCollector | MultiSyncCollector:
     """Collects a trajectory of each row a batch, [tasks * rows_per_task, horizon], in this or in worker processes."""
     tasks = library.split("train").repeat_interleave(config.train.rows_per_task)
     workers = config.collector.workers
     frames = len(tasks) * config.env.horizon
     if workers == 0:
-        collector = Collector(
-            partial(make_env, config, library, tasks, policy),  # type: ignore[arg-type]
-            policy,
-            frames_per_batch=frames,
-            total_frames=-1,
-            auto_register_policy_transforms=False,
-        )
+        factory = partial(make_env, config, library, tasks, policy)
+        collector = LockstepCollector(factory, policy, frames_per_batch=frames, total_frames=-1)
     else:
         shards = [shard for shard in tasks.tensor_split(workers)]
         collector = MultiSyncCollector(
@@ -192,6 +188,7 @@ def make_collector(
             policy,
             frames_per_batch=[len(shard) * config.env.horizon for shard in shards],
             total_frames=-1,
+            collector_class=LockstepCollector,
             cat_results=0,
             auto_register_policy_transforms=False,
             update_at_each_batch=True,

@@ -13,7 +13,7 @@ from torchrl.collectors import Collector
 from torchrl.envs import SerialEnv, StepCounter, TransformedEnv, check_env_specs
 
 from peach_trl.config import ConfigError
-from peach_trl.envs import GoalSpace, PointConfig, PointEnv, TaskLibrary, half_circle_tasks
+from peach_trl.envs import GoalSpace, NotFiniteError, PointConfig, PointEnv, TaskLibrary, half_circle_tasks
 
 CONFIG = PointConfig(
     arena=10.0,
@@ -344,16 +344,68 @@ def test_stays_in_the_arena_and_in_the_spec(change):
     assert furthest[0] >= config.arena - config.speed  # the limit was reached
 
 
-def test_non_finite_state_and_action_raise(tmp_path, monkeypatch):
-    monkeypatch.chdir(tmp_path)  # MuJoCo logs the broken simulation here
-    env = PointEnv(CONFIG, 3, tasks=[4, 5, 6])
+def test_an_action_that_is_not_finite_steps_no_row():
+    env = PointEnv(CONFIG, 3, tasks=[4, 5, 6], not_finite="truncate")
     td = env.step(with_action(env.reset(), torch.ones(2)))["next"]
-    with pytest.raises(FloatingPointError, match=r'"action".*rows \[0\].*task ids \[4\].*steps \[2\]'):
+    with pytest.raises(NotFiniteError, match=r'"action".*rows \[0\].*task ids \[4\].*steps \[2\]'):
         env.step(td.clone().set("action", torch.tensor([[float("nan"), 0.0], [0.0, 0.0], [0.0, 0.0]])))
+    again = PointEnv(CONFIG, 3, tasks=[4, 5, 6])
+    wanted = again.step(with_action(again.step(with_action(again.reset(), torch.ones(2)))["next"], torch.ones(2)))
+    assert (env.step(with_action(td, torch.ones(2)))["next"] == wanted["next"]).all()
+
+
+def test_a_broken_row_is_named_and_the_others_go_on(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)  # MuJoCo logs the broken simulation here
+    env, whole = PointEnv(CONFIG, 3, tasks=[4, 5, 6]), PointEnv(CONFIG, 3, tasks=[4, 5, 6])
+    td = env.step(with_action(env.reset(), torch.ones(2)))["next"]
+    ahead = whole.step(with_action(whole.reset(), torch.ones(2)))["next"]
     env._qpos[1, 0] = np.nan
-    with pytest.raises(FloatingPointError, match=r'"observation".*rows \[1\].*task ids \[5\].*steps \[2\]'):
-        env.step(with_action(td, torch.zeros(2)))
-    assert env.reset()["observation"].abs().sum() == 0  # a reset mends it
+    with pytest.raises(NotFiniteError, match=r'"observation".*rows \[1\].*task ids \[5\].*steps \[2\]') as caught:
+        env.step(with_action(td.clone(), torch.ones(2)))
+    result = caught.value.tensordict
+    ahead = whole.step(with_action(ahead, torch.ones(2)))["next"]
+    others = torch.tensor([0, 2])
+    assert (result[others] == ahead[others]).all()
+    assert result["truncated"].flatten().tolist() == result["done"].flatten().tolist() == [False, True, False]
+    assert torch.equal(result["observation"][1], td["observation"][1]) and result["reward"][1] == 0
+    fresh = env.reset(result.exclude("task_id").set("_reset", result["done"]))
+    assert fresh["observation"][1].abs().sum() == 0
+    after = env.step(with_action(fresh, torch.ones(2)))["next"]
+    assert (after[others] == whole.step(with_action(ahead, torch.ones(2)))["next"][others]).all()
+    assert after["observation"][1, 0] > 0
+
+
+def test_a_collector_goes_on_where_a_broken_row_is_truncated(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    envs = [PointEnv(CONFIG, 3, not_finite="truncate") for _ in range(2)]
+    steps = 0
+
+    def sabotage(td):
+        nonlocal steps
+        steps += 1
+        if steps == 8:  # the collector tries the policy once at first
+            envs[0]._qpos[2] = np.inf
+        return with_action(td, torch.ones(2))
+
+    with pytest.warns(RuntimeWarning, match=r"rows \[2\], task ids \[2\], at steps \[7\]"):
+        broken = next(iter(Collector(envs[0], sabotage, frames_per_batch=60, total_frames=60)))
+    steps = 100
+    sound = next(iter(Collector(envs[1], sabotage, frames_per_batch=60, total_frames=60)))
+    assert (broken.exclude("collector")[:2] == sound.exclude("collector")[:2]).all()
+    assert broken["next", "truncated"][2].flatten().nonzero().flatten().tolist() == [6]
+    assert broken["observation"].isfinite().all() and broken["observation"][2, 7].abs().sum() == 0
+
+
+def test_a_reward_that_is_not_finite_is_found():
+    class Broken(PointEnv):
+        def _reward(self, observation):
+            return torch.where(observation[:, :1] > 0.1, torch.inf, 0.0)
+
+    env = Broken(CONFIG, 2)
+    action = torch.tensor([[0.0, 0.0], [1.0, 0.0]])
+    td = env.step(env.reset().set("action", action))["next"]
+    with pytest.raises(NotFiniteError, match=r'"reward".*rows \[1\].*steps \[2\]'):
+        env.step(td.set("action", action))
 
 
 def test_goals_out_of_reach_are_rejected():
@@ -368,6 +420,7 @@ def test_goals_out_of_reach_are_rejected():
         ({"num_envs": 2, "tasks": [60]}, r"tasks: ids \[60\]"),
         ({"num_envs": 2, "tasks": []}, "tasks of shape"),
         ({"num_envs": 2, "task_order": "sorted"}, "task_order"),
+        ({"num_envs": 2, "not_finite": "ignore"}, "not_finite"),
         ({"num_envs": 2, "library": TaskLibrary(torch.zeros(1, 3), {"train": torch.tensor([0])})}, "2 parameters"),
     ],
 )

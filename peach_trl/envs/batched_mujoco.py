@@ -26,6 +26,9 @@ if TYPE_CHECKING:
     from mujoco.batch import Batch
 
 
+_NO_ROWS = np.empty(0, dtype=np.int64)
+
+
 class EnvOptions(TypedDict, total=False):
     """What every batched environment takes besides its own arguments; see :class:`BatchedMujocoEnv`."""
 
@@ -120,7 +123,8 @@ class BatchedMujocoEnv(EnvBase):
         self.model, self.library, self.horizon = copy.copy(model), library, horizon
         self.model.opt.disableflags |= int(mujoco.mjtDisableBit.mjDSBL_AUTORESET)
         self.goal_space, self.subgoal_space = goal_space, subgoal_space
-        self.known_goal, self.not_finite = known_goal, not_finite
+        self.known_goal = known_goal
+        self.not_finite: NotFinite = not_finite
         self._substeps, self._threads = frame_skip, threads
         self._batch: Batch | None = None
         self._steps = np.zeros((num_envs, 1), dtype=np.int64)
@@ -157,9 +161,9 @@ class BatchedMujocoEnv(EnvBase):
         """The reward ``[N, 1]`` float32 of having come to ``observation`` ``[N, D]`` by the controls ``self._ctrl``."""
         raise NotImplementedError
 
-    def _terminated(self, observation: Tensor) -> Tensor:
-        """Whether each row ended for good, bool ``[N, 1]``; never, unless a subclass says otherwise."""
-        return torch.zeros(len(observation), 1, dtype=torch.bool)
+    def _terminated(self, observation: Tensor) -> Tensor | None:
+        """Whether each row ended for good, bool ``[N, 1]``; ``None``: none did, as where nothing ever terminates."""
+        return None
 
     def _reset_state(self, rows: np.ndarray) -> None:
         """Writes the start state of ``rows`` into the bound arrays, which hold the model's own; for random starts.
@@ -191,9 +195,7 @@ class BatchedMujocoEnv(EnvBase):
         error.tensordict = result
         return error.raise_or_warn(self.not_finite)
 
-    def advance(
-        self, action: Tensor, mask: Tensor | None = None
-    ) -> tuple[dict[str, Tensor], NotFiniteError | None]:
+    def advance(self, action: Tensor, mask: Tensor | None = None) -> tuple[dict[str, Tensor], NotFiniteError | None]:
         """One step of all rows without the TensorDict: what :meth:`step` writes under ``"next"``, as plain tensors.
 
         Args:
@@ -216,6 +218,7 @@ class BatchedMujocoEnv(EnvBase):
         if mask is not None:
             reward = reward * mask.reshape(-1, 1)
         terminated = self._terminated(observation)
+        terminated = torch.zeros_like(reward, dtype=torch.bool) if terminated is None else terminated
         truncated = torch.from_numpy(self._steps >= self.horizon)
         error = self._find_broken(values, reward, raised)
         if error is not None:
@@ -230,12 +233,21 @@ class BatchedMujocoEnv(EnvBase):
         return result, error
 
     def _reset(self, tensordict: TensorDictBase | None = None, **kwargs: Any) -> TensorDictBase:
-        batch = self._batch or self._make_batch()
         mask = None if tensordict is None else tensordict.get("_reset", None)
         given = None if tensordict is None else tensordict.get("task_id", None)
+        return TensorDict(self.restart(mask, given), batch_size=self.batch_size, device=self.device)
+
+    def restart(self, mask: Tensor | None = None, task_id: Tensor | None = None) -> dict[str, Tensor]:
+        """A reset without the TensorDict: what :meth:`reset` writes, for all rows, as plain tensors.
+
+        Args:
+            mask: bool ``[N]`` or ``[N, 1]``, the rows that start anew; ``None`` for all.
+            task_id: int64 ``[N]`` or ``[N, 1]``, the tasks of these rows; ``None`` leaves it to ``task_order``.
+        """
+        batch = self._batch or self._make_batch()
         rows = np.arange(self.batch_size[0]) if mask is None else np.flatnonzero(mask.reshape(-1).numpy())
         before = self._task_rows.task_id
-        self._task_rows.assign(rows, given)
+        self._task_rows.assign(rows, task_id)
         if before is not self._task_rows.task_id:
             self._load_tasks(rows)
         batch.reset(rows, stage=int(mujoco.mjtStage.mjSTAGE_NONE))
@@ -249,7 +261,7 @@ class BatchedMujocoEnv(EnvBase):
         result = self._observed(self._last)
         for name in ("done", "terminated", "truncated"):
             result[name] = torch.zeros(len(self._steps), 1, dtype=torch.bool)
-        return TensorDict(result, batch_size=self.batch_size, device=self.device)
+        return result
 
     def _set_seed(self, seed: int | None) -> None:
         self._generator = named_generator("environment", seed)
@@ -311,13 +323,13 @@ class BatchedMujocoEnv(EnvBase):
 
     def _simulate_all(self, batch: Batch, rows: np.ndarray | None) -> np.ndarray:
         """Steps, and returns the rows in which MuJoCo itself raised."""
-        from mujoco.batch import SimulationError
-
         try:
             self._simulate(batch, rows)
-        except SimulationError as error:
+        except RuntimeError as error:  # mujoco.batch.SimulationError lists the rows, which kept their state
+            if not hasattr(error, "ids"):
+                raise
             return np.asarray(error.ids, dtype=np.int64)
-        return np.empty(0, dtype=np.int64)
+        return _NO_ROWS
 
     def _find_broken(self, values: np.ndarray, reward: Tensor, raised: np.ndarray) -> NotFiniteError | None:
         remedy = "check the actions, or shorten the model's timestep"
@@ -332,8 +344,8 @@ class BatchedMujocoEnv(EnvBase):
         return NotFiniteError(key, rows.tolist(), task_ids, (self._steps[rows, 0] + steps_ahead).tolist(), remedy)
 
     def _observed(self, observation: Tensor) -> dict[str, Tensor]:
-        # Cloned: what is handed out may be written into, and the simulator's own memory never is.
-        values = {"observation": observation.clone(), "task_id": self._task_rows.task_id.clone()}
+        # Cloned: what is handed out may be written into.
+        values = {"observation": observation, "task_id": self._task_rows.task_id.clone()}
         if self.known_goal:
             values["goal"] = self._task_rows.goal.clone()
         return values

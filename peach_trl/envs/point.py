@@ -8,7 +8,7 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Unpack
+from typing import TYPE_CHECKING, Unpack, cast
 
 import mujoco
 import numpy as np
@@ -133,7 +133,7 @@ class PointEnv(BatchedMujocoEnv):
         np.multiply(self._qvel, self._seconds, out=out[:, 2:], casting="same_kind")
 
     def _reward(self, observation: Tensor) -> Tensor:
-        return self.goal_space.achieved(observation, self._goal).unsqueeze(-1).float()
+        return cast(GoalSpace, self.goal_space).achieved(observation, self._goal).unsqueeze(-1).float()
 
     def goal_position(self, goal: np.ndarray, model: mujoco.MjModel, data: mujoco.MjData) -> np.ndarray | None:
         """See :meth:`BatchedMujocoEnv.goal_position`."""

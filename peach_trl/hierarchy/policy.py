@@ -13,11 +13,12 @@ from typing import TYPE_CHECKING, Any, cast
 
 import torch
 from tensordict import NestedKey, TensorDict, TensorDictBase
-from tensordict.nn import TensorDictModuleBase, TensorDictSequential
+from tensordict.nn import TensorDictModule, TensorDictModuleBase, TensorDictSequential
 from torch import Tensor
 from torchrl.data import Binary, Bounded, Composite, TensorSpec, Unbounded
 from torchrl.envs import TensorDictPrimer
 from torchrl.envs.utils import ExplorationType, exploration_type
+from torchrl.modules import ProbabilisticActor
 
 from peach_trl.hierarchy.structure import NO_LIMIT, Hierarchy
 from peach_trl.seeding import ProcessGenerator
@@ -57,15 +58,14 @@ class HierarchyClock(TensorDictModuleBase):
         """Writes which levels act; see the class."""
         observation, before = tensordict.get("observation"), tensordict.get(("hierarchy", "attempts"))
         start = before[..., :1] == UNSTARTED
-        achieved = self.hierarchy.achieved(
-            observation, tensordict.get(("hierarchy", "goal"), None), tensordict.get("goal", None)
-        )
-        end, used = self.hierarchy.attempt_ends(achieved, before, start.squeeze(-1))
-        need = end | start
-        acts = torch.cat([torch.ones_like(start), need[..., :-1]], -1)
+        achieved = None
+        if self.hierarchy.config.clock != "fixed":  # which ends attempts whatever was achieved
+            goals, end_goal = tensordict.get(("hierarchy", "goal"), None), tensordict.get("goal", None)
+            achieved = self.hierarchy.achieved(observation, goals, end_goal)
+        end, acts, used = self.hierarchy.attempt_ends(achieved, before, start)
         tensordict.set(("hierarchy", "start"), start)
         tensordict.set(("hierarchy", "acts"), acts)
-        return tensordict.set(("hierarchy", "attempts"), used.masked_fill(need, 0))
+        return tensordict.set(("hierarchy", "attempts"), used.masked_fill(end, 0))
 
     def make_tensordict_primer(self) -> TensorDictPrimer:
         """The transform that adds the clocks to an environment; collectors append it by themselves."""
@@ -123,13 +123,10 @@ class HierarchyActor(TensorDictModuleBase):
         """Writes the action and the subgoals in force; see the class."""
         hierarchy, explore = self.hierarchy, exploration_type() == ExplorationType.RANDOM
         observation, acts = tensordict.get("observation"), tensordict.get(("hierarchy", "acts"))
-        goals = tested = None
-        if hierarchy.depth > 1:  # cloned: the step before keeps what it recorded
-            goals = tensordict.get(("hierarchy", "goal")).clone()
-            tested = tensordict.get(("hierarchy", "tested")).clone()
+        goals, tested = tensordict.get(("hierarchy", "goal"), None), tensordict.get(("hierarchy", "tested"), None)
         for level in reversed(range(hierarchy.depth)):
             rows = acts[..., level]
-            if not rows.any():
+            if level > 0 and not rows.any():
                 continue
             proposal = self._propose(level, tensordict, goals, tested, explore)
             if level == hierarchy.top:
@@ -139,7 +136,7 @@ class HierarchyActor(TensorDictModuleBase):
             if level == 0:
                 tensordict.set("action", target)
                 break
-            assert goals is not None and tested is not None
+            goals, tested = cast(Tensor, goals).clone(), cast(Tensor, tested).clone()  # the step before keeps its own
             goals[..., level - 1, :] = torch.where(rows.unsqueeze(-1), target, goals[..., level - 1, :])
             tests = tested[..., level] | self._coins(level, tensordict) if explore else torch.zeros_like(rows)
             tested[..., level - 1] = torch.where(rows, tests, tested[..., level - 1])
@@ -151,27 +148,29 @@ class HierarchyActor(TensorDictModuleBase):
     def _propose(
         self, level: int, tensordict: TensorDictBase, goals: Tensor | None, tested: Tensor | None, explore: bool
     ) -> Tensor:
-        actor = cast(Any, self.actors[level])
+        actor = self.actors[level]
         if level == self.hierarchy.top:
-            inputs = tensordict.select(*actor.in_keys)
+            inputs = {key: tensordict.get(key) for key in cast(Any, actor).in_keys}
         else:
             assert goals is not None
-            inputs = TensorDict(
-                {"observation": tensordict.get("observation"), "goal": goals[..., level, :]}, tensordict.batch_size
-            )
-        distribution = actor.get_dist(inputs) if hasattr(actor, "get_dist") else None
-        greedy = actor(inputs).get("action") if distribution is None else distribution.deterministic_sample
+            inputs = {"observation": tensordict.get("observation"), "goal": goals[..., level, :]}
+        greedy, distribution = _output_of(actor, inputs, tensordict.batch_size)
+        if greedy is None and (not explore or (tested is not None and tested[..., level].any())):
+            greedy = distribution.deterministic_sample
         if not explore:
-            return greedy
-        noisy = self._add_noise(greedy) if distribution is None else distribution.sample()
-        uniform = torch.rand(greedy.shape, generator=self._generator.get()) * 2 - 1
-        coin = torch.rand(greedy.shape[:-1], generator=self._generator.get()) < self.random_share[level]
-        noisy = torch.where(coin.unsqueeze(-1), uniform, noisy)
-        return noisy if tested is None else torch.where(tested[..., level, None], greedy, noisy)
+            return cast(Tensor, greedy)
+        noisy = self._add_noise(cast(Tensor, greedy)) if distribution is None else distribution.sample()
+        generator = self._generator.get()
+        uniform = torch.rand(noisy.shape, generator=generator).mul_(2).sub_(1)
+        coin = torch.rand((*noisy.shape[:-1], 1), generator=generator) < self.random_share[level].item()
+        noisy = torch.where(coin, uniform, noisy)
+        if tested is None or greedy is None:  # nothing is being tested
+            return noisy
+        return torch.where(tested[..., level, None], greedy, noisy)
 
     def _add_noise(self, proposal: Tensor) -> Tensor:
-        noise = torch.randn(proposal.shape, generator=self._generator.get()) * self.hierarchy.config.noise
-        return (proposal + noise).clamp(-1, 1)
+        noise = torch.randn(proposal.shape, generator=self._generator.get())
+        return noise.mul_(self.hierarchy.config.noise).add_(proposal).clamp_(-1, 1)
 
     def _coins(self, level: int, tensordict: TensorDictBase) -> Tensor:
         """Which rows' proposals of ``level`` are to be tested, bool [N]."""
@@ -187,6 +186,23 @@ class HierarchyActor(TensorDictModuleBase):
             state["goal"] = Unbounded(shape=torch.Size([hierarchy.depth - 1, space.dim]))
             state["tested"] = Binary(hierarchy.depth, dtype=torch.bool)
         return TensorDictPrimer(Composite({"hierarchy": Composite(state)}), default_value=0.0, expand_specs=True)
+
+
+def _output_of(actor: Any, inputs: dict[Any, Tensor], batch_size: torch.Size) -> tuple[Tensor | None, Any]:
+    """What an actor proposes without noise and ``None``, or ``None`` and its distribution.
+
+    The actors that :mod:`peach_trl.modules.networks` builds are called without a TensorDict around them, which would
+    cost more than the network.
+    """
+    if type(actor) is TensorDictModule and actor.out_keys == ["action"]:
+        return actor.module(*(inputs[key] for key in actor.in_keys)), None
+    if isinstance(actor, ProbabilisticActor) and len(actor.module) == 2:
+        first, last = cast(Any, actor.module)
+        if type(first) is TensorDictModule:
+            parameters = first.module(*(inputs[key] for key in first.in_keys))
+            return None, last.get_dist(dict(zip(first.out_keys, parameters, strict=True)))
+    tensordict = TensorDict(inputs, batch_size)
+    return (None, actor.get_dist(tensordict)) if hasattr(actor, "get_dist") else (actor(tensordict)["action"], None)
 
 
 class HierarchyPolicy(TensorDictSequential):
@@ -227,3 +243,8 @@ class HierarchyPolicy(TensorDictSequential):
     def set_top_random(self, share: float) -> None:
         """Sets the share of uniform proposals of the top level: 1 in a warm-up."""
         self.actor.random_share[-1] = share
+
+    def advance(self, frame: Any) -> None:
+        """One step on anything with the ``get``, ``set`` and ``batch_size`` of a TensorDict; see :class:`Lockstep`."""
+        for module in self.module:
+            module.forward(frame)

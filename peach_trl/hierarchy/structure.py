@@ -75,6 +75,7 @@ class Hierarchy:
         self.subgoal_space, self.goal_space = subgoal_space, goal_space
         low, high = (bound.reshape(-1, action_spec.shape[-1])[0] for bound in _bounds(action_spec))
         self.action_mid, self.action_half = (low + high) / 2, (high - low) / 2
+        self._unit_actions = bool((low == -1).all() and (high == 1).all())
         # The top has no limit of its own: the end of the episode ends its attempt.
         self.horizons = torch.tensor([self.k] * (self.depth - 1) + [NO_LIMIT])
         reach = torch.tensor([config.subgoal_reach * self.k**i for i in range(self.depth)])
@@ -97,7 +98,7 @@ class Hierarchy:
     def decode(self, level: int, observation: Tensor, proposal: Tensor) -> Tensor:
         """A proposal in [-1, 1] as what it stands for: an action [..., A], or an absolute subgoal [..., G]."""
         if level == 0:
-            return self.action_mid + self.action_half * proposal
+            return proposal if self._unit_actions else self.action_mid + self.action_half * proposal
         space = self.subgoal_space
         if self.config.subgoal == "relative":
             return space.clip(space.project(observation) + self.reach[level] * proposal)
@@ -142,33 +143,29 @@ class Hierarchy:
             columns.append(self.goal_space.achieved(observation, end_goal))
         return torch.stack(columns, -1)
 
-    def attempt_ends(self, achieved: Tensor, attempts: Tensor, out: Tensor) -> tuple[Tensor, Tensor]:
-        """Which attempts end with a step, and how many decisions each has used by then.
+    def attempt_ends(self, achieved: Tensor | None, attempts: Tensor, out: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """Which attempts end with a step, which levels decide after it, and how many decisions each attempt has used.
 
         A level's decision ends where its child's attempt ends; its own attempt may then end too. Clocks: ``official``:
         a goal of this level or of any above it is achieved; ``own``: its own goal is; ``fixed``: neither counts.
         Every clock also ends an attempt whose decisions are used up, or with the episode.
 
         Args:
-            achieved: after the step, bool [..., L].
+            achieved: after the step, bool [..., L]; ``None`` will do for the clock ``fixed``.
             attempts: decisions used before the step, int [..., L].
-            out: the episode ends with the step, bool [...].
+            out: the episode ends with the step, bool [..., 1].
 
         Returns:
-            ``(end, used)``, both [..., L].
+            ``(end, acts, used)``, each [..., L]; the bottom level always decides.
         """
-        if self.config.clock == "official":
-            hit = achieved.flip(-1).cumsum(-1).flip(-1) > 0
-        else:
-            hit = achieved if self.config.clock == "own" else torch.zeros_like(achieved)
-        decided = torch.ones_like(out)
-        ends, used = [], []
-        for level in range(self.depth):
-            used.append(attempts[..., level] + decided)
-            over = hit[..., level] | out | (used[-1] >= self.horizons[level])
-            decided = decided & over
-            ends.append(decided)
-        return torch.stack(ends, -1), torch.stack(used, -1)
+        over = (attempts + 1 >= self.horizons) | out
+        if self.config.clock != "fixed":
+            assert achieved is not None
+            official = self.config.clock == "official"
+            over |= achieved.flip(-1).cumsum(-1).flip(-1) > 0 if official else achieved
+        end = over.cumprod(-1).bool()  # no attempt ends before its child's
+        acts = torch.cat([torch.ones_like(out), end[..., :-1]], -1)
+        return end, acts, attempts + acts
 
     def recorded_ends(self, batch: TensorDictBase) -> tuple[Tensor, Tensor, Tensor]:
         """What each step of a recorded batch [N, T] achieved, and which attempts ended with it.
@@ -178,7 +175,8 @@ class Hierarchy:
         """
         goals, end_goal = batch.get(("hierarchy", "goal"), None), batch.get("goal", None)
         achieved = self.achieved(batch["next", "observation"], goals, end_goal)
-        return achieved, *self.attempt_ends(achieved, batch["hierarchy", "attempts"], batch["next", "done"].squeeze(-1))
+        end, _, used = self.attempt_ends(achieved, batch["hierarchy", "attempts"], batch["next", "done"])
+        return achieved, end, used
 
 
 def _bounds(spec: TensorSpec) -> tuple[Tensor, Tensor]:

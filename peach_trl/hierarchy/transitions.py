@@ -10,7 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import cast
+from typing import TypeAlias
 
 import torch
 from tensordict import TensorDict, TensorDictBase
@@ -32,6 +32,10 @@ class TransitionsConfig:
     hindsight_goals: int = option(low=0, help="hindsight goals per attempt; the last state reached is always one")
     reward_scale: float = option(above=0, help="factor on the task's rewards, summed over a decision of the top level")
     test_penalty: float = option(low=0, help="what a failed subgoal test costs the top level, in scaled reward")
+
+
+_Columns: TypeAlias = dict[str | tuple[str, str], Tensor]  # [M, ...] each
+_Copies: TypeAlias = tuple[Tensor, _Columns]  # which rows [K], and the columns [K, ...] that differ from theirs
 
 
 @dataclass
@@ -136,13 +140,13 @@ class LevelTransitions:
     def _level(self, level: int, flat: TensorDictBase, steps: TensorDictBase, valid: Tensor) -> TensorDict:
         decisions = self._decisions(level, steps, valid)
         rows = self._hindsight_action(level, flat, steps, decisions)
-        parts = [rows]
+        copies = []
         space = self.hierarchy.space_of(level)
         if space is not None:
-            parts.append(self._hindsight_goal(space, flat, decisions, rows))
+            copies += self._hindsight_goal(space, flat, decisions, rows)
         if level > 0:
-            parts.append(self._subgoal_test(level, flat, decisions, rows))
-        return _cat(parts)
+            copies.append(self._subgoal_test(level, flat, decisions, rows))
+        return _with_copies(rows, copies)
 
     def _decisions(self, level: int, steps: TensorDictBase, valid: Tensor) -> _Decisions:
         decided = valid if level == 0 else valid & steps["end"][..., level - 1]
@@ -157,38 +161,39 @@ class LevelTransitions:
 
     def _hindsight_action(
         self, level: int, flat: TensorDictBase, steps: TensorDictBase, decisions: _Decisions
-    ) -> TensorDict:
+    ) -> _Columns:
         hierarchy, start, end = self.hierarchy, decisions.start, decisions.end
-        observation, reached = flat["observation"][start], flat["reached"][end]
+        observation, reached = flat["observation"].index_select(0, start), flat["reached"].index_select(0, end)
         if level == 0:
-            action = flat["action"][start]
+            action = flat["action"].index_select(0, start)
         else:
             action = hierarchy.hindsight_action(level, observation, flat["subgoals"][start, level - 1], reached)
-        rows = {
+        rows: _Columns = {
             "observation": observation,
             "action": action,
             "task_id": flat["task_id"][start],
             "episode": _episodes(steps["out"])[start].unsqueeze(-1),
             "kind": torch.full((len(start), 1), HINDSIGHT_ACTION),
+            ("next", "observation"): reached,
+            ("next", "done"): flat["out"][end].unsqueeze(-1),
         }
-        after = {"observation": reached, "done": flat["out"][end].unsqueeze(-1)}
         if hierarchy.space_of(level) is None:
             total = flat["reward"].double().cumsum(0)
             summed = total[end] - total[start] + flat["reward"][start].double()
-            after["reward"] = (self.config.reward_scale * summed).float().unsqueeze(-1)
+            rows["next", "reward"] = (self.config.reward_scale * summed).float().unsqueeze(-1)
             rows["steps_to_next_obs"] = (end - start + 1).unsqueeze(-1)
-            after["terminated"] = flat["terminated"][end].unsqueeze(-1)
+            rows["next", "terminated"] = flat["terminated"][end].unsqueeze(-1)
         else:
-            after.update(_goal_reward(flat["achieved"][end, level], flat["out"][end]))
+            rows.update(_goal_reward(flat["achieved"][end, level], flat["out"][end]))
         if level < hierarchy.top:
-            rows["goal"] = after["goal"] = flat["subgoals"][start, level]
+            rows["goal"] = rows["next", "goal"] = flat["subgoals"][start, level]
         elif "end_goal" in flat.keys():  # known, be it reached for, or only read by a top that follows the reward
-            rows["goal"] = after["goal"] = flat["end_goal"][start]
-        return TensorDict({**rows, "next": TensorDict(after, (len(start),))}, (len(start),))
+            rows["goal"] = rows["next", "goal"] = flat["end_goal"][start]
+        return rows
 
     def _hindsight_goal(
-        self, space: GoalSpace, flat: TensorDictBase, decisions: _Decisions, rows: TensorDict
-    ) -> TensorDict:
+        self, space: GoalSpace, flat: TensorDictBase, decisions: _Decisions, rows: _Columns
+    ) -> list[_Copies]:
         """Copies of the rows whose goal is a state reached by this or a later decision of the same attempt."""
         number = torch.arange(len(decisions.start))
         last = decisions.closes.nonzero().squeeze(-1)
@@ -198,43 +203,61 @@ class LevelTransitions:
         first_of = torch.cat([last_of.new_zeros(1), last_of[:-1] + 1])[: len(last_of)]
         length = last_of - first_of + 1
         draws = flat["draw"][decisions.start[first_of]]  # [attempts, goals - 1]
-        copies = []
+        reached, out = space.project(rows["next", "observation"]), flat["out"][decisions.end]
+        copies: list[_Copies] = []
         for j in range(self.config.hindsight_goals):
-            if j == 0:
-                picked = last_of[attempt]
-            else:
-                picked = (first_of + (draws[:, j - 1] * length).long())[attempt]
             # Attempts that are shorter than the number of hindsight goals get fewer of them.
-            keep = ((number <= picked) & (j < length[attempt])).nonzero().squeeze(-1)
-            copy = cast(TensorDict, rows[keep])
-            goal = space.project(rows["next", "observation"][picked[keep]])
-            copy["kind"] = torch.full_like(copy["kind"], HINDSIGHT_GOAL)
-            copy["goal"] = copy["next", "goal"] = goal
-            achieved = space.achieved(copy["next", "observation"], goal)
-            copy.get("next").update(_goal_reward(achieved, flat["out"][decisions.end[keep]]))
-            copies.append(copy)
-        return _cat(copies) if copies else cast(TensorDict, rows[:0])
+            picked = last_of if j == 0 else first_of + (draws[:, j - 1] * length).long()
+            picked = torch.where(j < length, picked, -1)[attempt]
+            keep = (number <= picked).nonzero().squeeze(-1)
+            goal = reached.index_select(0, picked[keep])
+            achieved = space.achieved(rows["next", "observation"].index_select(0, keep), goal)
+            changes: _Columns = {"goal": goal, **_goal_reward(achieved, out[keep])}
+            copies.append((keep, changes | {"kind": torch.full((len(keep), 1), HINDSIGHT_GOAL)}))
+        return copies
 
-    def _subgoal_test(self, level: int, flat: TensorDictBase, decisions: _Decisions, rows: TensorDict) -> TensorDict:
+    def _subgoal_test(self, level: int, flat: TensorDictBase, decisions: _Decisions, rows: _Columns) -> _Copies:
         """Rows (s, p, r = -H, terminated) for tested proposals that the child missed with its attempts used up."""
         start, end, child = decisions.start, decisions.end, level - 1
         missed = flat["tested"][start, child] & ~flat["achieved"][end, child]
         missed &= flat["used"][end, child] >= self.hierarchy.horizons[child]
         keep = missed.nonzero().squeeze(-1)
-        copy = cast(TensorDict, rows[keep])
         penalty = self.config.test_penalty if self.hierarchy.space_of(level) is None else float(self.hierarchy.k)
-        copy["kind"] = torch.full_like(copy["kind"], SUBGOAL_TEST)
-        copy["action"] = self.hierarchy.encode(level, copy["observation"], flat["subgoals"][start[keep], child])
-        copy["next", "reward"] = torch.full_like(copy["next", "reward"], -penalty)
-        copy["next", "terminated"] = torch.ones_like(copy["next", "terminated"])
-        copy["next", "done"] = torch.ones_like(copy["next", "done"])
-        return copy
+        over = torch.ones(len(keep), 1, dtype=torch.bool)
+        return keep, {
+            "kind": torch.full((len(keep), 1), SUBGOAL_TEST),
+            "action": self.hierarchy.encode(level, rows["observation"][keep], flat["subgoals"][start[keep], child]),
+            ("next", "reward"): torch.full((len(keep), 1), -penalty),
+            ("next", "terminated"): over,
+            ("next", "done"): over,
+        }
 
 
-def _goal_reward(achieved: Tensor, out: Tensor) -> dict[str, Tensor]:
+def _with_copies(rows: _Columns, copies: list[_Copies]) -> TensorDict:
+    """The rows, and behind them copies of some of them in which some columns differ; each column is copied once."""
+    every = torch.cat([torch.arange(len(rows["observation"])), *(keep for keep, _ in copies)])
+    whole: _Columns = {}
+    for key, column in rows.items():
+        if key == ("next", "goal"):
+            whole[key] = whole["goal"]
+        elif any(key in changes for _, changes in copies):
+            parts = (changes[key] if key in changes else column.index_select(0, keep) for keep, changes in copies)
+            whole[key] = torch.cat([column, *parts])
+        else:
+            whole[key] = column.index_select(0, every)
+    after = {key[1]: column for key, column in whole.items() if isinstance(key, tuple)}
+    columns = {key: column for key, column in whole.items() if isinstance(key, str)}
+    return TensorDict({**columns, "next": TensorDict(after, every.shape)}, every.shape)
+
+
+def _goal_reward(achieved: Tensor, out: Tensor) -> _Columns:
     """Reward 0 and terminated where the goal is achieved, else reward -1; [M] to [M, 1] each."""
-    achieved = achieved.unsqueeze(-1)
-    return {"reward": achieved.float() - 1, "terminated": achieved, "done": achieved | out.unsqueeze(-1)}
+    achieved, out = achieved.unsqueeze(-1), out.unsqueeze(-1)
+    return {
+        ("next", "reward"): achieved.float() - 1,
+        ("next", "terminated"): achieved,
+        ("next", "done"): achieved | out,
+    }
 
 
 def _cat(parts: Sequence[TensorDictBase], dim: int = 0) -> TensorDict:

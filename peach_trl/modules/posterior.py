@@ -130,26 +130,23 @@ class PosteriorState(TensorDictModuleBase):
         self, tensordict: TensorDictBase, start: Tensor, ends: Tensor, precision: Tensor, shift: Tensor
     ) -> tuple[Tensor, Tensor]:
         """Takes the decisions that just ended into the rows' own posteriors, and remembers where the next start."""
-        state, reached, total = (
-            tensordict.get("posterior"),
-            tensordict.get("observation"),
-            tensordict.get("episode_reward"),
-        )
-        observation = state.get("observation")
+        state = {key: tensordict.get(("posterior", key)) for key in self._state if key != "noise"}
+        reached, total = tensordict.get("observation"), tensordict.get("episode_reward")
+        observation = state["observation"]
         if self.hierarchy.depth > 1:
             goal = tensordict.get(("hierarchy", "goal"))[..., -1, :]
             action = self.hierarchy.hindsight_action(self.hierarchy.top, observation, goal, reached)
         else:
             action = tensordict.get(("hierarchy", "proposal"))
-        reward = self.reward_scale * (total - state.get("reward"))
+        reward = self.reward_scale * (total - state["reward"])
         factors = self.encoder.factors(observation, action, reward, reached)
         parameters = {"precision": precision, "shift": shift}
         for (key, initial), factor in zip(list(parameters.items()), factors, strict=True):
-            old = state.get(key)
+            old = state[key]
             parameters[key] = torch.where(start, initial, torch.where(ends, old + factor, old))
         new = {**parameters, "observation": reached, "reward": total}
         for key in ("observation", "reward"):
-            new[key] = torch.where(ends, new[key], state.get(key))  # the top level acts at a start, too
+            new[key] = torch.where(ends, new[key], state[key])  # the top level acts at a start, too
         for key, value in new.items():
             tensordict.set(("posterior", key), value)
         return parameters["precision"], parameters["shift"]

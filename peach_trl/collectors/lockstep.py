@@ -1,0 +1,240 @@
+"""Rollouts of a hierarchy in a batched environment with no TensorDict inside the loop over time.
+
+TorchRL's Collector spends one to three milliseconds a step on TensorDicts, whatever the number of rows: more than the
+physics of a small model. Here the same modules read and write a plain dict, and the TensorDict ``[N, T]`` is made once
+a batch. Batches are the same, bit for bit, as those of TorchRL's Collector.
+"""
+
+from __future__ import annotations
+
+import gc
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any, cast
+
+import torch
+from tensordict import NestedKey, TensorDict, TensorDictBase
+from torch import Tensor
+from torchrl.collectors import Collector
+from torchrl.envs import Compose, EnvBase, RewardSum, TensorDictPrimer, TransformedEnv
+from torchrl.envs.utils import set_exploration_type
+
+from peach_trl.envs.batched_mujoco import BatchedMujocoEnv
+from peach_trl.hierarchy.policy import HierarchyPolicy
+
+DONE_KEYS = ("done", "terminated", "truncated")
+
+
+class Frame(dict[NestedKey, Tensor]):
+    """One step of N rows: what modules of a policy use of a TensorDict, at the price of a dict. Keys are not split."""
+
+    def __init__(self, values: dict[NestedKey, Tensor], batch_size: torch.Size) -> None:
+        super().__init__(values)
+        self.batch_size = batch_size
+
+    def set(self, key: NestedKey, value: Tensor) -> Frame:
+        """Sets one entry; returns itself, as a TensorDict does."""
+        self[key] = value
+        return self
+
+
+class Lockstep:
+    """An environment and a policy that advance together; a policy's state and the tasks live on between calls.
+
+    Args:
+        env: a :class:`BatchedMujocoEnv`, as it is or under the transforms ``RewardSum`` and ``TensorDictPrimer``.
+        policy: a :class:`HierarchyPolicy`, whose primers must be among these transforms.
+
+    Raises:
+        ValueError: for other environments, transforms or policies, which TorchRL's own Collector takes.
+
+    Examples:
+        >>> from peach_trl.experiment import Config, make_agent, make_env, make_library
+        >>> from peach_trl.utils import load_config
+        >>> config = load_config(Config, "peach", "configs", ["env.horizon=40"])
+        >>> library = make_library(config)
+        >>> agent = make_agent(config, library)
+        >>> policy = agent.make_policy(library.num_tasks)
+        >>> lockstep = Lockstep(make_env(config, library, torch.arange(3), policy), policy)
+        >>> lockstep.reset()
+        >>> lockstep.run(25).shape, lockstep.run(25)["next", "done"].sum()  # goes on where it stopped
+        (torch.Size([3, 25]), tensor(3))
+    """
+
+    def __init__(self, env: EnvBase, policy: HierarchyPolicy) -> None:
+        if not isinstance(policy, HierarchyPolicy):
+            raise ValueError(
+                f"policy of type {type(policy).__name__}: must be a HierarchyPolicy; use torchrl.collectors.Collector"
+                " for others"
+            )
+        self.env, self.policy = env, policy
+        self.base = _base_of(env)
+        self._observed = list(self.base.observation_spec.keys())
+        self._frame: Frame | None = None
+
+    def reset(self) -> None:
+        """Starts all rows anew."""
+        self.start(self.env.reset())
+
+    def start(self, carrier: TensorDictBase) -> None:
+        """Starts from what a reset of ``env`` returned."""
+        leaves = {key: carrier.get(key) for key in carrier.keys(True, True)}
+        leaves.pop(("collector", "traj_ids"), None)
+        own = {*self._observed, *DONE_KEYS}
+        self._initial = {key: value for key, value in leaves.items() if key not in own}  # as the primers have it
+        self._frame = Frame(leaves, self.base.batch_size)
+
+    def run(self, steps: int) -> TensorDict:
+        """The next ``steps`` of all rows, ``[N, steps]``; rows that are done are reset on the way.
+
+        Root keys are those that TorchRL's Collector writes; under ``"next"`` stand what the environment returned, and
+        ``episode_reward`` if the environment sums it, but no copies of the policy's state.
+        """
+        if self._frame is None:
+            self.reset()
+        now, after = [], []
+        with _no_garbage_collection():
+            with torch.inference_mode():
+                for _ in range(steps):
+                    frame = cast(Frame, self._frame)
+                    result = self._step(frame)
+                    now.append(frame)
+                    after.append(result)
+                    self._frame = self._next(frame, result)
+            return _stack(now, after, self.base.batch_size)  # not under inference mode: learners may use it
+
+    def _step(self, frame: Frame) -> dict[NestedKey, Tensor]:
+        """The policy writes its action into ``frame``; returns what the environment made of it."""
+        self.policy.advance(frame)
+        values, error = self.base.advance(frame["action"])
+        result: dict[NestedKey, Tensor] = dict(values)
+        if error is not None:
+            error.tensordict = TensorDict(values, self.base.batch_size)
+            error.raise_or_warn(self.base.not_finite)
+        if "episode_reward" in frame:
+            result["episode_reward"] = frame["episode_reward"] + values["reward"]
+        return result
+
+    def _next(self, frame: Frame, result: dict[NestedKey, Tensor]) -> Frame:
+        """What the next step starts from: the policy's state, the new observation, and fresh episodes where done."""
+        following = Frame({key: frame[key] for key in self._initial}, frame.batch_size)
+        following.update((key, value) for key, value in result.items() if key != "reward")
+        done = result["done"]
+        if done.any():
+            following.update(self.base.restart(done))
+            for key, initial in self._initial.items():
+                ends = done.reshape(-1, *[1] * (initial.ndim - 1))
+                following[key] = torch.where(ends, initial, following[key])
+        return following
+
+
+class LockstepCollector(Collector):
+    """TorchRL's Collector with :class:`Lockstep` for its loop over time.
+
+    Takes the arguments of TorchRL's Collector; ``collector_class=LockstepCollector`` puts it into the workers of a
+    MultiSyncCollector or MultiAsyncCollector. Not supported: random frames, frames per trajectory, devices other than
+    the CPU, and writing to a replay buffer by itself.
+
+    Args:
+        create_env_fn: an environment that :class:`Lockstep` takes, or a function that makes one.
+        policy: a HierarchyPolicy.
+        kwargs: as TorchRL's Collector has them.
+
+    Raises:
+        ValueError: for arguments that are not supported.
+    """
+
+    _unsupported = ("init_random_frames", "max_frames_per_traj", "replay_buffer", "split_trajs", "compile_policy")
+
+    def __init__(self, create_env_fn: Any, policy: Any = None, **kwargs: Any) -> None:
+        for name in self._unsupported:
+            if kwargs.get(name):
+                raise ValueError(
+                    f"{name} = {kwargs[name]!r}: LockstepCollector has none; use torchrl.collectors.Collector"
+                )
+        same = kwargs.get("return_same_td", False)  # so in workers, whose batches lie in shared memory
+        kwargs.update(use_buffers=False, return_same_td=True, no_cuda_sync=True)
+        kwargs.setdefault("auto_register_policy_transforms", False)
+        super().__init__(create_env_fn, policy, **kwargs)
+        self._use_buffers, self._final_rollout = same, None
+
+    def _make_carrier(self) -> None:
+        super()._make_carrier()
+        self._wrapped_policy(self._carrier.copy())  # as TorchRL's Collector tries it: later draws are then the same
+        self._lockstep = Lockstep(self.env, cast(HierarchyPolicy, self._wrapped_policy))
+        self._lockstep.start(self._carrier)
+        self._ids = self._carrier["collector", "traj_ids"]
+
+    def rollout(self) -> TensorDictBase:
+        """A batch ``[N, frames_per_batch / N]``."""
+        if self.pre_collect_hook is not None:
+            self.pre_collect_hook()
+        if self.reset_at_each_iter:
+            self.reset()
+        with set_exploration_type(self.exploration_type):
+            batch = self._lockstep.run(self.frames_per_batch)
+        batch.set(("collector", "traj_ids"), self._trajectory_ids(batch["next", "done"].squeeze(-1)))
+        batch = self._maybe_set_truncated(batch)
+        if not self._use_buffers:
+            return batch
+        self._final_rollout = batch if self._final_rollout is None else self._final_rollout.update_(batch)
+        return self._final_rollout
+
+    def _trajectory_ids(self, done: Tensor) -> Tensor:
+        """A number for each step's trajectory, ``[N, T]``, different for all trajectories of this collector."""
+        columns = []
+        for ended in done.unbind(1):
+            columns.append(self._ids)
+            if ended.any():
+                self._ids = self._ids.masked_scatter(ended, self._traj_pool.get_traj_and_increment(int(ended.sum())))
+        return torch.stack(columns, 1)
+
+    def reset(self, index: Any = None, **kwargs: Any) -> None:
+        """Starts all rows anew."""
+        if index is not None or kwargs:
+            raise ValueError(f"reset(index={index!r}, {kwargs}): LockstepCollector resets all rows, without arguments")
+        self._lockstep.reset()
+        self._ids = self._traj_pool.get_traj_and_increment(self.n_env)
+
+
+@contextmanager
+def _no_garbage_collection() -> Iterator[None]:
+    """Pauses the search for reference cycles, which a rollout's many tensors would set off again and again."""
+    enabled = gc.isenabled()
+    gc.disable()
+    try:
+        yield
+    finally:
+        if enabled:
+            gc.enable()
+
+
+def _base_of(env: EnvBase) -> BatchedMujocoEnv:
+    while isinstance(env, TransformedEnv):
+        chain = list(env.transform) if isinstance(env.transform, Compose) else [env.transform]
+        while chain:
+            transform = chain.pop()
+            if isinstance(transform, Compose):
+                chain.extend(transform)
+            elif not isinstance(transform, RewardSum | TensorDictPrimer):
+                raise ValueError(
+                    f"transform {type(transform).__name__}: a lock-step rollout knows RewardSum and TensorDictPrimer"
+                    " only; use torchrl.collectors.Collector"
+                )
+        env = env.base_env
+    if not isinstance(env, BatchedMujocoEnv):
+        raise ValueError(
+            f"environment of type {type(env).__name__}: a lock-step rollout needs a BatchedMujocoEnv; use"
+            " torchrl.collectors.Collector for others"
+        )
+    return env
+
+
+def _stack(now: list[Frame], after: list[dict[NestedKey, Tensor]], batch_size: torch.Size) -> TensorDict:
+    shape = torch.Size([*batch_size, len(now)])
+    root = {key: torch.stack([frame[key] for frame in now], 1) for key in now[0]}
+    following = {key: torch.stack([values[key] for values in after], 1) for key in after[0]}
+    batch = TensorDict({"next": TensorDict(following, shape)}, shape)
+    for key, value in root.items():
+        batch.set(key, value)
+    return batch

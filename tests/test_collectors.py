@@ -1,0 +1,190 @@
+"""Collection: lock-step rollouts equal TorchRL's, in this process and in workers; shards of batched environments."""
+
+from functools import partial
+
+import pytest
+import torch
+from tensordict import TensorDict
+from tiny import tiny_agent, tiny_config
+from torch import nn
+from torchrl.collectors import Collector, MultiAsyncCollector, MultiSyncCollector
+from torchrl.envs import ParallelEnv, SerialEnv, StepCounter, TransformedEnv
+from torchrl.modules import get_primers_from_module
+
+from peach_trl.collectors import Lockstep, LockstepCollector
+from peach_trl.envs import PointEnv
+from peach_trl.experiment import make_env, make_library
+
+CASES = {
+    "default": {},
+    "official, depth 3": {"hierarchy__depth": 3, "hierarchy__clock": "official"},
+    "own, z kept": {"hierarchy__clock": "own", "context__draw": "trajectory"},
+    "flat": {"hierarchy__depth": 1, "context__draw": "trajectory"},
+    "stochastic levels, coupled z": {"lower__algorithm": "sac", "context__draw": "coupled"},
+    "known goal": {"top__goal": "known", "context__latent_dim": 0},
+    "HAC": {"top__goal": "known", "top__follows": "goal", "context__latent_dim": 0, "hierarchy__clock": "official"},
+}
+
+
+class Ending(PointEnv):
+    """Ends an episode for good where the point has moved 0.5 m to the right."""
+
+    def _terminated(self, observation):
+        return observation[:, :1] > 0.5
+
+
+def make_parts(changes):
+    config = tiny_config(env__horizon=12, **changes)
+    torch.manual_seed(0)
+    library = make_library(config)
+    policy = tiny_agent(config).make_policy(library.num_tasks)
+    return config, library, policy
+
+
+def ending_env(config, library, tasks, policy):
+    env = make_env(config, library, tasks, policy)
+    base = Ending(config.env, len(tasks), library=library, tasks=tasks, known_goal=config.top.goal == "known")
+    return TransformedEnv(base, env.transform.clone())
+
+
+def collect(cls, changes, factory=make_env, batches=3, **kwargs):
+    config, library, policy = make_parts(changes)
+    make = partial(factory, config, library, library.split("train"), policy)
+    collector = cls(make, policy, frames_per_batch=3 * 17, total_frames=-1, **kwargs)
+    collector.set_seed(0)
+    result = [batch.clone() for _, batch in zip(range(batches), collector, strict=False)]
+    collector.shutdown()
+    return result
+
+
+def assert_equal(ours, theirs):
+    """Same values under all the keys that we write, and nothing left out but copies of the policy's state."""
+    for key in ours.keys(True, True):
+        assert torch.equal(ours[key], theirs[key]), key
+    left_out = set(theirs.keys(True, True)) - set(ours.keys(True, True))
+    state = {key for key in ours.keys(True, True) if key[0] != "next" and "collector" not in key}
+    assert left_out <= {("next", *(key if isinstance(key, tuple) else (key,))) for key in state}
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_same_batches_as_torchrls_collector(name):
+    ours, theirs = collect(LockstepCollector, CASES[name]), collect(Collector, CASES[name])
+    for one, other in zip(ours, theirs, strict=True):
+        assert_equal(one, other)
+    assert torch.cat(ours, 1)["next", "done"].sum() > 3  # episodes ended within and between batches
+
+
+def test_same_batches_where_rows_end_at_different_times():
+    ours, theirs = (collect(cls, CASES["default"], ending_env, 6) for cls in (LockstepCollector, Collector))
+    for one, other in zip(ours, theirs, strict=True):
+        assert_equal(one, other)
+    done = torch.cat(ours, 1)["next", "done"].squeeze(-1)
+    assert torch.cat(ours, 1)["next", "terminated"].any() and not (done == done[:1]).all()
+
+
+def test_batches_are_fresh_and_learners_can_use_them():
+    first, second = collect(LockstepCollector, {}, batches=2)
+    assert not torch.equal(first["observation"], second["observation"])
+    config, library, policy = make_parts({})
+    collector = LockstepCollector(
+        partial(make_env, config, library, library.split("train"), policy), policy, frames_per_batch=9, total_frames=18
+    )
+    kept, _ = list(collector)
+    assert kept["observation"][:, 0].abs().sum() == 0  # not written over by the second batch
+    nn.Linear(4, 1)(kept["observation"]).sum().backward()
+
+
+def test_goes_on_where_it_stopped():
+    config, library, policy = make_parts({})
+    env = make_env(config, library, torch.arange(3), policy)
+    whole = Lockstep(env, policy)
+    torch.manual_seed(1)
+    once = whole.run(20)
+    torch.manual_seed(2), whole.policy.posterior._generator.get(), whole.policy.actor._generator.get()
+    torch.manual_seed(1)  # all draws start anew
+    whole.reset()
+    assert (torch.cat([whole.run(7), whole.run(13)], 1) == once).all()
+
+
+@pytest.mark.parametrize("kind", [MultiSyncCollector, MultiAsyncCollector])
+def test_in_the_workers_of_multi_process_collectors(kind):
+    config, library, policy = make_parts({})
+    shards = library.split("train").tensor_split(2)
+    collector = kind(
+        [partial(make_env, config, library, shard, policy) for shard in shards],
+        policy,
+        frames_per_batch=[len(shard) * 12 for shard in shards] if kind is MultiSyncCollector else 24,
+        total_frames=-1,
+        collector_class=LockstepCollector,
+        auto_register_policy_transforms=False,
+        **({"cat_results": 0} if kind is MultiSyncCollector else {}),
+    )
+    collector.set_seed(0)
+    batches = [batch.clone() for _, batch in zip(range(3), collector, strict=False)]
+    collector.shutdown()
+    for batch in batches:
+        assert batch["next", "done"].squeeze(-1).sum(1).min() >= 1 and batch["action"].abs().sum() > 0
+    tasks = torch.cat([batch["task_id"].flatten() for batch in batches]).unique()
+    assert tasks.tolist() == [0, 1, 2] if kind is MultiSyncCollector else len(tasks) >= 1
+    assert not torch.equal(batches[0]["action"], batches[1]["action"])
+
+
+def test_parallel_shards_of_batched_envs_equal_serial_ones():
+    config, library, _ = make_parts({})
+    factories = [partial(PointEnv, config.env, 2, library=library, tasks=[i, i + 1], seed=i) for i in range(2)]
+    rollouts = []
+    for cls in (SerialEnv, ParallelEnv):
+        env = cls(2, factories)
+        torch.manual_seed(0)
+        rollouts.append(env.rollout(15, break_when_any_done=False))
+        env.close()
+    assert rollouts[0].shape == (2, 2, 15) and (rollouts[0] == rollouts[1]).all()
+    assert rollouts[0]["task_id"][..., 0, 0].tolist() == [[0, 1], [1, 2]]
+
+
+def test_what_a_lockstep_rollout_does_not_know_is_named():
+    config, library, policy = make_parts({})
+    plain = PointEnv(config.env, 2, library=library)
+    primers = get_primers_from_module(policy)
+    with pytest.raises(ValueError, match="HierarchyPolicy"):
+        Lockstep(plain, nn.Linear(1, 1))
+    with pytest.raises(ValueError, match="StepCounter"):
+        Lockstep(TransformedEnv(TransformedEnv(plain, primers), StepCounter()), policy)
+    with pytest.raises(ValueError, match="SerialEnv"):
+        Lockstep(SerialEnv(1, partial(PointEnv, config.env, 2)), policy)
+    with pytest.raises(ValueError, match="init_random_frames = 10"):
+        LockstepCollector(plain, policy, frames_per_batch=10, total_frames=-1, init_random_frames=10)
+
+
+def test_a_broken_row_is_truncated_or_raises(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)  # MuJoCo logs the broken simulation here
+    config, library, policy = make_parts({})
+    for mode in ("raise", "truncate"):
+        env = make_env(config, library, torch.arange(3), policy)
+        base = env.base_env
+        base.not_finite = mode
+        lockstep = Lockstep(env, policy)
+        lockstep.run(3)
+        base._qpos[1] = float("nan")
+        if mode == "raise":
+            with pytest.raises(FloatingPointError, match=r"task ids \[1\], at steps \[4\]"):
+                lockstep.run(3)
+        else:
+            with pytest.warns(RuntimeWarning, match=r"task ids \[1\], at steps \[4\]"):
+                batch = lockstep.run(3)
+            assert batch["next", "truncated"].squeeze(-1).tolist() == [[False] * 3, [True, False, False], [False] * 3]
+            assert batch["observation"].isfinite().all()
+
+
+def test_seeds_decide():
+    def run(seed):
+        config, library, policy = make_parts({})
+        torch.manual_seed(seed)
+        collector = LockstepCollector(
+            partial(make_env, config, library, torch.arange(3), policy), policy, frames_per_batch=60, total_frames=60
+        )
+        return next(iter(collector)).exclude("collector")
+
+    first, again, other = run(3), run(3), run(4)
+    assert isinstance(first, TensorDict) and (first == again).all()
+    assert not torch.equal(first["action"], other["action"])
