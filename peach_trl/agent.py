@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from torchrl.envs import EnvBase
 from torchrl.objectives import LossModule, SACLoss, SoftUpdate, TD3Loss, ValueEstimators
 
-from peach_trl.config import option
+from peach_trl.config import ConfigError, option
 from peach_trl.envs.goal_space import GoalSpace
 from peach_trl.hierarchy.policy import HierarchyActor, HierarchyClock, HierarchyPolicy
 from peach_trl.hierarchy.structure import Hierarchy, HierarchyConfig
@@ -126,6 +126,10 @@ class Agent(nn.Module):
     ) -> None:
         super().__init__()
         self.context, self.config, self.reward_scale = context, top, transitions.reward_scale
+        if top.goal == "known" and env.goal_space is None:
+            raise ConfigError(
+                "top.goal = 'known': the tasks of this environment are no states to reach; set it to hidden"
+            )
         end_goal = cast(GoalSpace, env.goal_space) if top.follows == "goal" else None
         self.hierarchy = Hierarchy(hierarchy, env.action_spec, cast(GoalSpace, env.subgoal_space), end_goal)
         self.observation_spec = env.observation_spec["observation"]

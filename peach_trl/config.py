@@ -143,23 +143,21 @@ def require_key(schema: type, key: str, value: Any) -> None:
         ...
         peach_trl.config.ConfigError: joint = 2: unknown key; did you mean joints?
     """
-    kind: Any = schema
+    kinds: list[Any] = [schema]
     for name in key.split("."):
-        if not dataclasses.is_dataclass(kind):
-            if kind is Any or (typing.get_origin(kind) or kind) in (dict, Mapping):
-                return
+        if any(kind is Any or (typing.get_origin(kind) or kind) in (dict, Mapping) for kind in kinds):
+            return
+        schemas = [kind for kind in kinds if dataclasses.is_dataclass(kind) and name in _hints(kind)]
+        if not schemas:
             raise _unknown(key, value, _dotted(schema))
-        hints = _hints(kind)
-        if name not in hints:
-            raise _unknown(key, value, _dotted(schema))
-        kind = _without_none(hints[name])
+        kinds = [option for kind in schemas for option in _options(_hints(kind)[name])]
 
 
 def _checked(key: str, value: Any, kind: Any, limits: Mapping[str, Any]) -> Any:
     """The value of one field, converted to its type, or a ConfigError."""
     if value is None and type(None) in typing.get_args(kind):
         return None
-    kind = _without_none(kind)
+    kind = _fitting(_options(kind), value)
     if dataclasses.is_dataclass(kind):
         return build(kind, value, key)  # type: ignore[arg-type]
     origin, arguments, about = typing.get_origin(kind), typing.get_args(kind), limits.get("help", "")
@@ -211,10 +209,9 @@ def _dotted(schema: Any, path: str = "") -> list[str]:
     keys = []
     for name, kind in _hints(schema).items():
         keys.append(_join(path, name))
-        kind = _without_none(kind)
-        if dataclasses.is_dataclass(kind):
-            keys += _dotted(kind, keys[-1])
-    return keys
+        for schema_of_group in filter(dataclasses.is_dataclass, _options(kind)):
+            keys += _dotted(schema_of_group, _join(path, name))
+    return list(dict.fromkeys(keys))
 
 
 def _hints(schema: Any) -> dict[str, Any]:
@@ -223,11 +220,18 @@ def _hints(schema: Any) -> dict[str, Any]:
     return {field.name: hints[field.name] for field in dataclasses.fields(schema)}
 
 
-def _without_none(kind: Any) -> Any:
-    """The type X of X | None."""
+def _options(kind: Any) -> list[Any]:
+    """The types X, Y of X | Y | None, or the type itself."""
     if typing.get_origin(kind) in (typing.Union, types.UnionType):
-        return next(a for a in typing.get_args(kind) if a is not type(None))
-    return kind
+        return [option for option in typing.get_args(kind) if option is not type(None)]
+    return [kind]
+
+
+def _fitting(options: list[Any], value: Any) -> Any:
+    """Of several schemas that a group of keys may have, the one with most of these keys."""
+    if len(options) == 1 or not isinstance(value, Mapping):
+        return options[0]
+    return max(options, key=lambda schema: len(set(_hints(schema)) & set(value)))
 
 
 def _join(path: str, key: Any) -> str:

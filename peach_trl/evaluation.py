@@ -9,11 +9,13 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 import torch
+from tensordict import TensorDictBase
 from torch import Tensor
 from torchrl.envs.utils import ExplorationType, set_exploration_type
 
 from peach_trl.agent import Agent
 from peach_trl.collectors.lockstep import Lockstep
+from peach_trl.envs.goal_space import GoalSpace
 from peach_trl.envs.tasks import TaskLibrary
 from peach_trl.experiment import Config, make_env
 from peach_trl.hierarchy.transitions import HINDSIGHT_ACTION, LevelTransitions
@@ -25,12 +27,14 @@ class MetaTest:
 
     Attributes:
         task_ids: [R], ids in the library that was tested.
-        returns: [R, K], share of the horizon's highest return (a reward of 1 at each step).
-        success: [R, K], whether the last step was rewarded.
+        returns: [R, K], sum of the rewards of the first episode, divided by the horizon: where rewards are 0 or 1, the
+            share of the highest return.
+        success: [R, K], whether that episode ended in the task's goal; without a goal space, with a positive reward.
         positions: [R, K, T, G], the path, projected to the subgoal space.
         subgoals: [R, K, T, G] of the level above the bottom, or None at depth 1.
         loc: [R, Z], mean of the final posterior, or None without z.
         scale: [R, Z], its standard deviation.
+        goal_space: the environment's, or None where tasks are no states to reach.
     """
 
     task_ids: Tensor
@@ -40,6 +44,7 @@ class MetaTest:
     subgoals: Tensor | None
     loc: Tensor | None
     scale: Tensor | None
+    goal_space: GoalSpace | None
 
     def metrics(self) -> dict[str, float]:
         """Means over tasks and rollouts, by trajectory number from 1."""
@@ -81,9 +86,9 @@ def meta_test(agent: Agent, config: Config, library: TaskLibrary, split: str, se
         with set_exploration_type(ExplorationType.DETERMINISTIC):
             lockstep.reset()
             batch = lockstep.run(config.env.horizon)
-        reward = batch["next", "reward"].squeeze(-1)
-        returns.append(reward.sum(1) / config.env.horizon)
-        success.append((reward[:, -1] > 0).float())
+        value, solved = _first_episode(batch, lockstep.base.goal_space, tests.parameters)
+        returns.append(value / config.env.horizon)
+        success.append(solved.float())
         positions.append(agent.hierarchy.subgoal_space.project(batch["next", "observation"]))
         if agent.hierarchy.depth > 1:
             subgoals.append(batch["hierarchy", "goal"][:, :, 0])
@@ -100,4 +105,17 @@ def meta_test(agent: Agent, config: Config, library: TaskLibrary, split: str, se
         subgoals=torch.stack(subgoals, 1) if subgoals else None,
         loc=loc,
         scale=scale,
+        goal_space=lockstep.base.goal_space,
     )
+
+
+def _first_episode(batch: TensorDictBase, space: GoalSpace | None, goals: Tensor) -> tuple[Tensor, Tensor]:
+    """Return and success, [R] each, of the first episode of every row of a recorded batch [R, T]."""
+    reward, done = batch["next", "reward"].squeeze(-1), batch["next", "done"].squeeze(-1).long()
+    within = done.cumsum(1) - done == 0
+    last, rows = within.sum(1) - 1, torch.arange(len(reward))
+    if space is None:
+        solved = reward[rows, last] > 0
+    else:
+        solved = space.achieved(batch["next", "observation"][rows, last], goals)
+    return (reward * within).sum(1), solved

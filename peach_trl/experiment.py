@@ -21,7 +21,8 @@ from peach_trl.collectors.lockstep import LockstepCollector
 from peach_trl.config import ConfigError, option
 from peach_trl.data.context_sampler import ContextConfig, ContextSampler
 from peach_trl.data.task_replay import TaskReplayBuffer
-from peach_trl.envs.point import PointConfig, PointEnv
+from peach_trl.envs.families import FamilyConfig
+from peach_trl.envs.point import PointConfig
 from peach_trl.envs.tasks import TaskLibrary
 from peach_trl.hierarchy.structure import HierarchyConfig
 from peach_trl.hierarchy.transitions import TransitionsConfig
@@ -97,7 +98,7 @@ class Config:
 
     seed: int = option(low=0, help="the seed of the run")
     torch_threads: int = option(low=1, help="threads of torch; small networks want one")
-    env: PointConfig
+    env: PointConfig | FamilyConfig
     hierarchy: HierarchyConfig
     transitions: TransitionsConfig
     context: ContextGroup
@@ -144,14 +145,7 @@ def make_env(
     config: Config, library: TaskLibrary, tasks: Tensor, policy: TensorDictModuleBase | None = None
 ) -> EnvBase:
     """A batched environment with one row for each of ``tasks`` [N], and with the primers that ``policy`` needs."""
-    env = PointEnv(
-        config.env,
-        num_envs=len(tasks),
-        library=library,
-        tasks=tasks,
-        known_goal=config.top.goal == "known",
-        seed=config.seed,
-    )
+    env = config.env.make_env(library, tasks, known_goal=config.top.goal == "known", seed=config.seed)
     if policy is None:
         return env
     primers = cast(Transform, get_primers_from_module(policy))
@@ -160,7 +154,7 @@ def make_env(
 
 def make_library(config: Config) -> TaskLibrary:
     """The tasks, split for training, validation and test."""
-    return PointEnv.make_library(config.env)
+    return config.env.make_library()
 
 
 def make_agent(config: Config, library: TaskLibrary) -> Agent:

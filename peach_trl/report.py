@@ -5,11 +5,14 @@ from __future__ import annotations
 import time
 from collections import defaultdict
 from dataclasses import asdict
+from typing import cast
 
 import torch
 from tensordict import TensorDictBase
+from torch import Tensor
 
 from peach_trl.agent import Agent
+from peach_trl.envs.goal_space import GoalSpace
 from peach_trl.envs.tasks import TaskLibrary
 from peach_trl.evaluation import MetaTest, meta_test
 from peach_trl.experiment import Config
@@ -21,7 +24,7 @@ from peach_trl.utils.run import Run, progress
 class Report:
     """Gathers the metrics of an iteration and writes them to the run's folder.
 
-    Logged: ``train_return/trajectory_l``, the share of rewarded steps while exploring; ``return`` and ``success`` by
+    Logged: ``train_return/trajectory_l``, the mean reward of a step while exploring; ``return`` and ``success`` by
     trajectory of the meta-test; success and share tested of each level; losses, KL among them; speed.
 
     Args:
@@ -41,8 +44,8 @@ class Report:
     def collected(self, batch: TensorDictBase, trajectory: int) -> None:
         """Takes in a recorded batch [N, T], the ``trajectory``-th (from 0) of an iteration."""
         self.env_steps += batch.numel()
-        rewarded = (batch["next", "reward"] > 0).float().mean().item()
-        self._sums[f"train_return/trajectory_{trajectory + 1}"].append(rewarded)
+        reward = batch["next", "reward"].mean().item()
+        self._sums[f"train_return/trajectory_{trajectory + 1}"].append(reward)
         for name, value in level_metrics(self.agent.hierarchy, batch).items():
             self._sums[name].append(value)
 
@@ -84,9 +87,19 @@ class Report:
 
 
 def plot_meta_test(run: Run, config: Config, library: TaskLibrary, result: MetaTest, tasks: int = 5) -> None:
-    """Draws the paths of the first rollout of a few tasks, and the final posterior over all."""
+    """Draws the final posterior over z, and where goals are places in the plane, the first paths of a few tasks."""
     goals = library.parameters[result.task_ids]
-    trajectories = result.returns.shape[1]
+    places = goals.shape[1] == 2
+    if places and result.goal_space is not None and result.positions.shape[-1] == 2:
+        _plot_paths(run, config, goals, result, tasks)
+    if result.loc is not None:
+        values = torch.atan2(goals[:, 1], goals[:, 0]).rad2deg() if places else goals[:, 0]
+        label = "direction of the goal, degrees" if places else "first parameter of the task"
+        plot_posterior(run.folder / "posterior.png", result.loc, result.scale, values, label)
+
+
+def _plot_paths(run: Run, config: Config, goals: Tensor, result: MetaTest, tasks: int) -> None:
+    trajectories, space = result.returns.shape[1], cast(GoalSpace, result.goal_space)
     first = torch.arange(0, len(goals), config.evaluation.rollouts)  # the first rollout of each task
     rows = first[torch.linspace(0, len(first) - 1, min(tasks, len(first))).round().long()]
     titles = [f"task {result.task_ids[r]}, trajectory {k + 1}" for r in rows for k in range(trajectories)]
@@ -94,19 +107,16 @@ def plot_meta_test(run: Run, config: Config, library: TaskLibrary, result: MetaT
         run.folder / "trajectories.png",
         result.positions[rows].flatten(0, 1),
         goals[rows].repeat_interleave(trajectories, 0),
-        config.env.goal_tolerance,
+        float(space.tolerance.max()),
         None if result.subgoals is None else result.subgoals[rows].flatten(0, 1),
-        config.env.arena,
+        float(space.high.max()),
         titles,
         trajectories,
     )
-    if result.loc is not None:
-        angle = torch.atan2(goals[:, 1], goals[:, 0]).rad2deg()
-        plot_posterior(run.folder / "posterior.png", result.loc, result.scale, angle, "direction of the goal, degrees")
 
 
 def print_meta_test(result: MetaTest, split: str) -> None:
     """Prints return and success by trajectory number."""
-    print(f"meta-test on the {split} tasks, {len(result.returns)} rollouts: share of steps in the goal (success)")
+    print(f"meta-test on the {split} tasks, {len(result.returns)} rollouts: return divided by the horizon (success)")
     for k, (value, success) in enumerate(zip(result.returns.mean(0), result.success.mean(0), strict=True)):
         print(f"  trajectory {k + 1}: {value:.3f} ({success:.2f})")

@@ -78,7 +78,8 @@ def test_depth_1_is_pearls_update(annealing):
 
         same_top(agent, actor, critics, targets)
         for found, expected in zip(agent.encoder.net.parameters(), net.parameters(), strict=True):
-            torch.testing.assert_close(found, expected, atol=2e-5, rtol=0)
+            # Adam divides small gradients by their own size, and rounding with them: it differs between processors.
+            torch.testing.assert_close(found, expected, atol=1e-4, rtol=0)
     moved = {name: (p - start[name]).abs().max().item() for name, p in agent.named_parameters()}
     assert min(value for name, value in moved.items() if "target" not in name) > 1e-3
 

@@ -107,7 +107,7 @@ class Lockstep:
         """The policy writes its action into ``frame``; returns what the environment made of it."""
         self.policy.advance(frame)
         values, error = self.base.advance(frame["action"])
-        result: dict[NestedKey, Tensor] = dict(values)
+        result: dict[NestedKey, Tensor] = {**values}
         if error is not None:
             error.tensordict = TensorDict(values, self.base.batch_size)
             error.raise_or_warn(self.base.not_finite)

@@ -1,19 +1,36 @@
-"""Environments: batched MuJoCo simulation, task libraries and goal spaces."""
+"""Environments: batched MuJoCo simulation, task families, goal spaces, and Gymnasium in both directions.
+
+Importing this package registers every family for plain Gymnasium use, as ``peach_trl/<Family>-v<version>``.
+"""
 
 from peach_trl.envs.batched_mujoco import BatchedMujocoEnv, EnvOptions
 from peach_trl.envs.errors import NotFiniteError
+from peach_trl.envs.families import FAMILIES, FamilyConfig, TaskFamily
 from peach_trl.envs.goal_space import GoalSpace
+from peach_trl.envs.gymnasium_api import FamilyGymnasiumEnv, register_families
+from peach_trl.envs.gymnasium_tasks import GymnasiumTasksEnv, TasksOptions
 from peach_trl.envs.point import PointConfig, PointEnv
 from peach_trl.envs.tasks import TaskLibrary, draw_library, half_circle_tasks
+from peach_trl.envs.video import Video, record_video, render_row
 
 __all__ = [
+    "FAMILIES",
     "BatchedMujocoEnv",
     "EnvOptions",
+    "FamilyConfig",
+    "FamilyGymnasiumEnv",
     "GoalSpace",
+    "GymnasiumTasksEnv",
     "NotFiniteError",
     "PointConfig",
     "PointEnv",
+    "TaskFamily",
     "TaskLibrary",
+    "TasksOptions",
+    "Video",
     "draw_library",
     "half_circle_tasks",
+    "record_video",
+    "register_families",
+    "render_row",
 ]

@@ -94,6 +94,9 @@ class BatchedMujocoEnv(EnvBase):
     _stage: mujoco.mjtStage = mujoco.mjtStage.mjSTAGE_NONE
     """Forward stage to compute after steps and resets, for subclasses that observe derived fields."""
 
+    _persistent: bool = False
+    """Whether every row keeps a whole ``MjData``, for subclasses that read more of it than ``mujoco.batch`` binds."""
+
     def __init__(
         self,
         model: mujoco.MjModel,
@@ -280,9 +283,24 @@ class BatchedMujocoEnv(EnvBase):
         return self._task_rows.task_id[:, 0].clone()
 
     @property
+    def tasks(self) -> Tensor:
+        """The ids of the tasks that are played, int64 ``[n]``."""
+        return self._task_rows.tasks
+
+    @property
+    def task_order(self) -> TaskOrder:
+        """``"fixed"`` or ``"random"``."""
+        return self._task_rows.task_order
+
+    @property
     def _goal(self) -> Tensor:
         """The parameters of each row's task, float32 ``[N, P]``."""
         return self._task_rows.goal
+
+    @property
+    def dt(self) -> float:
+        """Seconds of an environment step."""
+        return self._substeps * float(self.model.opt.timestep)
 
     def simulation(self, row: int) -> tuple[mujoco.MjModel, mujoco.MjData]:
         """A copy of one row's model and state with all derived fields computed, for rendering or inspection."""
@@ -299,7 +317,7 @@ class BatchedMujocoEnv(EnvBase):
                 f"mujoco {mujoco.__version__} cannot step simulations in batches: install mujoco>=4"
                 " (pip install 'mujoco>=4'), or use an environment that needs no batches"
             ) from error
-        batch = Batch(self.model, self.batch_size[0], self._threads)
+        batch = Batch(self.model, self.batch_size[0], self._threads, self._persistent)
         self._ctrl = batch.bind("ctrl")
         low, high = self.model.actuator_ctrlrange.T
         unit = not self.model.nu or (np.all(low == -1) and np.all(high == 1))
@@ -332,12 +350,12 @@ class BatchedMujocoEnv(EnvBase):
         return _NO_ROWS
 
     def _find_broken(self, values: np.ndarray, reward: Tensor, raised: np.ndarray) -> NotFiniteError | None:
-        remedy = "check the actions, or shorten the model's timestep"
-        for key, numbers in (("observation", values), ("reward", reward.numpy())):
-            rows = broken_rows(numbers)
-            if len(rows) or len(raised):
-                return self._not_finite_error(key, np.union1d(rows, raised), remedy)
-        return None
+        in_observation, in_reward = broken_rows(values), broken_rows(reward.numpy())
+        if not (len(in_observation) or len(in_reward) or len(raised)):
+            return None
+        key = "observation" if len(in_observation) or len(raised) else "reward"
+        rows = np.union1d(np.union1d(in_observation, in_reward), raised)
+        return self._not_finite_error(key, rows, "check the actions, or shorten the model's timestep")
 
     def _not_finite_error(self, key: str, rows: np.ndarray, remedy: str, steps_ahead: int = 0) -> NotFiniteError:
         task_ids = self._task_rows.task_id[rows, 0].tolist()

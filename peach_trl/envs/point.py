@@ -52,6 +52,14 @@ class PointConfig:
                 " lower radius or raise arena"
             )
 
+    def make_library(self) -> TaskLibrary:
+        """The tasks, in the splits ``"train"``, ``"validation"`` and ``"test"``."""
+        return PointEnv.make_library(self)
+
+    def make_env(self, library: TaskLibrary, tasks: Tensor, *, known_goal: bool, seed: int) -> PointEnv:
+        """One row for each of ``tasks`` [N]."""
+        return PointEnv(self, len(tasks), library=library, tasks=tasks, known_goal=known_goal, seed=seed)
+
 
 class PointEnv(BatchedMujocoEnv):
     """A point mass in a square arena; each task hides a goal on a half circle around the start.
@@ -116,7 +124,6 @@ class PointEnv(BatchedMujocoEnv):
             **{"threads": config.threads, **options},
         )
         self.config = config
-        self._seconds = config.frame_skip * float(self.model.opt.timestep)
 
     @staticmethod
     def make_library(config: PointConfig) -> TaskLibrary:
@@ -130,7 +137,7 @@ class PointEnv(BatchedMujocoEnv):
 
     def _observe(self, out: np.ndarray) -> None:
         out[:, :2] = self._qpos
-        np.multiply(self._qvel, self._seconds, out=out[:, 2:], casting="same_kind")
+        np.multiply(self._qvel, self.dt, out=out[:, 2:], casting="same_kind")
 
     def _reward(self, observation: Tensor) -> Tensor:
         return cast(GoalSpace, self.goal_space).achieved(observation, self._goal).unsqueeze(-1).float()

@@ -43,14 +43,13 @@ class TaskRows:
         (tensor([0, 1, 2]), tensor([1., 2., 3.]))
     """
 
-    def __init__(
-        self, library: TaskLibrary, num_envs: int, tasks: Tensor, task_order: TaskOrder = "fixed"
-    ) -> None:
+    def __init__(self, library: TaskLibrary, num_envs: int, tasks: Tensor, task_order: TaskOrder = "fixed") -> None:
         if num_envs < 1:
             raise ValueError(f"num_envs = {num_envs}: must be >= 1")
         if task_order not in ("fixed", "random"):
             raise ValueError(f"task_order = {task_order!r}: must be 'fixed' or 'random'")
-        self.library, self.task_order = library, task_order
+        self.library = library
+        self.task_order: TaskOrder = task_order
         self.tasks = torch.as_tensor(tasks, dtype=torch.int64).clone()
         self._check(self.tasks, "tasks")
         if self.tasks.ndim != 1 or not len(self.tasks):

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import math
 from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 
 import torch
 from torch import Tensor
@@ -26,8 +27,8 @@ class TaskLibrary:
         name: likewise.
         parameters: ``[num_tasks, P]`` float32.
         num_tasks: number of tasks.
-        source_ids: ``[num_tasks]`` int64, each task's id in the library that :meth:`subset` was called on, or its own
-            id.
+        source_ids: ``[num_tasks]`` int64, each task's id in the library that the first :meth:`subset` was called on, or
+            its own id.
 
     Raises:
         ValueError: for overlapping splits (naming the ids), ids out of range, or wrong shapes.
@@ -92,7 +93,7 @@ class TaskLibrary:
             raise ValueError(f"repeats = {repeats}: must be >= 1")
         chosen = self._ids("subset", torch.as_tensor(ids)).repeat_interleave(repeats)
         library = TaskLibrary(self.parameters[chosen], {"all": torch.arange(len(chosen))}, self.name)
-        library.source_ids = chosen
+        library.source_ids = self.source_ids[chosen]
         return library
 
     def __repr__(self) -> str:
@@ -164,10 +165,12 @@ def half_circle_tasks(
         >>> library.split("test"), bool((library.parameters[:, 1] >= 0).all())
         (tensor([5, 6]), True)
     """
-
-    def draw(size: int, generator: torch.Generator) -> Tensor:
-        within = torch.rand(size, generator=generator, dtype=torch.float64)
-        angle = math.pi * (torch.arange(size) + within) / size
-        return radius * torch.stack([angle.cos(), angle.sin()], dim=-1)
-
+    draw = partial(half_circle_goals, radius=radius)
     return draw_library(name, draw, train=train, validation=validation, test=test, seed=seed)
+
+
+def half_circle_goals(size: int, generator: torch.Generator, radius: float) -> Tensor:
+    """Goals (x, y), ``[size, 2]``, one in each of ``size`` equal arcs; see :func:`half_circle_tasks`."""
+    within = torch.rand(size, generator=generator, dtype=torch.float64)
+    angle = math.pi * (torch.arange(size) + within) / size
+    return radius * torch.stack([angle.cos(), angle.sin()], dim=-1)

@@ -1,1 +1,78 @@
-"""Task families: published ones, and mazes; all on the batched simulator."""
+"""Task families, all on the batched simulator: PEARL's, Hierarchical Actor-Critic's, and mazes."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from torch import Tensor
+
+from peach_trl.config import option
+from peach_trl.envs.errors import NOT_FINITE
+from peach_trl.envs.families.ant import AntDir, AntGoal
+from peach_trl.envs.families.base import Spaces, TaskCounts, TaskFamily
+from peach_trl.envs.families.hac_ant import AntFourRooms, AntReacher
+from peach_trl.envs.families.hac_pendulum import Pendulum
+from peach_trl.envs.families.hac_ur5 import UR5Reacher
+from peach_trl.envs.families.half_cheetah import HalfCheetahDir, HalfCheetahVel
+from peach_trl.envs.families.hopper import HopperRandParams
+from peach_trl.envs.families.humanoid import HumanoidDir
+from peach_trl.envs.families.mazes import (
+    AntLargeMaze,
+    AntMediumMaze,
+    AntUMaze,
+    PointLargeMaze,
+    PointMediumMaze,
+    PointUMaze,
+)
+from peach_trl.envs.families.point_robot import PointRobot, SparsePointRobot
+from peach_trl.envs.families.walker2d import Walker2dRandParams
+from peach_trl.envs.tasks import TaskLibrary
+
+_CLASSES: tuple[type[TaskFamily], ...] = (
+    *(HalfCheetahVel, HalfCheetahDir, AntDir, AntGoal, HumanoidDir, Walker2dRandParams, HopperRandParams),
+    *(PointRobot, SparsePointRobot, Pendulum, UR5Reacher, AntReacher, AntFourRooms),
+    *(PointUMaze, PointMediumMaze, PointLargeMaze, AntUMaze, AntMediumMaze, AntLargeMaze),
+)
+
+#: every family by its name
+FAMILIES: dict[str, type[TaskFamily]] = {family.__name__: family for family in _CLASSES}
+
+
+@dataclass(frozen=True)
+class FamilyConfig:
+    """Which family is played, and how much of it; the published values are in ``configs/env``."""
+
+    family: str = option(choices=tuple(FAMILIES), help="name of the task family")
+    horizon: int = option(low=1, help="environment steps per episode")
+    train_tasks: int = option(low=1, help="number of training tasks")
+    validation_tasks: int = option(low=1, help="number of validation tasks")
+    test_tasks: int = option(low=1, help="number of test tasks")
+    task_seed: int = option(low=0, help="seed of the tasks, apart from the seed of the run")
+    threads: int = option(low=1, help="threads that step the simulations; results do not depend on it")
+    not_finite: str = option(choices=NOT_FINITE, help="what a row whose simulation breaks does")
+
+    def make_library(self) -> TaskLibrary:
+        """The tasks, in the splits ``"train"``, ``"validation"`` and ``"test"``."""
+        counts = self.train_tasks, self.validation_tasks, self.test_tasks
+        return FAMILIES[self.family].make_library(*counts, seed=self.task_seed)
+
+    def make_env(self, library: TaskLibrary, tasks: Tensor, *, known_goal: bool, seed: int) -> TaskFamily:
+        """One row for each of ``tasks`` [N]."""
+        return FAMILIES[self.family](
+            len(tasks),
+            library=library,
+            tasks=tasks,
+            horizon=self.horizon,
+            threads=self.threads,
+            not_finite=self.not_finite,  # type: ignore[arg-type]
+            known_goal=known_goal,
+            seed=seed,
+        )
+
+
+__all__ = [
+    *("FAMILIES", "FamilyConfig", "Spaces", "TaskCounts", "TaskFamily"),
+    *("HalfCheetahVel", "HalfCheetahDir", "AntDir", "AntGoal", "HumanoidDir", "Walker2dRandParams", "HopperRandParams"),
+    *("PointRobot", "SparsePointRobot", "Pendulum", "UR5Reacher", "AntReacher", "AntFourRooms"),
+    *("PointUMaze", "PointMediumMaze", "PointLargeMaze", "AntUMaze", "AntMediumMaze", "AntLargeMaze"),
+]

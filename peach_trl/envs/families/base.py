@@ -6,7 +6,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import ClassVar, NamedTuple, Unpack
+from typing import ClassVar, NamedTuple, Unpack, cast
 
 import mujoco
 import torch
@@ -89,8 +89,6 @@ class TaskFamily(BatchedMujocoEnv):
             subgoal_space=spaces.subgoal,
             **options,
         )
-        #: seconds of an environment step
-        self.dt = self.frame_skip * float(self.model.opt.timestep)
 
     @classmethod
     def make_library(
@@ -115,9 +113,13 @@ class TaskFamily(BatchedMujocoEnv):
         """The compiled model."""
         raise NotImplementedError
 
+    def _reward(self, observation: Tensor) -> Tensor:
+        """1 where the task's goal is achieved, else 0; families that are rewarded otherwise say how."""
+        return cast(GoalSpace, self.goal_space).achieved(observation, self._goal).unsqueeze(-1).float()
+
     @staticmethod
     def draw_tasks(size: int, generator: torch.Generator) -> Tensor:
-        """The parameters ``[size, P]`` of ``size`` tasks."""
+        """The parameters ``[size, P]`` of ``size`` tasks; not needed where :meth:`make_library` is overridden."""
         raise NotImplementedError
 
     @classmethod

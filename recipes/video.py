@@ -1,0 +1,86 @@
+"""A video of a checkpoint's meta-test on held-out tasks, with the goals and the subgoals in force drawn in.
+
+    python recipes/video.py checkpoint=runs/peach/.../checkpoints/final.pt
+    python recipes/video.py checkpoint=... path=meta_test.mp4 split=validation tasks=5 trajectories=2
+
+Tasks are side by side, their trajectories one after the other. The goal is green, and drawn although it is hidden from
+the policy; the subgoals for level 0 are blue, for level 1 orange, for level 2 purple. Works without a display.
+
+Values and their meaning: configs/video.yaml. Results: the run's folder under runs/video/.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from torchrl.envs import EnvBase
+from torchrl.envs.utils import ExplorationType, set_exploration_type
+
+from peach_trl.config import ConfigError, build, option
+from peach_trl.envs.video import Video
+from peach_trl.experiment import Config, make_agent, make_env, make_library, seed_everything
+from peach_trl.hierarchy.policy import HierarchyPolicy
+from peach_trl.hierarchy.transitions import HINDSIGHT_ACTION, LevelTransitions
+from peach_trl.utils.cli import recipe
+from peach_trl.utils.run import Run, load_checkpoint
+
+
+@dataclass(frozen=True)
+class VideoConfig:
+    """What to show, and how large; see ``configs/video.yaml``."""
+
+    checkpoint: str = option(help="a run's checkpoints/final.pt")
+    path: str = option(help="the video: .gif, or with imageio-ffmpeg .mp4; relative to the run's folder")
+    split: str = option(choices=("train", "validation", "test"), help="tasks to show")
+    tasks: int = option(low=1, help="number of tasks, side by side")
+    trajectories: int = option(low=1, help="trajectories of each task")
+    width: int = option(low=16, help="of a task's picture, in pixels")
+    height: int = option(low=16, help="likewise")
+    camera: str | None = option(help="name of one of the model's cameras; null shows all of it, or follows the body")
+    seed: int = option(low=0, help="of the draws of z")
+
+
+@recipe(VideoConfig, config_name="video")
+def main(config: VideoConfig, run_dir: Path) -> None:
+    """Loads an agent with the configuration that it was trained with, and films a meta-test."""
+    try:
+        checkpoint = load_checkpoint(config.checkpoint)
+    except (FileNotFoundError, ValueError) as error:
+        raise ConfigError(f"checkpoint = {config.checkpoint}: {error}") from None
+    trained = build(Config, checkpoint["config"])
+    seed_everything(trained)
+    library = make_library(trained)
+    agent = make_agent(trained, library)
+    agent.load_state_dict(checkpoint["agent"])
+
+    split = library.split(config.split)
+    shown = torch.linspace(0, len(split) - 1, min(config.tasks, len(split))).round().long()
+    tests = library.subset(split[shown])
+    policy = agent.make_policy(tests.num_tasks, seed=config.seed)
+    env = make_env(trained, tests, torch.arange(tests.num_tasks), policy)
+    size = {"width": config.width, "height": config.height, "camera": config.camera}
+    try:
+        video = Video(env, run_dir / config.path, rows=range(tests.num_tasks), **size)
+    except (ValueError, ImportError, RuntimeError) as error:
+        raise ConfigError(str(error)) from None
+    with video, Run(run_dir, config, tensorboard=False) as run:
+        for _ in range(config.trajectories):
+            film_trajectory(video, env, policy, trained)
+        run.finish(tasks=tests.source_ids.tolist(), frames=video.frames)
+    print(f"{video.path}: tasks {tests.source_ids.tolist()}, {video.frames} frames")
+
+
+@torch.no_grad()
+def film_trajectory(video: Video, env: EnvBase, policy: HierarchyPolicy, config: Config) -> None:
+    """One trajectory of every task; what it shows goes into the posterior."""
+    with set_exploration_type(ExplorationType.DETERMINISTIC):
+        batch = env.rollout(config.env.horizon, video.watch(policy), break_when_any_done=False)
+    if policy.posterior is not None:
+        top = LevelTransitions(policy.actor.hierarchy, config.transitions, config.seed)(batch)[-1]
+        policy.posterior.update(top[(top["kind"] == HINDSIGHT_ACTION).squeeze(-1)])
+
+
+if __name__ == "__main__":
+    main()

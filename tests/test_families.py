@@ -1,0 +1,108 @@
+"""What holds for every task family: its configuration, its registration, and recipes that run on it."""
+
+import csv
+import math
+
+import gymnasium
+import pytest
+import torch
+from omegaconf import OmegaConf
+from test_recipes import start
+from tiny import ROOT
+
+import peach_trl.envs  # noqa: F401  registers the families
+from peach_trl.config import ConfigError
+from peach_trl.envs import FAMILIES, FamilyConfig, PointConfig
+from peach_trl.envs.families import AntDir, AntGoal
+from peach_trl.experiment import Config, make_agent, make_env, make_library
+from peach_trl.utils import load_config
+
+SMALL = [
+    *("env.horizon=20", "env.train_tasks=3", "env.validation_tasks=1", "env.test_tasks=1", "hierarchy.depth=3"),
+    *("hierarchy.decision_steps=8", "train.iterations=1", "train.warmup=1", "train.prefill=1", "train.batch=8"),
+    *("train.rows_per_task=1", "train.trajectories=2", "train.warmup_updates=1", "train.lower_updates=1"),
+    *("train.top_updates=2", "train.meta_batch=2", "evaluation.every=1", "evaluation.rollouts=1"),
+    "evaluation.trajectories=2",
+]
+
+
+def config_of(name, *overrides, recipe="peach"):
+    return load_config(Config, recipe, ROOT / "configs", [f"env={name}", *overrides])
+
+
+@pytest.mark.parametrize("name", FAMILIES)
+def test_the_yaml_of_a_family_holds_the_published_values(name):
+    env = config_of(name).env
+    assert isinstance(env, FamilyConfig) and env.family == name
+    assert (env.train_tasks, env.validation_tasks, env.test_tasks) == FAMILIES[name].counts
+    assert env.horizon == FAMILIES[name].episode_steps
+    assert env.make_library().fingerprint() == FAMILIES[name].make_library().fingerprint()
+    for recipe in ("pearl", "hac"):
+        assert config_of(name, recipe=recipe).env == env
+
+
+def test_there_is_a_yaml_for_each_family_and_no_other():
+    files = {path.stem for path in (ROOT / "configs" / "env").glob("*.yaml")}
+    assert files == {*FAMILIES, "point"}
+    assert OmegaConf.load(ROOT / "configs" / "env" / "point.yaml").arena == 10.0
+    assert isinstance(load_config(Config, "peach", ROOT / "configs").env, PointConfig)
+
+
+def test_a_recipes_own_values_stand_over_those_of_the_task():
+    assert config_of("AntGoal", recipe="pearl").hierarchy.depth == 1
+    assert config_of("AntGoal").hierarchy.decision_steps == 20
+    assert config_of("AntGoal", "hierarchy.decision_steps=7").hierarchy.decision_steps == 7
+    assert config_of("AntGoal", "env.horizon=7").env.horizon == 7
+
+
+@pytest.mark.parametrize(
+    ("override", "message"),
+    [
+        ("env.family=AntJump", "env.family = 'AntJump': must be one of HalfCheetahVel"),
+        ("env.arena=3", "env"),
+        ("env.not_finite=ignore", "env.not_finite = 'ignore'"),
+        ("env.radius_of_goals=3", "unknown key"),
+    ],
+)
+def test_wrong_values_name_the_key(override, message):
+    with pytest.raises(Exception, match=message):
+        config_of("AntGoal", override)
+
+
+def test_a_task_that_is_no_state_to_reach_cannot_be_a_known_goal():
+    config = config_of("AntDir", "top.goal=known", "context.latent_dim=0", recipe="hac")
+    with pytest.raises(ConfigError, match="top.goal = 'known'"):
+        make_agent(config, make_library(config))
+
+
+def test_environments_follow_the_configuration():
+    config = config_of(
+        "AntGoal", "env.horizon=3", "env.train_tasks=2", "env.not_finite=raise", "top.goal=known",
+        "train.meta_batch=2", "context.latent_dim=0",
+    )  # fmt: skip
+    library = make_library(config)
+    env = make_env(config, library, library.split("test")[:2])
+    assert isinstance(env, AntGoal) and env.not_finite == "raise"
+    rollout = env.rollout(9, break_when_any_done=False)
+    assert rollout["next", "truncated"][0, :, 0].tolist() == [False, False, True] * 3
+    assert torch.equal(rollout["goal"][:, 0], library.parameters[library.split("test")[:2]])
+
+
+def test_every_family_is_registered_with_gymnasium():
+    names = {f"peach_trl/{name}-v{family.version}" for name, family in FAMILIES.items()}
+    assert names <= set(gymnasium.registry)
+    env = gymnasium.make("peach_trl/AntDir-v1", split="test")
+    assert env.unwrapped.batched.tasks.tolist() == AntDir.make_library().split("test").tolist()
+    env.close()
+
+
+@pytest.mark.parametrize(
+    ("recipe", "name", "overrides"),
+    [("peach", "HalfCheetahVel", []), ("hac", "AntFourRooms", ["top.goal=known", "top.follows=goal"])],
+)
+def test_recipes_run_on_families(recipe, name, overrides, tmp_path, capsys):
+    (folder,) = start(tmp_path, recipe, f"env={name}", *SMALL, *overrides, plots=False)
+    rows = list(csv.DictReader(open(folder / "metrics.csv")))
+    assert math.isfinite(float(rows[-1]["return/trajectory_2"]))
+    assert "trajectory 2:" in capsys.readouterr().out
+    assert (folder / "checkpoints" / "final.pt").exists()
