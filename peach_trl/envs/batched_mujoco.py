@@ -129,7 +129,10 @@ class BatchedMujocoEnv(EnvBase):
         self.known_goal = known_goal
         self.not_finite: NotFinite = not_finite
         self._substeps, self._threads = frame_skip, threads
+        #: seconds of an environment step
+        self.dt = frame_skip * float(self.model.opt.timestep)
         self._batch: Batch | None = None
+        self._bound: set[str] = set()
         self._steps = np.zeros((num_envs, 1), dtype=np.int64)
         self._set_seed(seed)
         self._make_specs(observation_low, observation_high)
@@ -221,18 +224,21 @@ class BatchedMujocoEnv(EnvBase):
         if mask is not None:
             reward = reward * mask.reshape(-1, 1)
         terminated = self._terminated(observation)
-        terminated = torch.zeros_like(reward, dtype=torch.bool) if terminated is None else terminated
         truncated = torch.from_numpy(self._steps >= self.horizon)
+        if terminated is None:
+            terminated, done = torch.zeros_like(truncated), truncated.clone()
+        else:
+            done = terminated | truncated
         error = self._find_broken(values, reward, raised)
         if error is not None:
             broken = torch.tensor(error.rows)
             reward = reward.clone()
             observation[broken], reward[broken] = self._last[broken], 0.0
-            terminated[broken], truncated[broken] = False, True
+            terminated[broken], truncated[broken], done[broken] = False, True, True
             batch.reset(np.array(error.rows))
         self._last = observation
         result = self._observed(observation)
-        result.update(reward=reward, terminated=terminated, truncated=truncated, done=terminated | truncated)
+        result.update(reward=reward, terminated=terminated, truncated=truncated, done=done)
         return result, error
 
     def _reset(self, tensordict: TensorDictBase | None = None, **kwargs: Any) -> TensorDictBase:
@@ -272,7 +278,9 @@ class BatchedMujocoEnv(EnvBase):
 
     def close(self, *, raise_if_closed: bool = True) -> None:
         """Frees the simulator."""
-        self._batch = None
+        for name in self._bound:  # these arrays are its memory
+            delattr(self, name)
+        self._batch, self._bound = None, set()
         super().close(raise_if_closed=raise_if_closed)
 
     # Beyond EnvBase.
@@ -297,11 +305,6 @@ class BatchedMujocoEnv(EnvBase):
         """The parameters of each row's task, float32 ``[N, P]``."""
         return self._task_rows.goal
 
-    @property
-    def dt(self) -> float:
-        """Seconds of an environment step."""
-        return self._substeps * float(self.model.opt.timestep)
-
     def simulation(self, row: int) -> tuple[mujoco.MjModel, mujoco.MjData]:
         """A copy of one row's model and state with all derived fields computed, for rendering or inspection."""
         batch = self._batch or self._make_batch()
@@ -322,8 +325,9 @@ class BatchedMujocoEnv(EnvBase):
         low, high = self.model.actuator_ctrlrange.T
         unit = not self.model.nu or (np.all(low == -1) and np.all(high == 1))
         self._ctrl_range = None if unit else ((low + high) / 2, (high - low) / 2)
+        before = set(vars(self)) - {"_ctrl"}
         self._bind(batch)
-        self._batch = batch
+        self._batch, self._bound = batch, set(vars(self)) - before
         self._load_tasks(np.arange(self.batch_size[0]))
         return batch
 

@@ -134,10 +134,12 @@ class PointEnv(BatchedMujocoEnv):
 
     def _bind(self, batch: Batch) -> None:
         self._qpos, self._qvel = batch.bind("qpos"), batch.bind("qvel")
+        self._velocity = np.empty_like(self._qvel)
 
     def _observe(self, out: np.ndarray) -> None:
         out[:, :2] = self._qpos
-        np.multiply(self._qvel, self.dt, out=out[:, 2:], casting="same_kind")
+        np.multiply(self._qvel, self.dt, out=self._velocity)
+        out[:, 2:] = self._velocity
 
     def _reward(self, observation: Tensor) -> Tensor:
         return cast(GoalSpace, self.goal_space).achieved(observation, self._goal).unsqueeze(-1).float()

@@ -8,7 +8,7 @@ down. Nothing is recursive: one call is one environment step of every row.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any, cast
 
 import torch
@@ -20,6 +20,7 @@ from torchrl.envs import TensorDictPrimer
 from torchrl.envs.utils import ExplorationType, exploration_type
 from torchrl.modules import ProbabilisticActor
 
+from peach_trl.distributions import UnitTanhNormal
 from peach_trl.hierarchy.structure import NO_LIMIT, Hierarchy
 from peach_trl.seeding import ProcessGenerator
 
@@ -154,19 +155,17 @@ class HierarchyActor(TensorDictModuleBase):
         else:
             assert goals is not None
             inputs = {"observation": tensordict.get("observation"), "goal": goals[..., level, :]}
-        greedy, distribution = _output_of(actor, inputs, tensordict.batch_size)
-        if greedy is None and (not explore or (tested is not None and tested[..., level].any())):
-            greedy = distribution.deterministic_sample
+        greedy, sample = _outputs_of(actor, inputs, tensordict.batch_size)
         if not explore:
-            return cast(Tensor, greedy)
-        noisy = self._add_noise(cast(Tensor, greedy)) if distribution is None else distribution.sample()
+            return greedy()
+        noisy = self._add_noise(greedy()) if sample is None else sample()
         generator = self._generator.get()
-        uniform = torch.rand(noisy.shape, generator=generator).mul_(2).sub_(1)
+        uniform = torch.empty_like(noisy).uniform_(-1, 1, generator=generator)
         coin = torch.rand((*noisy.shape[:-1], 1), generator=generator) < self.random_share[level].item()
         noisy = torch.where(coin, uniform, noisy)
-        if tested is None or greedy is None:  # nothing is being tested
+        if level == self.hierarchy.top or tested is None:  # nothing tests the top
             return noisy
-        return torch.where(tested[..., level, None], greedy, noisy)
+        return torch.where(tested[..., level, None], greedy(), noisy)
 
     def _add_noise(self, proposal: Tensor) -> Tensor:
         noise = torch.randn(proposal.shape, generator=self._generator.get())
@@ -188,21 +187,27 @@ class HierarchyActor(TensorDictModuleBase):
         return TensorDictPrimer(Composite({"hierarchy": Composite(state)}), default_value=0.0, expand_specs=True)
 
 
-def _output_of(actor: Any, inputs: dict[Any, Tensor], batch_size: torch.Size) -> tuple[Tensor | None, Any]:
-    """What an actor proposes without noise and ``None``, or ``None`` and its distribution.
+def _outputs_of(
+    actor: Any, inputs: dict[Any, Tensor], batch_size: torch.Size
+) -> tuple[Callable[[], Tensor], Callable[[], Tensor] | None]:
+    """What an actor proposes without noise, and what draws from its distribution; ``None`` if it has none.
 
-    The actors that :mod:`peach_trl.modules.networks` builds are called without a TensorDict around them, which would
-    cost more than the network.
+    The actors that :mod:`peach_trl.modules.networks` builds are called without a TensorDict or a distribution around
+    them, which would cost more than the network.
     """
     if type(actor) is TensorDictModule and actor.out_keys == ["action"]:
-        return actor.module(*(inputs[key] for key in actor.in_keys)), None
-    if isinstance(actor, ProbabilisticActor) and len(actor.module) == 2:
-        first, last = cast(Any, actor.module)
-        if type(first) is TensorDictModule:
-            parameters = first.module(*(inputs[key] for key in first.in_keys))
-            return None, last.get_dist(dict(zip(first.out_keys, parameters, strict=True)))
+        proposal = actor.module(*(inputs[key] for key in actor.in_keys))
+        return lambda: proposal, None
+    first, last = actor.module if isinstance(actor, ProbabilisticActor) and len(actor.module) == 2 else (None, None)
+    if type(first) is TensorDictModule and cast(Any, last).distribution_class is UnitTanhNormal:
+        loc, scale = first.module(*(inputs[key] for key in first.in_keys))
+        return lambda: UnitTanhNormal.centre(loc), lambda: UnitTanhNormal.draw(loc, scale)
     tensordict = TensorDict(inputs, batch_size)
-    return (None, actor.get_dist(tensordict)) if hasattr(actor, "get_dist") else (actor(tensordict)["action"], None)
+    if not hasattr(actor, "get_dist"):
+        proposal = actor(tensordict)["action"]
+        return lambda: proposal, None
+    distribution = actor.get_dist(tensordict)
+    return lambda: distribution.deterministic_sample, distribution.sample
 
 
 class HierarchyPolicy(TensorDictSequential):

@@ -12,9 +12,10 @@ import torch
 from tensordict.nn import NormalParamExtractor, TensorDictModule
 from torch import Tensor, nn
 from torchrl.data import Bounded, TensorSpec
-from torchrl.modules import MLP, ProbabilisticActor, TanhNormal, ValueOperator
+from torchrl.modules import MLP, ProbabilisticActor, ValueOperator
 
 from peach_trl.config import option
+from peach_trl.distributions import UnitTanhNormal
 from peach_trl.envs.goal_space import GoalSpace
 from peach_trl.hierarchy.structure import Hierarchy
 
@@ -97,7 +98,10 @@ class FeatureNet(nn.Module):
 
     def forward(self, *inputs: Tensor) -> Tensor:
         """[..., F_i] each to [..., out]."""
-        return self.net(self.features(*inputs))
+        x = self.features.forward(*inputs)
+        for layer in self.net:  # without nn.Module's hooks, which cost as much as a small layer itself
+            x = layer.forward(x)
+        return x
 
 
 class BoundedValue(nn.Module):
@@ -120,7 +124,7 @@ class _Head(nn.Module):
         self.net, self.head = net, head
 
     def forward(self, *inputs: Tensor) -> Tensor | tuple[Tensor, ...]:
-        return self.head(self.net(*inputs))
+        return self.head.forward(self.net.forward(*inputs))
 
 
 def deterministic_actor(net: nn.Module, in_keys: Sequence[str]) -> TensorDictModule:
@@ -128,7 +132,7 @@ def deterministic_actor(net: nn.Module, in_keys: Sequence[str]) -> TensorDictMod
     return TensorDictModule(_Head(net, nn.Tanh()), in_keys=list(in_keys), out_keys=["action"])
 
 
-def stochastic_actor(net: nn.Module, in_keys: Sequence[str], proposal_dim: int) -> ProbabilisticActor:
+def stochastic_actor(net: nn.Module, in_keys: Sequence[str]) -> ProbabilisticActor:
     """A tanh-squashed Gaussian over ``action`` in [-1, 1]; ``net`` puts out 2 x ``proposal_dim``."""
     head = NormalParamExtractor(scale_lb=1e-3)  # type: ignore[arg-type]
     params = TensorDictModule(_Head(net, head), list(in_keys), ["loc", "scale"])
@@ -136,8 +140,7 @@ def stochastic_actor(net: nn.Module, in_keys: Sequence[str], proposal_dim: int) 
         params,
         in_keys=["loc", "scale"],
         out_keys=["action"],
-        distribution_class=TanhNormal,
-        distribution_kwargs={"low": -torch.ones(proposal_dim), "high": torch.ones(proposal_dim)},
+        distribution_class=UnitTanhNormal,
         return_log_prob=True,
     )
 
@@ -164,7 +167,7 @@ def make_top(
     def net(extra: int, out: int, cells: Sequence[int], norm: bool) -> FeatureNet:
         return FeatureNet(Features(observation_spec, goal), latent_dim + extra, out, cells, norm)
 
-    actor = stochastic_actor(net(0, 2 * dim, config.actor_cells, False), keys, dim)
+    actor = stochastic_actor(net(0, 2 * dim, config.actor_cells, False), keys)
     nets = [net(dim, 1, config.critic_cells, config.critic_norm) for _ in range(2)]
     return actor, [ValueOperator(net, in_keys=[*keys, "action"]) for net in nets]
 
@@ -191,7 +194,7 @@ def make_goal_level(
         return FeatureNet(features, extra, out, cells, norm)
 
     if stochastic:
-        actor = stochastic_actor(net(0, 2 * dim, config.actor_cells), keys, dim)
+        actor = stochastic_actor(net(0, 2 * dim, config.actor_cells), keys)
     else:
         actor = deterministic_actor(net(0, dim, config.actor_cells), keys)
     nets = [BoundedValue(net(dim, 1, config.critic_cells, config.critic_norm), float(hierarchy.k)) for _ in range(2)]
