@@ -2,7 +2,7 @@ VENV ?= .venv
 PYTHON ?= python
 BIN = $(VENV)/bin
 
-.PHONY: install format lint type test test-slow clean
+.PHONY: install format lint type test test-slow test-metaworld test-mazes clean
 
 install:
 	$(PYTHON) -m venv $(VENV)
@@ -24,6 +24,17 @@ test:
 
 test-slow:
 	$(BIN)/pytest -m slow
+
+# Task suites, each in an environment of its own, because of their pins.
+test-metaworld:
+	$(PYTHON) -m venv .venv-metaworld
+	.venv-metaworld/bin/pip install torch==2.13.0 -e ".[metaworld]" pytest
+	.venv-metaworld/bin/pytest tests/test_suites.py
+
+test-mazes:
+	$(PYTHON) -m venv .venv-mazes
+	.venv-mazes/bin/pip install torch==2.13.0 -e ".[robotics,ogbench]" pytest
+	.venv-mazes/bin/pytest tests/test_suites.py
 
 clean:
 	rm -rf .pytest_cache .ruff_cache build dist *.egg-info

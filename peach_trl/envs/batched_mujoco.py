@@ -216,7 +216,10 @@ class BatchedMujocoEnv(EnvBase):
         self._control(action)
         rows = None if mask is None else np.flatnonzero(mask.reshape(-1).numpy())
         raised = self._simulate_all(batch, rows)
-        self._steps[slice(None) if rows is None else rows] += 1
+        if rows is None:
+            self._steps += 1
+        else:
+            self._steps[rows] += 1
         values = np.empty((len(self._steps), self._dim), dtype=np.float32)
         self._observe(values)
         observation = torch.from_numpy(values)

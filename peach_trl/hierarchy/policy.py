@@ -161,7 +161,7 @@ class HierarchyActor(TensorDictModuleBase):
         noisy = self._add_noise(greedy()) if sample is None else sample()
         generator = self._generator.get()
         uniform = torch.empty_like(noisy).uniform_(-1, 1, generator=generator)
-        coin = torch.rand((*noisy.shape[:-1], 1), generator=generator) < self.random_share[level].item()
+        coin = torch.rand((*noisy.shape[:-1], 1), generator=generator) < self.random_share[level]
         noisy = torch.where(coin, uniform, noisy)
         if level == self.hierarchy.top or tested is None:  # nothing tests the top
             return noisy

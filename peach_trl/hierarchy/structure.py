@@ -78,6 +78,7 @@ class Hierarchy:
         self._unit_actions = bool((low == -1).all() and (high == 1).all())
         # The top has no limit of its own: the end of the episode ends its attempt.
         self.horizons = torch.tensor([self.k] * (self.depth - 1) + [NO_LIMIT])
+        self._last = self.horizons - 1  # decisions used before the last one of an attempt
         reach = torch.tensor([config.subgoal_reach * self.k**i for i in range(self.depth)])
         self.reach = torch.minimum(reach.unsqueeze(-1), 2 * subgoal_space.half_range)  # [L, G]; row 0 is not used
 
@@ -158,7 +159,7 @@ class Hierarchy:
         Returns:
             ``(end, acts, used)``, each [..., L]; the bottom level always decides.
         """
-        over = (attempts + 1 >= self.horizons) | out
+        over = (attempts >= self._last) | out
         if self.config.clock != "fixed":
             assert achieved is not None
             official = self.config.clock == "official"

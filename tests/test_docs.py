@@ -1,0 +1,28 @@
+"""The Python examples of the documents run as they stand."""
+
+import re
+
+import pytest
+from tiny import ROOT
+
+BLOCKS = [
+    pytest.param(block, id=f"{path.name}-{number}")
+    for path in sorted((ROOT / "docs").glob("*.md"))
+    for number, block in enumerate(re.findall(r"```python\n(.*?)```", path.read_text(), re.DOTALL))
+]
+
+
+@pytest.mark.parametrize("block", BLOCKS)
+def test_example_runs(block, tmp_path, monkeypatch):
+    (tmp_path / "configs").symlink_to(ROOT / "configs")
+    monkeypatch.chdir(tmp_path)
+    try:
+        exec(compile(block, "example", "exec"), {"__name__": "example"})
+    except RuntimeError as error:
+        if "MuJoCo cannot draw here" in str(error):
+            pytest.skip(str(error))
+        raise
+
+
+def test_there_are_examples():
+    assert len(BLOCKS) >= 5
