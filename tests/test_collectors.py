@@ -169,6 +169,7 @@ def test_a_broken_row_is_truncated_or_raises(tmp_path, monkeypatch):
         if mode == "raise":
             with pytest.raises(FloatingPointError, match=r"task ids \[1\], at steps \[4\]"):
                 lockstep.run(3)
+            assert lockstep.run(2)["observation"][:, 0].abs().sum() == 0  # all rows start anew
         else:
             with pytest.warns(RuntimeWarning, match=r"task ids \[1\], at steps \[4\]"):
                 batch = lockstep.run(3)

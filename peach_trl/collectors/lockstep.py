@@ -87,6 +87,8 @@ class Lockstep:
     def run(self, steps: int) -> TensorDict:
         """The next ``steps`` of all rows, ``[N, steps]``; rows that are done are reset on the way.
 
+        An environment with ``not_finite="raise"`` ends the run at a row that breaks; with ``"truncate"`` it goes on.
+
         Root keys are those that TorchRL's Collector writes; under ``"next"`` stand what the environment returned, and
         ``episode_reward`` if the environment sums it, but no copies of the policy's state.
         """
@@ -110,6 +112,7 @@ class Lockstep:
         result: dict[NestedKey, Tensor] = {**values}
         if error is not None:
             error.tensordict = TensorDict(values, self.base.batch_size)
+            self._frame = None  # if it raises, the next run starts all rows anew
             error.raise_or_warn(self.base.not_finite)
         if "episode_reward" in frame:
             result["episode_reward"] = frame["episode_reward"] + values["reward"]

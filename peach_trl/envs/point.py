@@ -58,7 +58,8 @@ class PointConfig:
 
     def make_env(self, library: TaskLibrary, tasks: Tensor, *, known_goal: bool, seed: int) -> PointEnv:
         """One row for each of ``tasks`` [N]."""
-        return PointEnv(self, len(tasks), library=library, tasks=tasks, known_goal=known_goal, seed=seed)
+        options: EnvOptions = {"known_goal": known_goal, "seed": seed, "not_finite": "truncate"}
+        return PointEnv(self, len(tasks), library=library, tasks=tasks, **options)
 
 
 class PointEnv(BatchedMujocoEnv):
