@@ -138,6 +138,7 @@ def in_workers(rows: int, depth: int, overrides: list[str], workers: int = 2) ->
         frames_per_batch=[len(shard) * STEPS for shard in shards],
         total_frames=-1,
         collector_class=LockstepCollector,
+        use_buffers=True,
         cat_results=0,
         auto_register_policy_transforms=False,
     )

@@ -183,6 +183,7 @@ def make_collector(
             frames_per_batch=[len(shard) * config.env.horizon for shard in shards],
             total_frames=-1,
             collector_class=LockstepCollector,
+            use_buffers=True,
             cat_results=0,
             auto_register_policy_transforms=False,
             update_at_each_batch=True,
