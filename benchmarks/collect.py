@@ -6,8 +6,9 @@
 
 In one run: the batched physics alone (the same actions), a loop over gymnasium's environment, TorchRL's GymEnv and
 ParallelEnv of it, and this package's environment under its flat policy (configs/pearl.yaml) and its hierarchies of
-depth 2 and 3 (configs/peach.yaml), with LockstepCollector, with TorchRL's Collector and with worker processes. Then the overhead of a rollout of the point, and what the conversion
-into transitions costs. Medians of several repeats; run it on an otherwise idle machine.
+depth 2 and 3 (configs/peach.yaml), with LockstepCollector, with TorchRL's Collector and with worker processes. Then the
+overhead of a rollout of the point, and what the conversion into transitions costs. Medians of several repeats; run it
+on an otherwise idle machine.
 """
 
 from __future__ import annotations

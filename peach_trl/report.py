@@ -81,7 +81,9 @@ class Report:
         result = self.test(split)
         plot_curves(self.run.folder / "metrics.csv", self.run.folder / "curves.png")
         plot_meta_test(self.run, self.config, self.library, result)
-        self.run.finish(env_steps=self.env_steps, top_updates=self.updates, **{split: result.metrics()})
+        tasks = {"list": self.library.name, "fingerprint": self.library.fingerprint()}
+        counts = {"env_steps": self.env_steps, "top_updates": self.updates}
+        self.run.finish(**counts, tasks=tasks, **{split: result.metrics()})
         print_meta_test(result, split)
         return result
 

@@ -148,6 +148,8 @@ def test_what_a_lockstep_rollout_does_not_know_is_named():
     primers = get_primers_from_module(policy)
     with pytest.raises(ValueError, match="HierarchyPolicy"):
         Lockstep(plain, nn.Linear(1, 1))
+    with pytest.raises(ValueError, match="get_primers_from_module"):
+        Lockstep(plain, policy).run(1)
     with pytest.raises(ValueError, match="StepCounter"):
         Lockstep(TransformedEnv(TransformedEnv(plain, primers), StepCounter()), policy)
     with pytest.raises(ValueError, match="SerialEnv"):

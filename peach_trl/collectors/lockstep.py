@@ -46,7 +46,8 @@ class Lockstep:
         policy: a :class:`HierarchyPolicy`, whose primers must be among these transforms.
 
     Raises:
-        ValueError: for other environments, transforms or policies, which TorchRL's own Collector takes.
+        ValueError: for other environments, transforms or policies, which TorchRL's own Collector takes; and at a start,
+            for an environment that lacks what the policy reads.
 
     Examples:
         >>> from peach_trl.experiment import Config, make_agent, make_env, make_library
@@ -80,6 +81,12 @@ class Lockstep:
         """Starts from what a reset of ``env`` returned."""
         leaves = {key: carrier.get(key) for key in carrier.keys(True, True)}
         leaves.pop(("collector", "traj_ids"), None)
+        missing = [key for key in self.policy.in_keys if key not in leaves]
+        if missing:
+            raise ValueError(
+                f"the environment has no {missing}, which the policy reads: transform it with RewardSum() and"
+                " torchrl.modules.get_primers_from_module(policy)"
+            )
         own = {*self._observed, *DONE_KEYS}
         self._initial = {key: value for key, value in leaves.items() if key not in own}  # as the primers have it
         self._frame = Frame(leaves, self.base.batch_size)

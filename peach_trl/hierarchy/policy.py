@@ -206,7 +206,7 @@ def _outputs_of(
     if not hasattr(actor, "get_dist"):
         proposal = actor(tensordict)["action"]
         return lambda: proposal, None
-    distribution = actor.get_dist(tensordict)
+    distribution: Any = actor.get_dist(tensordict)
     return lambda: distribution.deterministic_sample, distribution.sample
 
 
