@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from typing import ClassVar
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
@@ -28,7 +27,7 @@ class UnitTanhNormal(TanhNormal):
         True
     """
 
-    _squash: ClassVar[Callable[[Tensor], Tensor]] = SafeTanhTransform()
+    _squash: ClassVar[Any] = SafeTanhTransform()
 
     @classmethod
     def draw(cls, loc: Tensor, scale: Tensor) -> Tensor:
