@@ -12,7 +12,7 @@ from torchrl.envs import ParallelEnv, SerialEnv, StepCounter, TransformedEnv
 from torchrl.modules import get_primers_from_module
 
 from peach_trl.collectors import Lockstep, LockstepCollector
-from peach_trl.envs import PointEnv
+from peach_trl.envs import NotFiniteError, PointEnv
 from peach_trl.experiment import make_env, make_library
 
 CASES = {
@@ -158,25 +158,36 @@ def test_what_a_lockstep_rollout_does_not_know_is_named():
         LockstepCollector(plain, policy, frames_per_batch=10, total_frames=-1, init_random_frames=10)
 
 
-def test_a_broken_row_is_truncated_or_raises(tmp_path, monkeypatch):
+@pytest.mark.parametrize("mode", ["raise", "truncate"])
+def test_a_broken_row_is_truncated_or_raises(mode, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)  # MuJoCo logs the broken simulation here
     config, library, policy = make_parts({})
-    for mode in ("raise", "truncate"):
-        env = make_env(config, library, torch.arange(3), policy)
-        base = env.base_env
-        base.not_finite = mode
-        lockstep = Lockstep(env, policy)
+    env = make_env(config, library, torch.arange(3), policy)
+    base = env.base_env
+    base.not_finite = mode
+    lockstep = Lockstep(env, policy)
+    lockstep.run(3)
+    advance, steps = base.advance, iter([4, 5, 6])
+
+    def sabotaged(action):
+        if next(steps) == 5:
+            base._qpos[1] = float("nan")
+        return advance(action)
+
+    monkeypatch.setattr(base, "advance", sabotaged)
+    broken = r"rows \[1\], task ids \[1\], at steps \[5\]"
+    if mode == "truncate":
+        with pytest.warns(RuntimeWarning, match=broken):
+            batch = lockstep.run(3)
+        assert batch["next", "truncated"].squeeze(-1).tolist() == [[False] * 3, [False, True, False], [False] * 3]
+        assert batch["observation"].isfinite().all()
+        return
+    with pytest.raises(NotFiniteError, match=broken) as caught:
         lockstep.run(3)
-        base._qpos[1] = float("nan")
-        if mode == "raise":
-            with pytest.raises(FloatingPointError, match=r"task ids \[1\], at steps \[4\]"):
-                lockstep.run(3)
-            assert lockstep.run(2)["observation"][:, 0].abs().sum() == 0  # all rows start anew
-        else:
-            with pytest.warns(RuntimeWarning, match=r"task ids \[1\], at steps \[4\]"):
-                batch = lockstep.run(3)
-            assert batch["next", "truncated"].squeeze(-1).tolist() == [[False] * 3, [True, False, False], [False] * 3]
-            assert batch["observation"].isfinite().all()
+    assert caught.value.batch.shape == (3, 1) and caught.value.batch["next", "observation"].isfinite().all()
+    assert caught.value.tensordict["truncated"].flatten().tolist() == [False, True, False]
+    monkeypatch.setattr(base, "advance", advance)
+    assert lockstep.run(2)["observation"][:, 0].abs().sum() == 0  # all rows start anew
 
 
 def test_seeds_decide():

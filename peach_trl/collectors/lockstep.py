@@ -20,6 +20,7 @@ from torchrl.envs import Compose, EnvBase, RewardSum, TensorDictPrimer, Transfor
 from torchrl.envs.utils import set_exploration_type
 
 from peach_trl.envs.batched_mujoco import BatchedMujocoEnv
+from peach_trl.envs.errors import NotFiniteError
 from peach_trl.hierarchy.policy import HierarchyPolicy
 
 DONE_KEYS = ("done", "terminated", "truncated")
@@ -94,23 +95,33 @@ class Lockstep:
     def run(self, steps: int) -> TensorDict:
         """The next ``steps`` of all rows, ``[N, steps]``; rows that are done are reset on the way.
 
-        An environment with ``not_finite="raise"`` ends the run at a row that breaks; with ``"truncate"`` it goes on.
+        An environment with ``not_finite="raise"`` ends the run at a row that breaks: the error has the steps so far as its
+        ``batch``; with ``"truncate"`` it goes on.
 
         Root keys are those that TorchRL's Collector writes; under ``"next"`` stand what the environment returned, and
         ``episode_reward`` if the environment sums it, but no copies of the policy's state.
         """
         if self._frame is None:
             self.reset()
-        now, after = [], []
+        now, after, broken = [], [], None
         with _no_garbage_collection():
             with torch.inference_mode():
                 for _ in range(steps):
                     frame = cast(Frame, self._frame)
-                    result = self._step(frame)
+                    try:
+                        result = self._step(frame)
+                    except NotFiniteError as error:
+                        self._frame, broken = None, error  # the next run starts all rows anew
+                        break
                     now.append(frame)
                     after.append(result)
                     self._frame = self._next(frame, result)
-            return _stack(now, after, self.base.batch_size)  # not under inference mode: learners may use it
+            # Not under inference mode, since learners may use it.
+            batch = _stack(now, after, self.base.batch_size) if now else None
+        if broken is not None:
+            broken.batch = batch
+            raise broken
+        return cast(TensorDict, batch)
 
     def _step(self, frame: Frame) -> dict[NestedKey, Tensor]:
         """The policy writes its action into ``frame``; returns what the environment made of it."""
@@ -119,7 +130,6 @@ class Lockstep:
         result: dict[NestedKey, Tensor] = {**values}
         if error is not None:
             error.tensordict = TensorDict(values, self.base.batch_size)
-            self._frame = None  # if it raises, the next run starts all rows anew
             error.raise_or_warn(self.base.not_finite)
         if "episode_reward" in frame:
             result["episode_reward"] = frame["episode_reward"] + values["reward"]

@@ -28,6 +28,9 @@ class NotFiniteError(FloatingPointError):
         remedy: what the user can do.
         tensordict: the result of the step; ``None`` if nothing was stepped.
 
+    Attributes:
+        batch: of a lock-step rollout, the steps ``[N, t]`` before the one that broke; else ``None``.
+
     Examples:
         >>> NotFiniteError("observation", [2], [7], [31], "shorten the timestep")
         NotFiniteError('"observation" is not finite in rows [2], task ids [7], at steps [31] of their episodes: shorten
@@ -46,6 +49,7 @@ class NotFiniteError(FloatingPointError):
         super().__init__(
             f'"{key}" is not finite in rows {rows}, task ids {task_ids}, at steps {steps} of their episodes: {remedy}'
         )
+        self.batch: TensorDictBase | None = None
         self.key, self.rows, self.task_ids, self.steps, self.tensordict = key, rows, task_ids, steps, tensordict
 
     def raise_or_warn(self, not_finite: NotFinite) -> TensorDictBase:
