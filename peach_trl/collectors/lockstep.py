@@ -95,8 +95,8 @@ class Lockstep:
     def run(self, steps: int) -> TensorDict:
         """The next ``steps`` of all rows, ``[N, steps]``; rows that are done are reset on the way.
 
-        An environment with ``not_finite="raise"`` ends the run at a row that breaks: the error has the steps so far as its
-        ``batch``; with ``"truncate"`` it goes on.
+        With ``not_finite="raise"`` a row that breaks ends the run; the error has the steps so far as its ``batch``.
+        With ``"truncate"`` the run goes on.
 
         Root keys are those that TorchRL's Collector writes; under ``"next"`` stand what the environment returned, and
         ``episode_reward`` if the environment sums it, but no copies of the policy's state.
