@@ -25,9 +25,10 @@ import gymnasium
 import numpy as np
 import torch
 from torchrl.collectors import Collector, MultiSyncCollector
-from torchrl.envs import EnvBase, GymEnv, ParallelEnv
+from torchrl.envs import GymEnv, ParallelEnv
 
 from peach_trl.collectors import LockstepCollector
+from peach_trl.envs.video import batched
 from peach_trl.experiment import Config, make_agent, make_env, make_library, seed_everything
 from peach_trl.hierarchy.transitions import LevelTransitions
 from peach_trl.utils import load_config
@@ -79,13 +80,6 @@ def physics(env: Any, actions: np.ndarray) -> Callable[[], None]:
     return run
 
 
-def base_of(env: EnvBase) -> Any:
-    """The environment under its transforms."""
-    while hasattr(env, "base_env"):
-        env = env.base_env
-    return env
-
-
 def gymnasium_loop(steps: int = 2000) -> float:
     """Steps a second of gymnasium's own environment under random actions."""
     env = gymnasium.make("HalfCheetah-v5")
@@ -122,7 +116,7 @@ def ours(rows: int, threads: int, overrides: list[str]) -> None:
             actions = run()["action"].numpy().copy()
             rates[cls.__name__] = rows * STEPS / median_seconds(run)
             if cls is LockstepCollector:
-                raw = rows * STEPS / median_seconds(physics(base_of(collector.env), actions))
+                raw = rows * STEPS / median_seconds(physics(batched(collector.env), actions))
             collector.shutdown()
         shares = "   ".join(f"{name} {rate:8.0f} ({rate / raw:4.0%})" for name, rate in rates.items())
         print(f"N = {rows:3d}, threads = {threads}, depth {depth}: physics {raw:8.0f}   {shares}", flush=True)
@@ -155,7 +149,7 @@ def point(rows: int, depth: int, overrides: list[str]) -> None:
     run, collector = collected(LockstepCollector, make, policy, rows)
     actions = run()["action"].numpy().copy()
     whole = median_seconds(run, time.process_time)
-    alone = median_seconds(physics(base_of(collector.env), actions), time.process_time)
+    alone = median_seconds(physics(batched(collector.env), actions), time.process_time)
     rate = rows * STEPS / (whole - alone)
     convert = LevelTransitions(policy.actor.hierarchy, config.transitions, config.seed)
     batch = next(iter(LockstepCollector(make(), policy, frames_per_batch=rows * config.env.horizon, total_frames=-1)))

@@ -18,6 +18,7 @@ from peach_trl.collectors.lockstep import Lockstep
 from peach_trl.envs.goal_space import GoalSpace
 from peach_trl.envs.tasks import TaskLibrary
 from peach_trl.experiment import Config, make_env
+from peach_trl.hierarchy.policy import HierarchyPolicy
 from peach_trl.hierarchy.transitions import HINDSIGHT_ACTION, LevelTransitions
 
 
@@ -92,9 +93,7 @@ def meta_test(agent: Agent, config: Config, library: TaskLibrary, split: str, se
         positions.append(agent.hierarchy.subgoal_space.project(batch["next", "observation"]))
         if agent.hierarchy.depth > 1:
             subgoals.append(batch["hierarchy", "goal"][:, :, 0])
-        if posterior is not None:
-            top = LevelTransitions(agent.hierarchy, config.transitions, seed)(batch)[-1]
-            posterior.update(top[(top["kind"] == HINDSIGHT_ACTION).squeeze(-1)])
+        update_posterior(policy, batch, config, seed)
     lockstep.env.close()
     loc, scale = (None, None) if posterior is None else posterior.posterior(tasks)
     return MetaTest(
@@ -107,6 +106,13 @@ def meta_test(agent: Agent, config: Config, library: TaskLibrary, split: str, se
         scale=scale,
         goal_space=lockstep.base.goal_space,
     )
+
+
+def update_posterior(policy: HierarchyPolicy, batch: TensorDictBase, config: Config, seed: int) -> None:
+    """Multiplies what whole recorded trajectories [R, T] show into their tasks' posteriors, if there is a z."""
+    if policy.posterior is not None:
+        top = LevelTransitions(policy.actor.hierarchy, config.transitions, seed)(batch)[-1]
+        policy.posterior.update(top[(top["kind"] == HINDSIGHT_ACTION).squeeze(-1)])
 
 
 def _first_episode(batch: TensorDictBase, space: GoalSpace | None, goals: Tensor) -> tuple[Tensor, Tensor]:

@@ -20,9 +20,9 @@ from torchrl.envs.utils import ExplorationType, set_exploration_type
 
 from peach_trl.config import ConfigError, build, option
 from peach_trl.envs.video import Video
+from peach_trl.evaluation import update_posterior
 from peach_trl.experiment import Config, make_agent, make_env, make_library, seed_everything
 from peach_trl.hierarchy.policy import HierarchyPolicy
-from peach_trl.hierarchy.transitions import HINDSIGHT_ACTION, LevelTransitions
 from peach_trl.utils.cli import recipe
 from peach_trl.utils.run import Run, load_checkpoint
 
@@ -77,9 +77,7 @@ def film_trajectory(video: Video, env: EnvBase, policy: HierarchyPolicy, config:
     """One trajectory of every task; what it shows goes into the posterior."""
     with set_exploration_type(ExplorationType.DETERMINISTIC):
         batch = env.rollout(config.env.horizon, video.watch(policy), break_when_any_done=False)
-    if policy.posterior is not None:
-        top = LevelTransitions(policy.actor.hierarchy, config.transitions, config.seed)(batch)[-1]
-        policy.posterior.update(top[(top["kind"] == HINDSIGHT_ACTION).squeeze(-1)])
+    update_posterior(policy, batch, config, config.seed)
 
 
 if __name__ == "__main__":

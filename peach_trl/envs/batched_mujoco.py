@@ -220,8 +220,7 @@ class BatchedMujocoEnv(EnvBase):
             self._steps += 1
         else:
             self._steps[rows] += 1
-        values = np.empty((len(self._steps), self._dim), dtype=np.float32)
-        self._observe(values)
+        values = self._read()
         observation = torch.from_numpy(values)
         reward = self._reward(observation)
         if mask is not None:
@@ -267,9 +266,7 @@ class BatchedMujocoEnv(EnvBase):
         if self._stage != mujoco.mjtStage.mjSTAGE_NONE:
             batch.forward(rows, stage=int(self._stage))
         self._steps[rows] = 0
-        values = np.empty((len(self._steps), self._dim), dtype=np.float32)
-        self._observe(values)
-        self._last = torch.from_numpy(values)
+        self._last = torch.from_numpy(self._read())
         result = self._observed(self._last)
         for name in ("done", "terminated", "truncated"):
             result[name] = torch.zeros(len(self._steps), 1, dtype=torch.bool)
@@ -345,6 +342,12 @@ class BatchedMujocoEnv(EnvBase):
             middle, half = self._ctrl_range
             np.multiply(self._ctrl, half, out=self._ctrl)
             np.add(self._ctrl, middle, out=self._ctrl)
+
+    def _read(self) -> np.ndarray:
+        """Fresh observations ``[N, D]``."""
+        values = np.empty((len(self._steps), self._dim), dtype=np.float32)
+        self._observe(values)
+        return values
 
     def _simulate_all(self, batch: Batch, rows: np.ndarray | None) -> np.ndarray:
         """Steps, and returns the rows in which MuJoCo itself raised."""

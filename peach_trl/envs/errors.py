@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import math
 import warnings
-from typing import Literal
+from typing import Literal, get_args
 
 import numpy as np
 from tensordict import TensorDictBase
 
 NotFinite = Literal["raise", "truncate"]
-NOT_FINITE: tuple[str, ...] = ("raise", "truncate")
+NOT_FINITE: tuple[str, ...] = get_args(NotFinite)
 
 
 class NotFiniteError(FloatingPointError):

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from peach_trl.envs.families.base import Spaces, TaskCounts
-from peach_trl.envs.families.bodies import ContactBody, column, unit_vectors
+from peach_trl.envs.families.bodies import ContactBody, column, draw_directions, unit_vectors
 from peach_trl.envs.goal_space import GoalSpace
 from peach_trl.envs.tasks import TaskLibrary
 
@@ -123,10 +123,7 @@ class AntDir(Ant):
     control_weight = 0.5
     healthy_reward: ClassVar[float] = 1.0
 
-    @staticmethod
-    def draw_tasks(size: int, generator: torch.Generator) -> Tensor:
-        """Directions (x, y), ``[size, 2]``, of length 1."""
-        return unit_vectors(2 * math.pi * torch.rand(size, generator=generator, dtype=torch.float64))
+    draw_tasks = staticmethod(draw_directions)
 
     @staticmethod
     def forward_backward() -> TaskLibrary:
@@ -140,8 +137,7 @@ class AntDir(Ant):
         return None, GoalSpace([velocity, velocity + 1], -6.0, 6.0, 0.5)
 
     def _reward(self, observation: Tensor) -> Tensor:
-        along = np.einsum("ij,ij->i", self._mean_velocity(), self._goal.numpy())
-        return column(along + self.healthy_reward - self._costs())
+        return column(self._velocity_along() + self.healthy_reward - self._costs())
 
 
 class AntGoal(Ant):

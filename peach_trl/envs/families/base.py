@@ -6,15 +6,23 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import ClassVar, NamedTuple, Unpack, cast
+from pathlib import Path
+from typing import TYPE_CHECKING, ClassVar, NamedTuple, Unpack, cast
 
 import mujoco
+import numpy as np
 import torch
 from torch import Tensor
 
 from peach_trl.envs.batched_mujoco import BatchedMujocoEnv, EnvOptions
 from peach_trl.envs.goal_space import GoalSpace
 from peach_trl.envs.tasks import TaskLibrary, draw_library
+
+if TYPE_CHECKING:
+    from mujoco.batch import Batch
+
+OWN_ASSETS = Path(__file__).parents[1] / "assets"
+"""The models of this package."""
 
 
 class TaskCounts(NamedTuple):
@@ -112,6 +120,13 @@ class TaskFamily(BatchedMujocoEnv):
     def make_model(cls) -> mujoco.MjModel:
         """The compiled model."""
         raise NotImplementedError
+
+    def _bind(self, batch: Batch) -> None:
+        self._qpos, self._qvel = batch.bind("qpos"), batch.bind("qvel")
+
+    def _observe(self, out: np.ndarray) -> None:
+        """All of ``qpos``, then all of ``qvel``; families that observe something else say what."""
+        out[:, : self.model.nq], out[:, self.model.nq :] = self._qpos, self._qvel
 
     def _reward(self, observation: Tensor) -> Tensor:
         """1 where the task's goal is achieved, else 0; families that are rewarded otherwise say how."""

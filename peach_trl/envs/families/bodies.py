@@ -55,7 +55,7 @@ class Body(TaskFamily):
         return mujoco.MjModel.from_xml_path(str(ASSETS / cls.asset))
 
     def _bind(self, batch: Batch) -> None:
-        self._qpos, self._qvel = batch.bind("qpos"), batch.bind("qvel")
+        super()._bind(batch)
         self._place = self._bind_place(batch)
         self._before = np.zeros_like(self._place)
 
@@ -70,6 +70,10 @@ class Body(TaskFamily):
     def _mean_velocity(self) -> np.ndarray:
         """Displacement over the last step by its duration, m/s, in the shape of the place."""
         return (self._place - self._before) / self.dt
+
+    def _velocity_along(self) -> np.ndarray:
+        """The mean velocity along the direction that is the task, m/s, ``[N]``; for places in the plane."""
+        return np.einsum("ij,ij->i", self._mean_velocity(), self._goal.numpy())
 
     def _control_cost(self) -> np.ndarray:
         """The sum of the squared controls, ``[N]``."""
@@ -99,6 +103,11 @@ def column(values: np.ndarray) -> Tensor:
 def unit_vectors(angle: Tensor) -> Tensor:
     """The directions ``[..., 2]`` at ``angle`` ``[...]``, radians from the x axis."""
     return torch.stack([angle.cos(), angle.sin()], dim=-1)
+
+
+def draw_directions(size: int, generator: torch.Generator) -> Tensor:
+    """Directions (x, y), ``[size, 2]``, of length 1, uniform over the circle."""
+    return unit_vectors(2 * math.pi * torch.rand(size, generator=generator, dtype=torch.float64))
 
 
 class ContactBody(Body):

@@ -6,19 +6,15 @@
 from __future__ import annotations
 
 import math
-from pathlib import Path
-from typing import TYPE_CHECKING, ClassVar
+from typing import ClassVar
 
 import mujoco
 import numpy as np
 import torch
 from torch import Tensor
 
-from peach_trl.envs.families.base import Spaces, TaskCounts, TaskFamily
+from peach_trl.envs.families.base import OWN_ASSETS, Spaces, TaskCounts, TaskFamily
 from peach_trl.envs.goal_space import GoalSpace
-
-if TYPE_CHECKING:
-    from mujoco.batch import Batch
 
 # Pose at the start, [15]: position in metres, quaternion, then hip and ankle of each leg in rad.
 _START = (0.0, 0.0, 0.55, 1.0, 0.0, 0.0, 0.0, 0.0, 1.0, 0.0, -1.0, 0.0, -1.0, 0.0, 1.0)
@@ -93,7 +89,7 @@ class AntReacher(TaskFamily):
     @classmethod
     def make_model(cls) -> mujoco.MjModel:
         """See :class:`TaskFamily`."""
-        return mujoco.MjModel.from_xml_path(str(Path(__file__).parents[1] / "assets" / cls.asset))
+        return mujoco.MjModel.from_xml_path(str(OWN_ASSETS / cls.asset))
 
     @staticmethod
     def draw_tasks(size: int, generator: torch.Generator) -> Tensor:
@@ -123,9 +119,6 @@ class AntReacher(TaskFamily):
             ),
         )
 
-    def _bind(self, batch: Batch) -> None:
-        self._qpos, self._qvel = batch.bind("qpos"), batch.bind("qvel")
-
     def _reset_state(self, rows: np.ndarray) -> None:
         self._qpos[rows] = _START
         self._qpos[rows, :2] = self._draw_starts(self._goal[torch.from_numpy(rows), :2].double()).numpy()
@@ -139,10 +132,6 @@ class AntReacher(TaskFamily):
             distance = torch.linalg.vector_norm(starts[pending] - goals[pending], dim=-1)
             pending = pending[distance <= self.least_distance]
         return starts
-
-    def _observe(self, out: np.ndarray) -> None:
-        split = self._qpos.shape[1]
-        out[:, :split], out[:, split:] = self._qpos, self._qvel
 
     def goal_position(self, goal: np.ndarray, model: mujoco.MjModel, data: mujoco.MjData) -> np.ndarray | None:
         """The place itself; see :meth:`BatchedMujocoEnv.goal_position`."""

@@ -6,19 +6,15 @@
 from __future__ import annotations
 
 import math
-from pathlib import Path
-from typing import TYPE_CHECKING, ClassVar
+from typing import ClassVar
 
 import mujoco
 import numpy as np
 import torch
 from torch import Tensor
 
-from peach_trl.envs.families.base import Spaces, TaskCounts, TaskFamily
+from peach_trl.envs.families.base import OWN_ASSETS, Spaces, TaskCounts, TaskFamily
 from peach_trl.envs.goal_space import GoalSpace
-
-if TYPE_CHECKING:
-    from mujoco.batch import Batch
 
 
 class Pendulum(TaskFamily):
@@ -82,7 +78,7 @@ class Pendulum(TaskFamily):
     @classmethod
     def make_model(cls) -> mujoco.MjModel:
         """See :class:`TaskFamily`."""
-        return mujoco.MjModel.from_xml_path(str(Path(__file__).parents[1] / "assets" / "pendulum.xml"))
+        return mujoco.MjModel.from_xml_path(str(OWN_ASSETS / "pendulum.xml"))
 
     @staticmethod
     def draw_tasks(size: int, generator: torch.Generator) -> Tensor:
@@ -101,9 +97,6 @@ class Pendulum(TaskFamily):
             goal=GoalSpace([2, 3], -goal, goal, cls.tolerance),
             subgoal=GoalSpace([2, 3], -subgoal, subgoal, cls.tolerance),
         )
-
-    def _bind(self, batch: Batch) -> None:
-        self._qpos, self._qvel = batch.bind("qpos"), batch.bind("qvel")
 
     def _reset_state(self, rows: np.ndarray) -> None:
         drawn = torch.rand(len(rows), 2, generator=self._generator, dtype=torch.float64).numpy()

@@ -6,19 +6,15 @@
 from __future__ import annotations
 
 import math
-from pathlib import Path
-from typing import TYPE_CHECKING, ClassVar
+from typing import ClassVar
 
 import mujoco
 import numpy as np
 import torch
 from torch import Tensor
 
-from peach_trl.envs.families.base import Spaces, TaskCounts, TaskFamily
+from peach_trl.envs.families.base import OWN_ASSETS, Spaces, TaskCounts, TaskFamily
 from peach_trl.envs.goal_space import GoalSpace
-
-if TYPE_CHECKING:
-    from mujoco.batch import Batch
 
 
 class UR5Reacher(TaskFamily):
@@ -94,7 +90,7 @@ class UR5Reacher(TaskFamily):
     @classmethod
     def make_model(cls) -> mujoco.MjModel:
         """See :class:`TaskFamily`."""
-        return mujoco.MjModel.from_xml_path(str(Path(__file__).parents[1] / "assets" / "ur5.xml"))
+        return mujoco.MjModel.from_xml_path(str(OWN_ASSETS / "ur5.xml"))
 
     @staticmethod
     def draw_tasks(size: int, generator: torch.Generator) -> Tensor:
@@ -118,9 +114,6 @@ class UR5Reacher(TaskFamily):
             goal=GoalSpace(range(3), cls.goal_low, cls.goal_high, angles),
             subgoal=GoalSpace(range(6), -subgoal, subgoal, angles + velocities),
         )
-
-    def _bind(self, batch: Batch) -> None:
-        self._qpos, self._qvel = batch.bind("qpos"), batch.bind("qvel")
 
     def _reset_state(self, rows: np.ndarray) -> None:
         drawn = torch.rand(len(rows), generator=self._generator, dtype=torch.float64).numpy()

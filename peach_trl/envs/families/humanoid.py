@@ -5,7 +5,6 @@
 
 from __future__ import annotations
 
-import math
 from typing import TYPE_CHECKING, ClassVar
 
 import mujoco
@@ -14,7 +13,7 @@ import torch
 from torch import Tensor
 
 from peach_trl.envs.families.base import Spaces, TaskCounts
-from peach_trl.envs.families.bodies import ContactBody, column, unit_vectors
+from peach_trl.envs.families.bodies import ContactBody, column, draw_directions
 from peach_trl.envs.goal_space import GoalSpace
 
 if TYPE_CHECKING:
@@ -113,11 +112,7 @@ class HumanoidDir(Humanoid):
     counts = TaskCounts(100, 30, 30)
     episode_steps = 200
 
-    @staticmethod
-    def draw_tasks(size: int, generator: torch.Generator) -> Tensor:
-        """Directions (x, y), ``[size, 2]``, of length 1."""
-        return unit_vectors(2 * math.pi * torch.rand(size, generator=generator, dtype=torch.float64))
+    draw_tasks = staticmethod(draw_directions)
 
     def _reward(self, observation: Tensor) -> Tensor:
-        along = np.einsum("ij,ij->i", self._mean_velocity(), self._goal.numpy())
-        return column(self.forward_weight * along + self.healthy_reward - self._costs())
+        return column(self.forward_weight * self._velocity_along() + self.healthy_reward - self._costs())

@@ -5,22 +5,18 @@
 
 from __future__ import annotations
 
-from pathlib import Path
-from typing import TYPE_CHECKING, ClassVar
+from typing import ClassVar
 
-import gymnasium
 import mujoco
 import numpy as np
 import torch
 
-from peach_trl.envs.families.base import Spaces, TaskCounts, TaskFamily
+from peach_trl.envs.families.base import OWN_ASSETS, Spaces, TaskCounts, TaskFamily
+from peach_trl.envs.families.bodies import ASSETS
 from peach_trl.envs.families.maze_layouts import LARGE_MAZE, MEDIUM_MAZE, U_MAZE, MazeLayout
 from peach_trl.envs.goal_space import GoalSpace
 from peach_trl.envs.tasks import TaskLibrary
 from peach_trl.seeding import named_generator
-
-if TYPE_CHECKING:
-    from mujoco.batch import Batch
 
 _TOLERANCE = 0.45  # metres, in mazes of every scale, as in gymnasium-robotics
 _GOAL_NOISE = 0.25  # of a cell, to either side, likewise
@@ -136,20 +132,12 @@ class MazeFamily(TaskFamily):
         """See :meth:`BatchedMujocoEnv.goal_position`; half as high as the walls."""
         return np.array([goal[0], goal[1], self.wall_height / 2])
 
-    def _bind(self, batch: Batch) -> None:
-        self._qpos, self._qvel = batch.bind("qpos"), batch.bind("qvel")
-
     def _reset_state(self, rows: np.ndarray) -> None:
         places, speeds = (len(rows), self.model.nq), (len(rows), self.model.nv)
         uniform = 2 * torch.rand(places, generator=self._generator, dtype=torch.float64) - 1
         normal = torch.randn(speeds, generator=self._generator, dtype=torch.float64)
         self._qpos[rows] += self.position_noise * uniform.numpy()
         self._qvel[rows] = self.velocity_noise * normal.numpy()
-
-    def _observe(self, out: np.ndarray) -> None:
-        places = self._qpos.shape[1]
-        out[:, :places] = self._qpos
-        out[:, places:] = self._qvel
 
 
 class PointMaze(MazeFamily):
@@ -195,7 +183,7 @@ class PointMaze(MazeFamily):
     @classmethod
     def make_body(cls) -> mujoco.MjSpec:
         """The ball of ``assets/point_maze.xml``."""
-        spec = mujoco.MjSpec.from_file(str(Path(__file__).parents[1] / "assets" / "point_maze.xml"))
+        spec = mujoco.MjSpec.from_file(str(OWN_ASSETS / "point_maze.xml"))
         x, y = cls.layout.centres(cls.layout.start, cls.cell)
         spec.body("torso").pos[:2] = x, y
         spec.joint("x").ref, spec.joint("y").ref = x, y  # so that positions count from the middle of the map
@@ -240,8 +228,7 @@ class AntMaze(MazeFamily):
     @classmethod
     def make_body(cls) -> mujoco.MjSpec:
         """The ant of the installed gymnasium."""
-        path = Path(gymnasium.__file__).parent / "envs" / "mujoco" / "assets" / "ant.xml"
-        spec = mujoco.MjSpec.from_file(str(path))
+        spec = mujoco.MjSpec.from_file(str(ASSETS / "ant.xml"))
         spec.body("torso").pos[:2] = cls.layout.centres(cls.layout.start, cls.cell)
         return spec
 

@@ -5,7 +5,6 @@
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 import mujoco
@@ -13,7 +12,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from peach_trl.envs.families.base import Spaces, TaskCounts, TaskFamily
+from peach_trl.envs.families.base import OWN_ASSETS, Spaces, TaskCounts, TaskFamily
 from peach_trl.envs.goal_space import GoalSpace
 from peach_trl.envs.tasks import half_circle_goals
 
@@ -63,7 +62,7 @@ class PointRobot(TaskFamily):
     @classmethod
     def make_model(cls) -> mujoco.MjModel:
         """The compiled model, of ``assets/point_robot.xml``."""
-        return mujoco.MjModel.from_xml_path(str(Path(__file__).parents[1] / "assets" / "point_robot.xml"))
+        return mujoco.MjModel.from_xml_path(str(OWN_ASSETS / "point_robot.xml"))
 
     @staticmethod
     def draw_tasks(size: int, generator: torch.Generator) -> Tensor:
