@@ -13,7 +13,7 @@ import numpy as np
 import torch
 from tensordict import TensorDict, TensorDictBase
 from torch import Tensor
-from torchrl.data import Bounded, Categorical, Composite, Unbounded
+from torchrl.data import Bounded
 from torchrl.envs import EnvBase
 
 from peach_trl.envs.errors import NOT_FINITE, NotFinite, NotFiniteError, broken_rows
@@ -138,20 +138,11 @@ class BatchedMujocoEnv(EnvBase):
         self._make_specs(observation_low, observation_high)
 
     def _make_specs(self, low: Tensor, high: Tensor) -> None:
-        rows, shape = self.batch_size[0], self.batch_size
-        wide = torch.Size([rows, len(low)])
+        rows, self._dim = self.batch_size[0], len(low)
+        wide = torch.Size([rows, self._dim])
         box = Bounded(low=low.float().expand(wide), high=high.float().expand(wide), shape=wide, dtype=torch.float32)
-        self._dim = len(low)
-        task_id = Categorical(n=self.library.num_tasks, shape=torch.Size([rows, 1]), dtype=torch.int64)
-        observation = Composite(observation=box, task_id=task_id, shape=shape)
-        if self.known_goal:
-            observation["goal"] = Unbounded(shape=self._task_rows.goal.shape, dtype=torch.float32)
-        self.observation_spec = observation
-        self.state_spec = Composite(task_id=task_id.clone(), shape=shape)
-        self.action_spec = Bounded(low=-1.0, high=1.0, shape=torch.Size([rows, self.model.nu]), dtype=torch.float32)
-        self.reward_spec = Unbounded(shape=torch.Size([rows, 1]), dtype=torch.float32)
-        flag = Categorical(2, shape=torch.Size([rows, 1]), dtype=torch.bool)
-        self.done_spec = Composite(done=flag, terminated=flag.clone(), truncated=flag.clone(), shape=shape)
+        action = Bounded(low=-1.0, high=1.0, shape=torch.Size([rows, self.model.nu]), dtype=torch.float32)
+        self._task_rows.set_specs(self, box, action, self.known_goal)
 
     # What subclasses give.
 
@@ -336,7 +327,9 @@ class BatchedMujocoEnv(EnvBase):
         values = action.detach().numpy()
         rows = broken_rows(values)
         if len(rows):
-            raise self._not_finite_error("action", rows, "check the policy; no row was stepped", steps_ahead=1)
+            raise self._task_rows.not_finite_error(
+                "action", rows, self._steps[rows, 0] + 1, "check the policy; no row was stepped"
+            )
         self._ctrl[:] = values
         if self._ctrl_range is not None:
             middle, half = self._ctrl_range
@@ -365,11 +358,9 @@ class BatchedMujocoEnv(EnvBase):
             return None
         key = "observation" if len(in_observation) or len(raised) else "reward"
         rows = np.union1d(np.union1d(in_observation, in_reward), raised)
-        return self._not_finite_error(key, rows, "check the actions, or shorten the model's timestep")
-
-    def _not_finite_error(self, key: str, rows: np.ndarray, remedy: str, steps_ahead: int = 0) -> NotFiniteError:
-        task_ids = self._task_rows.task_id[rows, 0].tolist()
-        return NotFiniteError(key, rows.tolist(), task_ids, (self._steps[rows, 0] + steps_ahead).tolist(), remedy)
+        return self._task_rows.not_finite_error(
+            key, rows, self._steps[rows, 0], "check the actions, or shorten the model's timestep"
+        )
 
     def _observed(self, observation: Tensor) -> dict[str, Tensor]:
         # Cloned: what is handed out may be written into.

@@ -14,7 +14,7 @@ from gymnasium import spaces
 from gymnasium.vector import AsyncVectorEnv, AutoresetMode, SyncVectorEnv
 from tensordict import TensorDict, TensorDictBase
 from torch import Tensor
-from torchrl.data import Bounded, Categorical, Composite, TensorSpec, Unbounded
+from torchrl.data import Bounded, Categorical, TensorSpec, Unbounded
 from torchrl.envs import EnvBase
 
 from peach_trl.envs.errors import NOT_FINITE, NotFinite, NotFiniteError, broken_rows
@@ -153,8 +153,8 @@ class GymnasiumTasksEnv(EnvBase):
         self._clear()
 
     def _make_specs(self, box: spaces.Box, low: Tensor | None, high: Tensor | None) -> None:
-        rows, size, shape = self.batch_size[0], self._size, self.batch_size
-        wide, single = torch.Size([rows, size]), torch.Size([rows, 1])
+        rows, size = self.batch_size[0], self._size
+        wide = torch.Size([rows, size])
         observed: TensorSpec = Unbounded(shape=wide, dtype=torch.float32)
         if low is not None and high is not None:
             for name, bound in (("observation_low", low), ("observation_high", high)):
@@ -164,19 +164,12 @@ class GymnasiumTasksEnv(EnvBase):
             observed = Bounded(low=low, high=high, shape=wide, dtype=torch.float32)
         elif low is not None or high is not None:
             raise ValueError("observation_low and observation_high: give both or neither")
-        task_id = Categorical(n=self.library.num_tasks, shape=single, dtype=torch.int64)
-        flag = Categorical(2, shape=single, dtype=torch.bool)
-        observation = Composite(observation=observed, task_id=task_id, shape=shape)
-        if self.known_goal:
-            observation["goal"] = Unbounded(shape=self._task_rows.goal.shape, dtype=torch.float32)
+        more: dict[str, TensorSpec] = {}
         if self._success_key is not None:
-            observation["success"] = flag.clone()
-        self.observation_spec = observation
-        self.state_spec = Composite(task_id=task_id.clone(), shape=shape)
+            more["success"] = Categorical(2, shape=torch.Size([rows, 1]), dtype=torch.bool)
         bounds = [torch.from_numpy(bound.astype(np.float32)).expand(rows, -1) for bound in (box.low, box.high)]
-        self.action_spec = Bounded(low=bounds[0], high=bounds[1], shape=bounds[0].shape, dtype=torch.float32)
-        self.reward_spec = Unbounded(shape=single, dtype=torch.float32)
-        self.done_spec = Composite(done=flag, terminated=flag.clone(), truncated=flag.clone(), shape=shape)
+        action = Bounded(low=bounds[0], high=bounds[1], shape=bounds[0].shape, dtype=torch.float32)
+        self._task_rows.set_specs(self, observed, action, self.known_goal, **more)
 
     # EnvBase's own methods.
 
@@ -223,7 +216,9 @@ class GymnasiumTasksEnv(EnvBase):
         self._success[rows] = info["success"][rows]
         self._seeds = [None if reset else seed for seed, reset in zip(self._seeds, mask, strict=True)]
         if len(broken):
-            error = self._not_finite_error("observation", broken, "check these tasks, and reset these rows again")
+            error = self._task_rows.not_finite_error(
+                "observation", broken, self._steps[broken], "check these tasks, and reset these rows again"
+            )
             error.tensordict = self._result()
             raise error
         return self._result()
@@ -294,7 +289,9 @@ class GymnasiumTasksEnv(EnvBase):
         rows = np.flatnonzero(moves)
         broken = rows[broken_rows(action[rows])]
         if len(broken):
-            raise self._not_finite_error("action", broken, "check the policy; no row was stepped", steps_ahead=1)
+            raise self._task_rows.not_finite_error(
+                "action", broken, self._steps[broken] + 1, "check the policy; no row was stepped"
+            )
         return self._vector
 
     def _replace_broken(self, observation: np.ndarray, reward: np.ndarray) -> NotFiniteError | None:
@@ -306,11 +303,7 @@ class GymnasiumTasksEnv(EnvBase):
         observation[rows], reward[rows] = self._last[rows], 0.0
         self._terminated[rows], self._truncated[rows], self._success[rows] = False, True, False
         key = "observation" if len(broken["observation"]) else "reward"
-        return self._not_finite_error(key, rows, "check the actions and the environment")
-
-    def _not_finite_error(self, key: str, rows: np.ndarray, remedy: str, steps_ahead: int = 0) -> NotFiniteError:
-        task_ids = self._task_rows.task_id[rows, 0].tolist()
-        return NotFiniteError(key, rows.tolist(), task_ids, (self._steps[rows] + steps_ahead).tolist(), remedy)
+        return self._task_rows.not_finite_error(key, rows, self._steps[rows], "check the actions and the environment")
 
 
 def _process_context() -> str | None:

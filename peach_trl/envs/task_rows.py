@@ -7,7 +7,10 @@ from typing import Literal
 import numpy as np
 import torch
 from torch import Tensor
+from torchrl.data import Categorical, Composite, TensorSpec, Unbounded
+from torchrl.envs import EnvBase
 
+from peach_trl.envs.errors import NotFiniteError
 from peach_trl.envs.tasks import TaskLibrary
 from peach_trl.seeding import named_generator
 
@@ -84,6 +87,34 @@ class TaskRows:
         task_id = self.task_id.clone()
         task_id[index, 0] = chosen
         self._set(task_id)
+
+    def set_specs(
+        self, env: EnvBase, observation: TensorSpec, action: TensorSpec, known_goal: bool, **more: TensorSpec
+    ) -> None:
+        """Gives ``env`` the specs of an environment whose rows play tasks.
+
+        Args:
+            env: the environment, of batch size ``[N]``.
+            observation: spec of ``"observation"`` ``[N, D]``.
+            action: spec of ``"action"`` ``[N, A]``.
+            known_goal: whether the task's parameters are observed, as ``"goal"``.
+            more: specs of further observations.
+        """
+        shape, single = env.batch_size, self.task_id.shape
+        task_id = Categorical(n=self.library.num_tasks, shape=single, dtype=torch.int64)
+        observed = Composite({"observation": observation, "task_id": task_id, **more}, shape=shape)
+        if known_goal:
+            observed["goal"] = Unbounded(shape=self.goal.shape, dtype=torch.float32)
+        env.observation_spec = observed
+        env.state_spec = Composite(task_id=task_id.clone(), shape=shape)
+        env.action_spec = action
+        env.reward_spec = Unbounded(shape=single, dtype=torch.float32)
+        flags = {name: Categorical(2, shape=single, dtype=torch.bool) for name in ("done", "terminated", "truncated")}
+        env.done_spec = Composite(flags, shape=shape)
+
+    def not_finite_error(self, key: str, rows: np.ndarray, steps: np.ndarray, remedy: str) -> NotFiniteError:
+        """The error for ``key`` of ``rows`` [R] that broke at ``steps`` [R] of their episodes."""
+        return NotFiniteError(key, rows.tolist(), self.task_id[rows, 0].tolist(), steps.tolist(), remedy)
 
     def _set(self, task_id: Tensor) -> None:
         self.task_id, self.goal = task_id, self.library.parameters[task_id[:, 0]]
