@@ -6,7 +6,7 @@ BIN = $(VENV)/bin
 
 install:
 	$(PYTHON) -m venv $(VENV)
-	$(BIN)/pip install torch==2.13.0 -e ".[dev]"
+	$(BIN)/pip install -e ".[dev]"
 
 format:
 	$(BIN)/ruff format .
@@ -28,12 +28,12 @@ test-slow:
 # Task suites, each in an environment of its own, because of their pins.
 test-metaworld:
 	$(PYTHON) -m venv .venv-metaworld
-	.venv-metaworld/bin/pip install torch==2.13.0 -e ".[metaworld]" pytest
+	.venv-metaworld/bin/pip install -e ".[metaworld]" pytest
 	.venv-metaworld/bin/pytest tests/test_suites.py
 
 test-mazes:
 	$(PYTHON) -m venv .venv-mazes
-	.venv-mazes/bin/pip install torch==2.13.0 -e ".[robotics,ogbench]" pytest
+	.venv-mazes/bin/pip install -e ".[robotics,ogbench]" pytest
 	.venv-mazes/bin/pytest tests/test_suites.py
 
 clean:

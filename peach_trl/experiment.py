@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
 from typing import cast
@@ -190,6 +192,19 @@ def make_collector(
         )
     collector.set_seed(config.seed)
     return collector
+
+
+@contextmanager
+def collecting(config: Config, library: TaskLibrary, policy: TensorDictModuleBase) -> Iterator[Iterator[TensorDictBase]]:
+    """The trajectories of :func:`make_collector` one after the other; its workers end on every way out.
+
+    TorchRL's worker processes are no daemons: without a shutdown, an error in this process would wait for them for ever.
+    """
+    collector = make_collector(config, library, policy)
+    try:
+        yield iter(collector)
+    finally:
+        collector.shutdown()
 
 
 def make_level_buffer(config: Config, level: int) -> TensorDictReplayBuffer:

@@ -14,8 +14,8 @@ from pathlib import Path
 from peach_trl.config import ConfigError
 from peach_trl.experiment import (
     Config,
+    collecting,
     make_agent,
-    make_collector,
     make_level_buffer,
     make_library,
     make_task_buffer,
@@ -41,11 +41,9 @@ def main(config: Config, run_dir: Path) -> None:
     B = make_task_buffer(config, library)  # of a top level that follows the reward
     B_goal = [make_level_buffer(config, level) for level in range(len(agent.levels))]
     transitions = LevelTransitions(agent.hierarchy, config.transitions, config.seed)
-    collector = make_collector(config, library, policy)
-    trajectories = iter(collector)
     follows_reward, train = config.top.follows == "reward", config.train
 
-    with Run(run_dir, config) as run:
+    with Run(run_dir, config) as run, collecting(config, library, policy) as trajectories:
         report = Report(run, agent, config, library)
         start = train.warmup + train.prefill  # until then the top level proposes at random
         for iteration in range(start + train.iterations):
@@ -73,7 +71,6 @@ def main(config: Config, run_dir: Path) -> None:
                 report.losses("top", agent.update_top(b))
 
             report.iteration(iteration)
-        collector.shutdown()
         report.finish()
 
 

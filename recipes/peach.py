@@ -12,8 +12,8 @@ from pathlib import Path
 
 from peach_trl.experiment import (
     Config,
+    collecting,
     make_agent,
-    make_collector,
     make_context_sampler,
     make_level_buffer,
     make_library,
@@ -40,11 +40,9 @@ def main(config: Config, run_dir: Path) -> None:
     B_lower = [make_level_buffer(config, level) for level in range(len(agent.levels))]
     S_c = make_context_sampler(config, B)
     transitions = LevelTransitions(agent.hierarchy, config.transitions, config.seed)
-    collector = make_collector(config, library, policy)
-    trajectories = iter(collector)
     train = config.train
 
-    with Run(run_dir, config) as run:
+    with Run(run_dir, config) as run, collecting(config, library, policy) as trajectories:
         report = Report(run, agent, config, library)
         start = train.warmup + train.prefill  # until then the top level proposes at random
         for iteration in range(start + train.iterations):
@@ -75,7 +73,6 @@ def main(config: Config, run_dir: Path) -> None:
                 report.losses("top", agent.update_top(b, c))  # alpha_1, alpha_2, alpha_3
 
             report.iteration(iteration)
-        collector.shutdown()
         report.finish()
 
 

@@ -12,8 +12,8 @@ from pathlib import Path
 from peach_trl.config import ConfigError
 from peach_trl.experiment import (
     Config,
+    collecting,
     make_agent,
-    make_collector,
     make_context_sampler,
     make_library,
     make_task_buffer,
@@ -43,11 +43,9 @@ def main(config: Config, run_dir: Path) -> None:
     B = make_task_buffer(config, library)  # one B^i a task
     S_c = make_context_sampler(config, B)
     transitions = LevelTransitions(agent.hierarchy, config.transitions, config.seed)
-    collector = make_collector(config, library, policy)
-    trajectories = iter(collector)
     train = config.train
 
-    with Run(run_dir, config) as run:
+    with Run(run_dir, config) as run, collecting(config, library, policy) as trajectories:
         report = Report(run, agent, config, library)
         start = train.prefill  # until then the top level proposes at random
         for iteration in range(start + train.iterations):
@@ -69,7 +67,6 @@ def main(config: Config, run_dir: Path) -> None:
                 report.losses("top", agent.update_top(b, c))
 
             report.iteration(iteration)
-        collector.shutdown()
         report.finish()
 
 

@@ -467,6 +467,22 @@ def test_workers_follow_the_learner():
     assert top[2].mean().abs() < 0.3 and top[2].min() < -0.8 and abs(top[2].std() - 3**-0.5) < 0.1  # uniform
 
 
+def test_an_error_with_workers_ends_the_run(tmp_path):
+    """TorchRL's workers are no daemons: without a shutdown this process would wait for them for ever."""
+    code = """if __name__ == "__main__":
+        import runpy, sys, peach_trl.report as report
+        def fail(*_):
+            raise ArithmeticError("in the parent")
+        report.Report.collected = fail
+        runpy.run_path(sys.argv[0], run_name="__main__")"""
+    script = tmp_path / "script.py"
+    script.write_text(code.replace("sys.argv[0]", repr(str(ROOT / "recipes" / "peach.py"))))
+    command = [sys.executable, str(script), *TINY, "collector.workers=2"]
+    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
+    done = subprocess.run(command, cwd=tmp_path, env=environment, timeout=90, capture_output=True, text=True)
+    assert done.returncode != 0 and "in the parent" in done.stderr, done.stderr
+
+
 @pytest.fixture(scope="module")
 def with_workers(tmp_path_factory):
     """Two runs of the same seed, each with two workers."""
