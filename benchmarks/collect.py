@@ -29,7 +29,7 @@ from torchrl.envs import GymEnv, ParallelEnv
 
 from peach_trl.collectors import LockstepCollector
 from peach_trl.envs.video import batched
-from peach_trl.experiment import Config, make_agent, make_env, make_library, seed_everything
+from peach_trl.experiment import PeachConfig, make_agent, make_env, make_library, seed_everything
 from peach_trl.hierarchy.transitions import LevelTransitions
 from peach_trl.utils import load_config
 
@@ -48,13 +48,13 @@ def median_seconds(run: Callable[[], Any], clock: Callable[[], float] = time.per
     return statistics.median(seconds)
 
 
-def parts(task: str, depth: int, rows: int, threads: int, overrides: list[str]) -> tuple[Config, Any, Any, Any]:
+def parts(task: str, depth: int, rows: int, threads: int, overrides: list[str]) -> tuple[PeachConfig, Any, Any, Any]:
     """Configuration, library, policy, and a factory of an environment with ``rows`` rows for that policy."""
     settings = [f"env={task}", f"hierarchy.depth={depth}", f"env.threads={threads}", *overrides]
-    config = load_config(Config, "pearl" if depth == 1 else "peach", CONFIGS, settings)
+    config = load_config(PeachConfig, "peach", CONFIGS, settings)
     seed_everything(config)
     library = make_library(config)
-    policy = make_agent(config, library).make_policy(library.num_tasks)
+    policy = make_agent(config, library).make_policy()
     tasks = library.split("train").repeat(-(-rows // config.env.train_tasks))[:rows]
     return config, library, policy, lambda chosen=tasks: partial(make_env, config, library, chosen, policy)
 

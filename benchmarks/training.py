@@ -18,14 +18,13 @@ from typing import Any
 import torch
 
 from peach_trl.experiment import (
-    Config,
+    PeachConfig,
     make_agent,
     make_collector,
-    make_context_sampler,
     make_level_buffer,
     make_library,
+    make_sequence_sampler,
     make_task_buffer,
-    sample_batch,
     seed_everything,
 )
 from peach_trl.hierarchy.transitions import LevelTransitions
@@ -47,19 +46,19 @@ def timed(name: str, part: Callable[[], Any], repeats: int, unit: int | None = N
 
 def main() -> None:
     """Times each part of recipes/peach.py."""
-    config = load_config(Config, "peach", Path(__file__).parents[1] / "configs", sys.argv[1:])
+    config = load_config(PeachConfig, "peach", Path(__file__).parents[1] / "configs", sys.argv[1:])
     seed_everything(config)
     library = make_library(config)
     tasks = library.split("train")
     agent = make_agent(config, library)
-    policy = agent.make_policy(library.num_tasks)
+    policy = agent.make_policy(config.train.trajectories)
     task_buffer = make_task_buffer(config, library)
     level_buffers = [make_level_buffer(config, level) for level in range(len(agent.levels))]
-    sampler = make_context_sampler(config, task_buffer)
+    sampler = make_sequence_sampler(config, task_buffer)
     convert = LevelTransitions(agent.hierarchy, config.transitions, config.seed)
     collector = make_collector(config, library, policy)
     batches = iter(collector)
-    print(f"{torch.get_num_threads()} torch thread(s), {len(tasks) * config.train.rows_per_task} environments")
+    print(f"{torch.get_num_threads()} torch thread(s), {len(tasks) * config.train.envs_per_task} environments")
 
     batch = timed("collect a trajectory of each row", lambda: next(batches), 3)
     print(f"{'':34s} {batch.numel()} environment steps")
@@ -67,11 +66,9 @@ def main() -> None:
     timed("extend the task buffer", lambda: task_buffer.extend(rows[-1]), 5, len(rows[-1]))
     for level, buffer in enumerate(level_buffers):
         timed(f"extend the buffer of level {level}", lambda b=buffer, r=rows[level]: b.extend(r), 5, len(rows[level]))
-        timed(f"update level {level}", lambda i=level, b=buffer: agent.update_level(i, b.sample()), 50)
-    draw = lambda: task_buffer.draw_tasks(tasks, config.train.meta_batch)  # noqa: E731
-    b = timed("draw RL batches b^i", lambda: sample_batch(config, task_buffer, draw()), 50)
-    c = timed("draw contexts c^i", lambda: sampler(draw()), 50) if agent.encoder is not None else None
-    timed("update encoder and top level", lambda: agent.update_top(b, c), 50)
+        timed(f"update level {level}", lambda i=level, b=buffer: agent.levels[i].update(b.sample()), 50)
+    b = timed("draw sequences b^i", lambda: sampler(task_buffer.draw_tasks(tasks, config.train.meta_batch)), 50)
+    timed("update encoder and top level", lambda: agent.top.update(b), 50)
     collector.shutdown()
 
 

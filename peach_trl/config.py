@@ -150,7 +150,7 @@ def require_key(schema: type, key: str, value: Any) -> None:
         schemas = [kind for kind in kinds if dataclasses.is_dataclass(kind) and name in _hints(kind)]
         if not schemas:
             raise _unknown(key, value, _dotted(schema))
-        kinds = [option for kind in schemas for option in _options(_hints(kind)[name])]
+        kinds = [choice for kind in schemas for choice in _options(_hints(kind)[name])]
 
 
 def _checked(key: str, value: Any, kind: Any, limits: Mapping[str, Any]) -> Any:
@@ -223,7 +223,7 @@ def _hints(schema: Any) -> dict[str, Any]:
 def _options(kind: Any) -> list[Any]:
     """The types X, Y of X | Y | None, or the type itself."""
     if typing.get_origin(kind) in (typing.Union, types.UnionType):
-        return [option for option in typing.get_args(kind) if option is not type(None)]
+        return [choice for choice in typing.get_args(kind) if choice is not type(None)]
     return [kind]
 
 

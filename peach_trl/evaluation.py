@@ -1,25 +1,28 @@
-"""Meta-test by trajectory: what the posterior gains, episode by episode, on tasks that were not trained on.
+"""Meta-test by trajectory: what an agent gains, episode by episode, on tasks that it was not trained on.
 
-Protocol: PEARL (Rakelly et al. 2019, arXiv 1903.08254). Trajectory 1 draws z from the prior; what a trajectory shows is
-multiplied into the posterior before the next one. The policy does not explore, apart from the draw of z.
+Protocol: PEARL (Rakelly et al. 2019, arXiv 1903.08254). Trajectory 1 knows nothing of the task; what a trajectory
+shows is known from then on: within it, where the belief is read at every decision, or before the next one. The policy
+does not explore, apart from draws of z.
 """
 
 from __future__ import annotations
 
+import csv
 from dataclasses import dataclass
+from pathlib import Path
+from typing import cast
 
 import torch
-from tensordict import TensorDictBase
 from torch import Tensor
+from torchrl.envs import EnvBase, Transform, TransformedEnv
 from torchrl.envs.utils import ExplorationType, set_exploration_type
+from torchrl.modules import get_primers_from_module
 
-from peach_trl.agent import Agent
 from peach_trl.collectors.lockstep import Lockstep
 from peach_trl.envs.goal_space import GoalSpace
-from peach_trl.envs.tasks import TaskLibrary
-from peach_trl.experiment import Config, make_env
 from peach_trl.hierarchy.policy import HierarchyPolicy
-from peach_trl.hierarchy.transitions import HINDSIGHT_ACTION, LevelTransitions
+
+COLUMNS = ("split", "task", "rollout", "trajectory", "return", "success", "found")
 
 
 @dataclass(frozen=True)
@@ -28,19 +31,22 @@ class MetaTest:
 
     Attributes:
         task_ids: [R], ids in the library that was tested.
-        returns: [R, K], sum of the rewards of the first episode, divided by the horizon: where rewards are 0 or 1, the
-            share of the highest return.
-        success: [R, K], whether that episode ended in the task's goal; without a goal space, with a positive reward.
-        positions: [R, K, T, G], the path, projected to the subgoal space.
-        subgoals: [R, K, T, G] of the level above the bottom, or None at depth 1.
-        loc: [R, Z], mean of the final posterior, or None without z.
+        goals: [R, P], the parameters of these tasks.
+        returns: [R, K], sum of the rewards, divided by the horizon: where rewards are 0 or 1, the share of the highest.
+        success: [R, K], whether the episode ended in the task's goal; without a goal space, with a positive reward.
+        found: [R, K], whether any of its rewards was positive.
+        positions: [R, K, T, G], the path, projected to the subgoal space; it stays where a shorter episode ended.
+        subgoals: [R, K, T, h, G] in force, bottom level first, or ``None`` at depth 1.
+        loc: [R, Z], mean of q(z | c) in the end, or ``None`` without a context variable.
         scale: [R, Z], its standard deviation.
-        goal_space: the environment's, or None where tasks are no states to reach.
+        goal_space: the environment's, or ``None`` where tasks are no states to reach.
     """
 
     task_ids: Tensor
+    goals: Tensor
     returns: Tensor
     success: Tensor
+    found: Tensor
     positions: Tensor
     subgoals: Tensor | None
     loc: Tensor | None
@@ -55,73 +61,92 @@ class MetaTest:
             columns[f"success/trajectory_{k + 1}"] = self.success[:, k].mean().item()
         return columns
 
+    def save_csv(self, path: Path | str, split: str) -> None:
+        """Writes a row for each task, rollout (from 0) and trajectory (from 1), with the columns ``COLUMNS``."""
+        seen: dict[int, int] = {}
+        with open(path, "w", newline="") as file:
+            writer = csv.writer(file, lineterminator="\n")
+            writer.writerow(COLUMNS)
+            for row, task in enumerate(self.task_ids.tolist()):
+                rollout = seen[task] = seen.get(task, -1) + 1
+                for k in range(self.returns.shape[1]):
+                    values = (float(column[row, k]) for column in (self.returns, self.success, self.found))
+                    writer.writerow([split, task, rollout, k + 1, *(f"{value:.6g}" for value in values)])
+
 
 @torch.no_grad()
-def meta_test(agent: Agent, config: Config, library: TaskLibrary, split: str, seed: int) -> MetaTest:
-    """Runs ``config.evaluation.rollouts`` meta-tests of every task of ``split``, all in lock-step.
+def meta_test(policy: HierarchyPolicy, env: EnvBase, trajectories: int) -> MetaTest:
+    """Runs a meta-test on every row of an environment, all in lock-step: its first ``trajectories`` episodes.
 
     Args:
-        agent: what was learnt.
-        config: environment and number of trajectories and rollouts.
-        library: the tasks.
-        split: ``"train"``, ``"validation"`` or ``"test"``.
-        seed: of the draws of z; nothing here moves the generators of training.
+        policy: a hierarchy, with a tracker whose meta-episodes are at least ``trajectories`` long.
+        env: a batched environment, without transforms; each row is a meta-test of its task. Rows of the same task
+            differ where z is drawn.
+        trajectories: K.
+
+    Raises:
+        ValueError: if the policy's meta-episodes are shorter than ``trajectories``.
 
     Examples:
-        >>> from peach_trl.experiment import Config, make_agent, make_library
+        >>> from peach_trl.experiment import PeachConfig, make_agent, make_env, make_library
         >>> from peach_trl.utils import load_config
-        >>> config = load_config(Config, "peach", "configs", ["env.horizon=40"])
+        >>> config = load_config(PeachConfig, "peach", "configs", ["env.horizon=40"])
         >>> library = make_library(config)
-        >>> agent = make_agent(config, library)
-        >>> result = meta_test(agent, config, library, "validation", seed=0)
-        >>> result.returns.shape  # 15 tasks x 4 rollouts, 3 trajectories
+        >>> policy = make_agent(config, library).make_policy(trajectories=3)
+        >>> result = meta_test(policy, make_env(config, library, library.split("validation")), trajectories=3)
+        >>> result.returns.shape  # 60 tasks, 3 trajectories
         torch.Size([60, 3])
     """
-    tests = library.subset(library.split(split), repeats=config.evaluation.rollouts)  # one entry a rollout
-    policy = agent.make_policy(tests.num_tasks, seed=seed)
-    posterior = policy.posterior
-    tasks = torch.arange(tests.num_tasks)
-    lockstep = Lockstep(make_env(config, tests, tasks, policy), policy)
-    returns, success, positions, subgoals = [], [], [], []
-    for _ in range(config.evaluation.trajectories):
-        with set_exploration_type(ExplorationType.DETERMINISTIC):
-            lockstep.reset()
-            batch = lockstep.run(config.env.horizon)
-        value, solved = _first_episode(batch, lockstep.base.goal_space, tests.parameters)
-        returns.append(value / config.env.horizon)
-        success.append(solved.float())
-        positions.append(agent.hierarchy.subgoal_space.project(batch["next", "observation"]))
-        if agent.hierarchy.depth > 1:
-            subgoals.append(batch["hierarchy", "goal"][:, :, 0])
-        update_posterior(policy, batch, config, seed)
+    tracker = policy.tracker
+    if tracker is not None and tracker.trajectories < trajectories:
+        raise ValueError(
+            f"trajectories = {trajectories}: this policy forgets the task after {tracker.trajectories}; make it with "
+            f"make_policy(trajectories={trajectories})"
+        )
+    lockstep = Lockstep(TransformedEnv(env, cast(Transform, get_primers_from_module(policy))), policy)
+    base = lockstep.base
+    lockstep.reset()
+    task_ids = base.task_id
+    goals = base.library.parameters[task_ids]
+    with set_exploration_type(ExplorationType.DETERMINISTIC):
+        batch = lockstep.run(trajectories * base.horizon)
+    loc = scale = None
+    if tracker is not None:
+        loc, scale = tracker.belief.posterior(tracker.taken_in(lockstep.frame))  # type: ignore[arg-type]
     lockstep.env.close()
-    loc, scale = (None, None) if posterior is None else posterior.posterior(tasks)
+    hierarchy = policy.actor.hierarchy
+    steps, length = _episodes(batch["next", "done"].squeeze(-1), trajectories, base.horizon)
+
+    def by_episode(values: Tensor) -> Tensor:
+        return values[torch.arange(len(values)).view(-1, 1, 1), steps]  # [R, K, T, ...]
+
+    reached, within = by_episode(batch["next", "observation"]), torch.arange(base.horizon) < length.unsqueeze(-1)
+    reward = by_episode(batch["next", "reward"].squeeze(-1))
+    last, reward = reward[..., -1] > 0, reward * within
+    if base.goal_space is not None:
+        last = base.goal_space.achieved(reached[:, :, -1], goals.unsqueeze(1))
     return MetaTest(
-        task_ids=tests.source_ids,
-        returns=torch.stack(returns, 1),
-        success=torch.stack(success, 1),
-        positions=torch.stack(positions, 1),
-        subgoals=torch.stack(subgoals, 1) if subgoals else None,
+        task_ids=task_ids,
+        goals=goals,
+        returns=reward.sum(-1) / base.horizon,
+        success=last.float(),
+        found=(reward > 0).any(-1).float(),
+        positions=hierarchy.subgoal_space.project(reached),
+        subgoals=by_episode(batch["hierarchy", "goal"]) if hierarchy.depth > 1 else None,
         loc=loc,
         scale=scale,
-        goal_space=lockstep.base.goal_space,
+        goal_space=base.goal_space,
     )
 
 
-def update_posterior(policy: HierarchyPolicy, batch: TensorDictBase, config: Config, seed: int) -> None:
-    """Multiplies what whole recorded trajectories [R, T] show into their tasks' posteriors, if there is a z."""
-    if policy.posterior is not None:
-        top = LevelTransitions(policy.actor.hierarchy, config.transitions, seed)(batch)[-1]
-        policy.posterior.update(top[(top["kind"] == HINDSIGHT_ACTION).squeeze(-1)])
+def _episodes(done: Tensor, number: int, horizon: int) -> tuple[Tensor, Tensor]:
+    """The steps of the first episodes of rows [R, number * horizon].
 
-
-def _first_episode(batch: TensorDictBase, space: GoalSpace | None, goals: Tensor) -> tuple[Tensor, Tensor]:
-    """Return and success, [R] each, of the first episode of every row of a recorded batch [R, T]."""
-    reward, done = batch["next", "reward"].squeeze(-1), batch["next", "done"].squeeze(-1).long()
-    within = done.cumsum(1) - done == 0
-    last, rows = within.sum(1) - 1, torch.arange(len(reward))
-    if space is None:
-        solved = reward[rows, last] > 0
-    else:
-        solved = space.achieved(batch["next", "observation"][rows, last], goals)
-    return (reward * within).sum(1), solved
+    Returns:
+        ``(steps, length)``: indices [R, number, horizon], the last step of a short episode repeated, and [R, number].
+    """
+    episode = done.long().cumsum(1) - done.long()
+    which = torch.arange(number).view(1, -1, 1)
+    length = (episode.unsqueeze(1) == which).sum(-1)
+    first = (episode.unsqueeze(1) < which).sum(-1)
+    return first.unsqueeze(-1) + torch.minimum(torch.arange(horizon), length.unsqueeze(-1) - 1), length

@@ -1,63 +1,47 @@
-"""What the recipes share: the schema of their configuration, and environments, buffers and collectors built from it."""
+"""What the recipes share: schemas of their configurations, and what is built from them."""
 
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
-from typing import cast
+from typing import Any, cast
 
 import torch
 from tensordict import TensorDictBase
 from tensordict.nn import TensorDictModuleBase
-from torch import Tensor
+from torch import Tensor, nn
 from torchrl.collectors import MultiSyncCollector
 from torchrl.data import LazyTensorStorage, TensorDictReplayBuffer
-from torchrl.envs import Compose, EnvBase, RewardSum, Transform, TransformedEnv
+from torchrl.envs import EnvBase, Transform, TransformedEnv
 from torchrl.modules import get_primers_from_module
 
-from peach_trl.agent import Agent, LatentConfig, LowerConfig, TopConfig
+from peach_trl.agent import Agent
 from peach_trl.collectors.lockstep import LockstepCollector
-from peach_trl.config import ConfigError, option
-from peach_trl.data.context_sampler import ContextConfig, ContextSampler
+from peach_trl.config import ConfigError, build, option
+from peach_trl.context.contexts import ContextConfig, ContextSampler
+from peach_trl.context.sequences import SequenceConfig, SequenceSampler
 from peach_trl.data.task_replay import TaskReplayBuffer
 from peach_trl.envs.families import FamilyConfig
 from peach_trl.envs.point import PointConfig
 from peach_trl.envs.tasks import TaskLibrary
 from peach_trl.hierarchy.structure import HierarchyConfig
 from peach_trl.hierarchy.transitions import TransitionsConfig
+from peach_trl.levels.goal_level import LowerConfig
+from peach_trl.levels.top_level import ReadingConfig, TopConfig
 from peach_trl.seeding import named_generator
-
-
-@dataclass(frozen=True)
-class ContextGroup(LatentConfig, ContextConfig):
-    """The context variable z, its encoder, and what contexts are made of."""
-
-    transitions: int | None = option(low=1, help="most transitions in a context, C; null for `episodes` whole episodes")
-
-    def __post_init__(self) -> None:
-        if self.transitions is not None:
-            super().__post_init__()
-
-    def sampler(self, decisions: int) -> ContextConfig:
-        """What the sampler needs; an open C becomes ``episodes`` x ``decisions``, the decisions of an episode."""
-        values = {field.name: getattr(self, field.name) for field in dataclasses.fields(ContextConfig)}
-        if self.transitions is None:
-            values["transitions"] = self.episodes * decisions
-        return ContextConfig(**values)
+from peach_trl.utils.run import load_checkpoint
 
 
 @dataclass(frozen=True)
 class ReplayConfig:
-    """Sizes of the buffers, and which episodes the top level learns from; see ``configs/`` for values."""
+    """Sizes of the buffers; see ``configs/`` for values."""
 
     top_capacity: int = option(low=1, help="top-level transitions kept of each task")
     lower_capacity: int = option(low=1, help="transitions kept of each goal-reaching level")
-    recent: int = option(low=1, help="episodes of each task that are remembered as such")
-    best_fraction: float = option(low=0, high=1, help="share of the RL batch from good episodes")
-    best_of: int = option(low=1, help="a good episode is the best by return of this many")
+    episodes: int = option(low=1, help="episodes of each task that are remembered as such")
 
 
 @dataclass(frozen=True)
@@ -67,14 +51,13 @@ class TrainConfig:
     iterations: int = option(low=1, help="passes through the outer loop of Algorithm 1")
     warmup: int = option(low=0, help="iterations before those, in which only the goal-reaching levels learn")
     prefill: int = option(low=0, help="iterations after the warm-up in which the top level proposes at random")
-    rows_per_task: int = option(low=1, help="environments that play each task side by side")
+    envs_per_task: int = option(low=1, help="environments that play each task side by side")
     trajectories: int = option(low=1, help="L, successive trajectories of each task per iteration")
     warmup_updates: int = option(low=0, help="gradient steps of each goal-reaching level a trajectory in the warm-up")
     lower_updates: int = option(low=0, help="gradient steps of each goal-reaching level after each trajectory")
     top_updates: int = option(low=0, help="gradient steps of encoder and top level per iteration")
     lower_batch: int = option(low=1, help="batch size of the goal-reaching levels")
     meta_batch: int = option(low=1, help="tasks in a gradient step of the top level, M")
-    batch: int = option(low=1, help="transitions of each of these tasks, B")
 
 
 @dataclass(frozen=True)
@@ -90,20 +73,21 @@ class EvaluationConfig:
 
     every: int = option(low=1, help="iterations between evaluations")
     split: str = option(choices=("train", "validation", "test"), help="tasks to evaluate on while training")
+    final: str = option(choices=("train", "validation", "test"), help="tasks that the final agent is tested on")
     rollouts: int = option(low=1, help="independent meta-tests of each task")
     trajectories: int = option(low=1, help="trajectories of a meta-test")
 
 
 @dataclass(frozen=True, kw_only=True)
 class Config:
-    """The configuration of a recipe, one group for each component."""
+    """What the configurations of all recipes have in common, one group for each component."""
 
     seed: int = option(low=0, help="the seed of the run")
     torch_threads: int = option(low=1, help="threads of torch; small networks want one")
     env: PointConfig | FamilyConfig
     hierarchy: HierarchyConfig
     transitions: TransitionsConfig
-    context: ContextGroup
+    context: ReadingConfig
     top: TopConfig
     lower: LowerConfig
     replay: ReplayConfig
@@ -123,18 +107,134 @@ class Config:
                 f"collector.workers = {self.collector.workers}: each worker needs a task of its own; lower it to "
                 f"env.train_tasks = {self.env.train_tasks} at most"
             )
-        if self.top.follows == "goal" and self.top.goal == "hidden":
-            raise ConfigError("top.follows = 'goal': the top level cannot reach for a hidden goal; set top.goal=known")
-        if self.top.goal == "known" and self.context.latent_dim > 0:
+        if self.top.objective == "goal" and not self.top.observe_goal:
+            raise ConfigError(
+                "top.objective = 'goal': the top level cannot reach for a hidden goal; set top.observe_goal=true"
+            )
+        if self.top.observe_goal and self.context.latent_dim > 0:
             raise ConfigError(
                 f"context.latent_dim = {self.context.latent_dim}: a known goal leaves nothing to infer; set "
                 "context.latent_dim=0"
             )
-        if self.context.recent > self.replay.recent:
+
+
+@dataclass(frozen=True, kw_only=True)
+class PeachConfig(Config):
+    """The configuration of ``recipes/peach.py``."""
+
+    sequences: SequenceConfig
+
+    def check(self) -> None:
+        """Refuses what the recipe cannot run."""
+        super().check()
+        if self.top.objective == "goal":
+            raise ConfigError("top.objective = 'goal': this top level follows the reward; use recipes/hac.py")
+
+
+@dataclass(frozen=True, kw_only=True)
+class HacConfig(Config):
+    """The configuration of ``recipes/hac.py``."""
+
+    sequences: SequenceConfig
+
+    def check(self) -> None:
+        """Refuses a context variable."""
+        if self.context.latent_dim > 0:
+            raise ConfigError(f"context.latent_dim = {self.context.latent_dim}: HAC has no z; use recipes/peach.py")
+        super().check()
+
+
+@dataclass(frozen=True)
+class SourceGroup(ContextConfig):
+    """Contexts and RL batches as the source and PEARL draw them, apart from each other."""
+
+    transitions: int | None = option(low=1, help="most transitions in a context, C; null for `episodes` whole episodes")
+    batch: int = option(low=1, help="transitions of each task in the RL batch b^i, B")
+    best_fraction: float = option(low=0, high=1, help="share of the RL batch from good episodes")
+    kl_annealing: int = option(low=0, help="gradient steps over which beta grows from 0 to its value")
+
+    def __post_init__(self) -> None:
+        if self.transitions is not None:
+            super().__post_init__()
+
+    def sampler(self, decisions: int) -> ContextConfig:
+        """What the sampler needs; an open C becomes ``episodes`` x ``decisions``, the decisions of an episode."""
+        values = {field.name: getattr(self, field.name) for field in dataclasses.fields(ContextConfig)}
+        if self.transitions is None:
+            values["transitions"] = self.episodes * decisions
+        return ContextConfig(**values)
+
+
+@dataclass(frozen=True, kw_only=True)
+class SourceConfig(Config):
+    """The configuration of ``recipes/source.py`` and ``recipes/pearl.py``."""
+
+    source: SourceGroup
+
+    def check(self) -> None:
+        """Refuses what the literal algorithm does not have."""
+        super().check()
+        if self.context.latent_dim == 0:
+            raise ConfigError("context.latent_dim = 0: this recipe needs a context variable; use recipes/hac.py")
+        if self.context.update != "trajectory" or self.context.next != "same":
             raise ConfigError(
-                f"context.recent = {self.context.recent}: only replay.recent = {self.replay.recent} episodes are "
-                "remembered; lower context.recent"
+                f"context.update = {self.context.update!r}, context.next = {self.context.next!r}: contexts drawn from "
+                "B^i tell what is known for a whole trajectory; set trajectory and same, or use recipes/peach.py"
             )
+        if self.source.recent > self.replay.episodes:
+            raise ConfigError(
+                f"source.recent = {self.source.recent}: only replay.episodes = {self.replay.episodes} episodes are "
+                "remembered; lower source.recent"
+            )
+
+
+def common_config(values: Mapping[str, Any]) -> Config:
+    """The common part of any recipe's configuration, as a checkpoint holds it: enough to act and to test.
+
+    Raises:
+        ConfigError: for a key or a value that this version does not know.
+    """
+    names = {field.name for field in dataclasses.fields(Config)}
+    return build(Config, {name: value for name, value in values.items() if name in names})
+
+
+@dataclass(frozen=True)
+class Phase:
+    """One pass through the outer loop of Algorithm 1.
+
+    Attributes:
+        number: from 0.
+        at_random: whether the top level proposes at random, and does not learn yet.
+        forgets: whether what the top level met before is dropped, as nothing below it worked.
+        progress: through the passes in which the top level learns, 0 to 1.
+        lower_updates: gradient steps of each goal-reaching level after each trajectory.
+        top_updates: gradient steps of the top level.
+    """
+
+    number: int
+    at_random: bool
+    forgets: bool
+    progress: float
+    lower_updates: int
+    top_updates: int
+
+
+def phases(config: Config, agent: Agent) -> list[Phase]:
+    """Warm-up of the lower levels (if there are any), prefill of the top level's replay, and training."""
+    train = config.train
+    warmup = train.warmup if len(agent.levels) else 0
+    start = warmup + train.prefill
+    return [
+        Phase(
+            number=number,
+            at_random=number < start,
+            forgets=number == warmup,
+            progress=max(0, number - start) / train.iterations,
+            lower_updates=train.warmup_updates if number < warmup else train.lower_updates,
+            top_updates=0 if number < start else train.top_updates,
+        )
+        for number in range(start + train.iterations)
+    ]
 
 
 def seed_everything(config: Config) -> None:
@@ -147,11 +247,10 @@ def make_env(
     config: Config, library: TaskLibrary, tasks: Tensor, policy: TensorDictModuleBase | None = None
 ) -> EnvBase:
     """A batched environment with one row for each of ``tasks`` [N], and with the primers that ``policy`` needs."""
-    env = config.env.make_env(library, tasks, known_goal=config.top.goal == "known", seed=config.seed)
+    env = config.env.make_env(library, tasks, known_goal=config.top.observe_goal, seed=config.seed)
     if policy is None:
         return env
-    primers = cast(Transform, get_primers_from_module(policy))
-    return TransformedEnv(env, Compose([RewardSum(), primers]))
+    return TransformedEnv(env, cast(Transform, get_primers_from_module(policy)))
 
 
 def make_library(config: Config) -> TaskLibrary:
@@ -159,19 +258,41 @@ def make_library(config: Config) -> TaskLibrary:
     return config.env.make_library()
 
 
-def make_agent(config: Config, library: TaskLibrary) -> Agent:
-    """The learner for the environment that ``config`` names."""
+def make_agent(config: Config, library: TaskLibrary, encoder: nn.Module | None = None) -> Agent:
+    """The learner for the environment that ``config`` names, with an encoder of one's own, if given."""
     env = make_env(config, library, library.split("train")[:1])
-    agent = Agent(env, config.hierarchy, config.transitions, config.context, config.top, config.lower)
+    scale = config.transitions.reward_scale
+    agent = Agent(env, config.hierarchy, config.context, config.top, config.lower, scale, encoder)
     env.close()
     return agent
+
+
+def load_agent(checkpoint: str) -> tuple[Config, TaskLibrary, Agent]:
+    """An agent as it was trained, with the common part of its configuration and its tasks.
+
+    Args:
+        checkpoint: a run's ``checkpoints/final.pt``.
+
+    Raises:
+        ConfigError: if the file is missing or damaged, or of a version with other keys.
+    """
+    try:
+        state = load_checkpoint(checkpoint)
+    except (FileNotFoundError, ValueError) as error:
+        raise ConfigError(f"checkpoint = {checkpoint}: {error}") from None
+    config = common_config(state["config"])
+    seed_everything(config)
+    library = make_library(config)
+    agent = make_agent(config, library)
+    agent.load_state_dict(state["agent"])
+    return config, library, agent
 
 
 def make_collector(
     config: Config, library: TaskLibrary, policy: TensorDictModuleBase
 ) -> LockstepCollector | MultiSyncCollector:
-    """Collects a trajectory of each row a batch, [tasks * rows_per_task, horizon], in this or in worker processes."""
-    tasks = library.split("train").repeat_interleave(config.train.rows_per_task)
+    """Collects a trajectory of each row a batch, [tasks * envs_per_task, horizon], in this or in worker processes."""
+    tasks = library.split("train").repeat_interleave(config.train.envs_per_task)
     workers = config.collector.workers
     frames = len(tasks) * config.env.horizon
     if workers == 0:
@@ -195,10 +316,12 @@ def make_collector(
 
 
 @contextmanager
-def collecting(config: Config, library: TaskLibrary, policy: TensorDictModuleBase) -> Iterator[Iterator[TensorDictBase]]:
+def collecting(
+    config: Config, library: TaskLibrary, policy: TensorDictModuleBase
+) -> Iterator[Iterator[TensorDictBase]]:
     """The trajectories of :func:`make_collector` one after the other; its workers end on every way out.
 
-    TorchRL's worker processes are no daemons: without a shutdown, an error in this process would wait for them for ever.
+    TorchRL's worker processes are no daemons: without a shutdown, an error here would wait for them for ever.
     """
     collector = make_collector(config, library, policy)
     try:
@@ -219,20 +342,17 @@ def make_level_buffer(config: Config, level: int) -> TensorDictReplayBuffer:
 def make_task_buffer(config: Config, library: TaskLibrary) -> TaskReplayBuffer:
     """The top level's replay, one partition B^i a task."""
     return TaskReplayBuffer(
-        library.num_tasks, config.replay.top_capacity, episodes=config.replay.recent, seed=config.seed
+        library.num_tasks, config.replay.top_capacity, episodes=config.replay.episodes, seed=config.seed
     )
 
 
-def sample_batch(config: Config, buffer: TaskReplayBuffer, tasks: Tensor) -> TensorDictBase:
-    """b^i ~ B^i for tasks [M], transitions [M, B], a share of them from good episodes."""
-    replay = config.replay
-    return buffer.sample_tasks(
-        tasks, config.train.batch, best_fraction=replay.best_fraction, best_of=replay.best_of, recent=replay.recent
-    )
+def make_sequence_sampler(config: PeachConfig | HacConfig, buffer: TaskReplayBuffer) -> SequenceSampler:
+    """S_c for a belief that is part of the state."""
+    generator = named_generator("sequences", config.seed)
+    return SequenceSampler(buffer, **dataclasses.asdict(config.sequences), generator=generator)
 
 
-def make_context_sampler(config: Config, buffer: TaskReplayBuffer) -> ContextSampler:
-    """S_c of Algorithm 1."""
-    steps = config.hierarchy.k ** (config.hierarchy.depth - 1)
-    decisions = -(-config.env.horizon // steps)
-    return ContextSampler(buffer, config.context.sampler(decisions), named_generator("context", config.seed))
+def make_context_sampler(config: SourceConfig, buffer: TaskReplayBuffer) -> ContextSampler:
+    """S_c of Algorithm 1 as the source has it."""
+    decisions = -(-config.env.horizon // config.hierarchy.top_steps)
+    return ContextSampler(buffer, config.source.sampler(decisions), named_generator("context", config.seed))

@@ -4,21 +4,41 @@ from __future__ import annotations
 
 import time
 from collections import defaultdict
+from collections.abc import Mapping
 from dataclasses import asdict
-from typing import cast
+from typing import Any, cast
 
 import torch
 from tensordict import TensorDictBase
-from torch import Tensor
 
 from peach_trl.agent import Agent
+from peach_trl.envs.families.maze_layouts import maze_walls
 from peach_trl.envs.goal_space import GoalSpace
 from peach_trl.envs.tasks import TaskLibrary
 from peach_trl.evaluation import MetaTest, meta_test
-from peach_trl.experiment import Config
+from peach_trl.experiment import Config, Phase, make_env, phases
 from peach_trl.hierarchy.metrics import level_metrics
+from peach_trl.levels.top_level import LOSSES
+from peach_trl.references import has_references, references
 from peach_trl.utils.plots import plot_curves, plot_posterior, plot_trajectories
 from peach_trl.utils.run import Run, progress
+
+LOGGED = (*LOSSES, "entropy")
+
+
+def test_agent(agent: Agent, config: Config, library: TaskLibrary, split: str, seed: int) -> MetaTest:
+    """A meta-test as ``config.evaluation`` has it, with the averaged weights of actor and encoder.
+
+    Args:
+        agent: what was learnt.
+        config: environment, trajectories and rollouts.
+        library: the tasks.
+        split: ``"train"``, ``"validation"`` or ``"test"``.
+        seed: of the draws of z; nothing here moves the generators of training.
+    """
+    policy = agent.make_policy(config.evaluation.trajectories, average=True, seed=seed)
+    tasks = library.split(split).repeat_interleave(config.evaluation.rollouts)
+    return meta_test(policy, make_env(config, library, tasks), config.evaluation.trajectories)
 
 
 class Report:
@@ -37,9 +57,9 @@ class Report:
     def __init__(self, run: Run, agent: Agent, config: Config, library: TaskLibrary) -> None:
         self.run, self.agent, self.config, self.library = run, agent, config, library
         self.env_steps, self.updates = 0, 0
-        self._sums: dict[str, list[float]] = defaultdict(list)
+        self._sums: dict[str, list[Any]] = defaultdict(list)
         self._clock = time.perf_counter()
-        self._bar = progress(config.train.warmup + config.train.prefill + config.train.iterations, "meta-training")
+        self._bar = progress(len(phases(config, agent)), "meta-training")
 
     def collected(self, batch: TensorDictBase, trajectory: int) -> None:
         """Takes in a recorded batch [N, T], the ``trajectory``-th (from 0) of an iteration."""
@@ -49,18 +69,19 @@ class Report:
         for name, value in level_metrics(self.agent.hierarchy, batch).items():
             self._sums[name].append(value)
 
-    def losses(self, level: str, losses: dict[str, float]) -> None:
-        """Takes in the losses of one gradient step of ``level``."""
+    def losses(self, level: str, losses: TensorDictBase) -> None:
+        """Takes in the losses of one gradient step of ``level``; they are read at the end of the iteration."""
         self.updates += level == "top"
-        for name, value in losses.items():
-            self._sums[f"{name}/{level}"].append(value)
+        for name in LOGGED:
+            if name in losses.keys():
+                self._sums[f"{name}/{level}"].append(losses.get(name).detach())
 
-    def iteration(self, number: int) -> None:
+    def iteration(self, phase: Phase) -> None:
         """Writes the means since the last call, and from time to time a meta-test on the evaluation split."""
         seconds = time.perf_counter() - self._clock
-        metrics = {name: sum(values) / len(values) for name, values in sorted(self._sums.items())}
+        metrics = {name: float(torch.tensor(values).mean()) for name, values in sorted(self._sums.items())}
         metrics |= {"top_updates": self.updates, "speed/seconds_per_iteration": seconds}
-        if (number + 1) % self.config.evaluation.every == 0:
+        if (phase.number + 1) % self.config.evaluation.every == 0:
             metrics |= self.test(self.config.evaluation.split).metrics()
         self.run.log(self.env_steps, metrics)
         returns = [value for name, value in metrics.items() if name.startswith("return/")]
@@ -71,54 +92,90 @@ class Report:
         self._clock = time.perf_counter()
 
     def test(self, split: str) -> MetaTest:
-        """A meta-test of the current agent; the draws of z depend on the run's seed and the split only."""
-        return meta_test(self.agent, self.config, self.library, split, self.config.seed)
+        """A meta-test of the current agent; draws of z depend on the run's seed only."""
+        return test_agent(self.agent, self.config, self.library, split, self.config.seed)
 
-    def finish(self, split: str = "test") -> MetaTest:
-        """Checkpoint, plots and the meta-test of the final agent on held-out tasks, which it prints."""
+    def finish(self) -> MetaTest:
+        """Checkpoint, plots and the meta-test of the final agent on ``evaluation.final``'s tasks, which it prints."""
         self._bar.close()
         self.run.checkpoint("final", {"config": asdict(self.config), "agent": self.agent.state_dict()})
+        split = self.config.evaluation.final
         result = self.test(split)
-        plot_curves(self.run.folder / "metrics.csv", self.run.folder / "curves.png")
-        plot_meta_test(self.run, self.config, self.library, result)
+        bounds = save_meta_test(self.run, self.config, self.library, result, split)
+        folder = self.run.folder
+        plot_curves(folder / "metrics.csv", folder / "curves.png", bounds, final=result.metrics())
         tasks = {"list": self.library.name, "fingerprint": self.library.fingerprint()}
         counts = {"env_steps": self.env_steps, "top_updates": self.updates}
-        self.run.finish(**counts, tasks=tasks, **{split: result.metrics()})
-        print_meta_test(result, split)
+        self.run.finish(**counts, tasks=tasks, **{split: result.metrics()}, references=bounds)
+        print_meta_test(result, split, bounds)
         return result
 
 
-def plot_meta_test(run: Run, config: Config, library: TaskLibrary, result: MetaTest, tasks: int = 5) -> None:
-    """Draws the final posterior over z, and where goals are places in the plane, the first paths of a few tasks."""
-    goals = library.parameters[result.task_ids]
+def bounds_of(config: Config, library: TaskLibrary, split: str) -> dict[str, list[float]]:
+    """What can be had on the tasks of a split: the reference policies' returns / horizon by trajectory, if known."""
+    env = make_env(config, library, library.split(split))
+    try:
+        if not has_references(env):  # type: ignore[arg-type]
+            return {}
+        steps = config.hierarchy.top_steps
+        found = references(
+            env,  # type: ignore[arg-type]
+            trajectories=config.evaluation.trajectories,
+            decision_steps=steps,
+            reach=config.hierarchy.subgoal_reach * steps,
+            seed=0,
+        )
+    finally:
+        env.close()
+    return {name: values.tolist() for name, values in found.items()}
+
+
+def save_meta_test(
+    run: Run, config: Config, library: TaskLibrary, result: MetaTest, split: str, tasks: int = 5
+) -> dict[str, list[float]]:
+    """Writes a meta-test's CSV and pictures: the belief in the end, and, where goals are places, paths of some tasks.
+
+    Returns:
+        The bounds, see :func:`bounds_of`.
+    """
+    result.save_csv(run.folder / "meta_test.csv", split)
+    goals = result.goals
     places = goals.shape[1] == 2
     if places and result.goal_space is not None and result.positions.shape[-1] == 2:
-        _plot_paths(run, config, goals, result, tasks)
+        _plot_paths(run, config, library, result, tasks)
     if result.loc is not None:
         values = torch.atan2(goals[:, 1], goals[:, 0]).rad2deg() if places else goals[:, 0]
         label = "direction of the goal, degrees" if places else "first parameter of the task"
         plot_posterior(run.folder / "posterior.png", result.loc, result.scale, values, label)
+    return bounds_of(config, library, split)
 
 
-def _plot_paths(run: Run, config: Config, goals: Tensor, result: MetaTest, tasks: int) -> None:
-    trajectories, space = result.returns.shape[1], cast(GoalSpace, result.goal_space)
-    first = torch.arange(0, len(goals), config.evaluation.rollouts)  # the first rollout of each task
+def _plot_paths(run: Run, config: Config, library: TaskLibrary, result: MetaTest, tasks: int) -> None:
+    space = cast(GoalSpace, result.goal_space)
+    first = torch.arange(0, len(result.goals), config.evaluation.rollouts)  # the first rollout of each task
     rows = first[torch.linspace(0, len(first) - 1, min(tasks, len(first))).round().long()]
-    titles = [f"task {result.task_ids[r]}, trajectory {k + 1}" for r in rows for k in range(trajectories)]
+    env = make_env(config, library, library.split("train")[:1])
+    walls = maze_walls(env)
+    env.close()
     plot_trajectories(
         run.folder / "trajectories.png",
-        result.positions[rows].flatten(0, 1),
-        goals[rows].repeat_interleave(trajectories, 0),
+        result.positions[rows],
+        result.goals[rows],
         float(space.tolerance.max()),
-        None if result.subgoals is None else result.subgoals[rows].flatten(0, 1),
-        float(space.high.max()),
-        titles,
-        trajectories,
+        subgoals=None if result.subgoals is None else result.subgoals[rows],
+        found=result.found[rows],
+        candidates=library.parameters,
+        walls=walls,
+        names=[f"task {task}" for task in result.task_ids[rows].tolist()],
     )
 
 
-def print_meta_test(result: MetaTest, split: str) -> None:
-    """Prints return and success by trajectory number."""
+def print_meta_test(result: MetaTest, split: str, bounds: Mapping[str, list[float]]) -> None:
+    """Prints return and success by trajectory number, and beside them what can be had."""
     print(f"meta-test on the {split} tasks, {len(result.returns)} rollouts: return divided by the horizon (success)")
     for k, (value, success) in enumerate(zip(result.returns.mean(0), result.success.mean(0), strict=True)):
-        print(f"  trajectory {k + 1}: {value:.3f} ({success:.2f})")
+        print(f"  trajectory {k + 1}: {value:.3f} ({success:.2f}){_beside(bounds, k)}")
+
+
+def _beside(bounds: Mapping[str, list[float]], k: int) -> str:
+    return "".join(f"; {name} {values[k]:.3f}" for name, values in bounds.items())

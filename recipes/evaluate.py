@@ -11,12 +11,11 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from peach_trl.config import ConfigError, build, option
-from peach_trl.evaluation import meta_test
-from peach_trl.experiment import Config, make_agent, make_library, seed_everything
-from peach_trl.report import plot_meta_test, print_meta_test
+from peach_trl.config import option
+from peach_trl.experiment import load_agent
+from peach_trl.report import print_meta_test, save_meta_test, test_agent
 from peach_trl.utils.cli import recipe
-from peach_trl.utils.run import Run, load_checkpoint
+from peach_trl.utils.run import Run
 
 
 @dataclass(frozen=True)
@@ -33,24 +32,16 @@ class EvaluateConfig:
 @recipe(EvaluateConfig, config_name="evaluate")
 def main(config: EvaluateConfig, run_dir: Path) -> None:
     """Loads an agent with the configuration that it was trained with, and tests it."""
-    try:
-        checkpoint = load_checkpoint(config.checkpoint)
-    except (FileNotFoundError, ValueError) as error:
-        raise ConfigError(f"checkpoint = {config.checkpoint}: {error}") from None
-    trained = build(Config, checkpoint["config"])
+    trained, library, agent = load_agent(config.checkpoint)
     evaluation = replace(trained.evaluation, rollouts=config.rollouts, trajectories=config.trajectories)
     trained = replace(trained, evaluation=evaluation)
-    seed_everything(trained)
-    library = make_library(trained)
-    agent = make_agent(trained, library)
-    agent.load_state_dict(checkpoint["agent"])
 
     with Run(run_dir, config) as run:
-        result = meta_test(agent, trained, library, config.split, config.seed)
+        result = test_agent(agent, trained, library, config.split, config.seed)
+        bounds = save_meta_test(run, trained, library, result, config.split)
         run.log(0, result.metrics())
-        plot_meta_test(run, trained, library, result)
-        run.finish(**result.metrics())
-    print_meta_test(result, config.split)
+        run.finish(**result.metrics(), references=bounds)
+    print_meta_test(result, config.split, bounds)
 
 
 if __name__ == "__main__":

@@ -3,7 +3,9 @@
     python recipes/peach.py
     python recipes/peach.py -m hierarchy.depth=1,2,3 context.latent_dim=0,2,5
 
-Values and their meaning: configs/peach.yaml. Results: the run's folder under runs/.
+The context variable is the agent's belief q(z | c^{0:t}): part of its state, read at every decision of the top level.
+recipes/source.py is the algorithm to the letter. Values and their meaning: configs/common.yaml and configs/peach.yaml.
+Results: the run's folder under runs/.
 """
 
 from __future__ import annotations
@@ -11,14 +13,14 @@ from __future__ import annotations
 from pathlib import Path
 
 from peach_trl.experiment import (
-    Config,
+    PeachConfig,
     collecting,
     make_agent,
-    make_context_sampler,
     make_level_buffer,
     make_library,
+    make_sequence_sampler,
     make_task_buffer,
-    sample_batch,
+    phases,
     seed_everything,
 )
 from peach_trl.hierarchy.transitions import LevelTransitions
@@ -27,52 +29,49 @@ from peach_trl.utils.cli import recipe
 from peach_trl.utils.run import Run
 
 
-@recipe(Config, config_name="peach")
-def main(config: Config, run_dir: Path) -> None:
+@recipe(PeachConfig, config_name="peach")
+def main(config: PeachConfig, run_dir: Path) -> None:
     """Algorithm 1, in the symbols of the paper."""
     seed_everything(config)
     library = make_library(config)
     T = library.split("train")  # T_i ~ p(T)
     agent = make_agent(config, library)
-    policy = agent.make_policy(library.num_tasks)  # pi_h(s, z), ..., pi_0(s, g_0)
-    posterior = policy.posterior  # q(z | c^i) of every task; None without z (HAC)
+    lower, top = agent.levels, agent.top  # theta_pi(0..h-1), theta_Q(0..h-1); theta_pi(h), theta_Q(h), phi
+    policy = agent.make_policy(config.train.trajectories)  # pi_h(s, q(z | c)), ..., pi_0(s, g_0)
     B = make_task_buffer(config, library)  # one B^i a task
-    B_lower = [make_level_buffer(config, level) for level in range(len(agent.levels))]
-    S_c = make_context_sampler(config, B)
+    replays = [make_level_buffer(config, level) for level in range(len(lower))]  # one a goal-reaching level
+    S_c = make_sequence_sampler(config, B)
     transitions = LevelTransitions(agent.hierarchy, config.transitions, config.seed)
     train = config.train
 
     with Run(run_dir, config) as run, collecting(config, library, policy) as trajectories:
         report = Report(run, agent, config, library)
-        start = train.warmup + train.prefill  # until then the top level proposes at random
-        for iteration in range(start + train.iterations):
-            at_random = iteration < start
-            policy.set_top_random(1.0 if at_random else config.hierarchy.top_random_share)
-            lower_updates = train.warmup_updates if iteration < train.warmup else train.lower_updates
-            if iteration == train.warmup:
+        for phase in phases(config, agent):
+            policy.set_top_random(1.0 if phase.at_random else config.hierarchy.top_random_share)
+            if phase.forgets:
                 B.empty()  # what the top level met while nothing below it worked
 
-            if posterior is not None:
-                posterior.reset(T)  # c^i = {}
-            for l in range(train.trajectories):
-                batch = next(trajectories)  # z ~ q(z | c^i); TRAIN-LEVEL(top, s, z)
-                *lower, top = transitions(batch)
-                B.extend(top)
+            for l in range(train.trajectories):  # c^i = {} before the first; every row keeps its own
+                batch = next(trajectories)  # TRAIN-LEVEL(top, s, q(z | c^i)), which adds its decisions to c^i
+                *rows_lower, rows_top = transitions(batch)
+                B.extend(rows_top)
                 report.collected(batch, l)
-                for level, (B_i, rows) in enumerate(zip(B_lower, lower, strict=True)):
-                    B_i.extend(rows)
-                    for _ in range(lower_updates):
-                        report.losses(f"level_{level}", agent.update_level(level, B_i.sample()))
-                if posterior is not None:
-                    posterior.condition(T, S_c(T))  # c^i ~ B^i
+                for i, (level, replay, rows) in enumerate(zip(lower, replays, rows_lower, strict=True)):
+                    replay.extend(rows)
+                    for _ in range(phase.lower_updates):
+                        report.losses(f"level_{i}", level.update(replay.sample()))
 
-            agent.anneal(max(0, iteration - start) / train.iterations)
-            for _ in range(0 if at_random else train.top_updates):
+            top.anneal(phase.progress)
+            for _ in range(phase.top_updates):
                 T_i = B.draw_tasks(T, train.meta_batch)  # the meta-batch
-                c, b = S_c(T_i), sample_batch(config, B, T_i)  # c^i ~ S_c(B^i), b^i ~ B^i
-                report.losses("top", agent.update_top(b, c))  # alpha_1, alpha_2, alpha_3
+                b, q = top.believe(S_c(T_i))  # sequences b^i ~ S_c(B^i); q(z | c^{0:t}) before and after each decision
+                L = top.loss(b)  # L_critic, L_actor: SAC that reads q; and missed subgoal tests
+                L.update(top.kl_loss(q))  # L_KL: KL(q || N(0, I))
+                top.weigh(L).backward()  # L_critic + L_actor + beta L_KL + ..., by their coefficients
+                top.step()  # phi -= alpha_1 grad(L_critic + beta L_KL), theta_pi -= alpha_2 grad L_actor,
+                report.losses("top", L)  # theta_Q -= alpha_3 grad L_critic; then the targets
 
-            report.iteration(iteration)
+            report.iteration(phase)
         report.finish()
 
 

@@ -15,16 +15,13 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import torch
-from torchrl.envs import EnvBase
 from torchrl.envs.utils import ExplorationType, set_exploration_type
 
-from peach_trl.config import ConfigError, build, option
+from peach_trl.config import ConfigError, option
 from peach_trl.envs.video import Video
-from peach_trl.evaluation import update_posterior
-from peach_trl.experiment import Config, make_agent, make_env, make_library, seed_everything
-from peach_trl.hierarchy.policy import HierarchyPolicy
+from peach_trl.experiment import load_agent, make_env
 from peach_trl.utils.cli import recipe
-from peach_trl.utils.run import Run, load_checkpoint
+from peach_trl.utils.run import Run
 
 
 @dataclass(frozen=True)
@@ -45,39 +42,23 @@ class VideoConfig:
 @recipe(VideoConfig, config_name="video")
 def main(config: VideoConfig, run_dir: Path) -> None:
     """Loads an agent with the configuration that it was trained with, and films a meta-test."""
-    try:
-        checkpoint = load_checkpoint(config.checkpoint)
-    except (FileNotFoundError, ValueError) as error:
-        raise ConfigError(f"checkpoint = {config.checkpoint}: {error}") from None
-    trained = build(Config, checkpoint["config"])
-    seed_everything(trained)
-    library = make_library(trained)
-    agent = make_agent(trained, library)
-    agent.load_state_dict(checkpoint["agent"])
+    trained, library, agent = load_agent(config.checkpoint)
 
     split = library.split(config.split)
-    shown = torch.linspace(0, len(split) - 1, min(config.tasks, len(split))).round().long()
-    tests = library.subset(split[shown])
-    policy = agent.make_policy(tests.num_tasks, seed=config.seed)
-    env = make_env(trained, tests, torch.arange(tests.num_tasks), policy)
+    tasks = split[torch.linspace(0, len(split) - 1, min(config.tasks, len(split))).round().long()]
+    policy = agent.make_policy(config.trajectories, average=True, seed=config.seed)
+    env = make_env(trained, library, tasks, policy)
     size = {"width": config.width, "height": config.height, "camera": config.camera}
     try:
-        video = Video(env, run_dir / config.path, rows=range(tests.num_tasks), **size)
+        video = Video(env, run_dir / config.path, rows=range(len(tasks)), **size)
     except (ValueError, ImportError, RuntimeError) as error:
         raise ConfigError(str(error)) from None
+    steps = config.trajectories * trained.env.horizon
     with video, Run(run_dir, config, tensorboard=False) as run:
-        for _ in range(config.trajectories):
-            film_trajectory(video, env, policy, trained)
-        run.finish(tasks=tests.source_ids.tolist(), frames=video.frames)
-    print(f"{video.path}: tasks {tests.source_ids.tolist()}, {video.frames} frames")
-
-
-@torch.no_grad()
-def film_trajectory(video: Video, env: EnvBase, policy: HierarchyPolicy, config: Config) -> None:
-    """One trajectory of every task; what it shows goes into the posterior."""
-    with set_exploration_type(ExplorationType.DETERMINISTIC):
-        batch = env.rollout(config.env.horizon, video.watch(policy), break_when_any_done=False)
-    update_posterior(policy, batch, config, config.seed)
+        with torch.no_grad(), set_exploration_type(ExplorationType.DETERMINISTIC):
+            env.rollout(steps, video.watch(policy), break_when_any_done=False)
+        run.finish(tasks=tasks.tolist(), frames=video.frames)
+    print(f"{video.path}: tasks {tasks.tolist()}, {video.frames} frames")
 
 
 if __name__ == "__main__":

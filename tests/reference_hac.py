@@ -8,6 +8,8 @@ from torch import Tensor
 from peach_trl.hierarchy.structure import Hierarchy
 from peach_trl.hierarchy.transitions import HINDSIGHT_ACTION, HINDSIGHT_GOAL, SUBGOAL_TEST, TransitionsConfig
 
+PENALTY = 3.0  # stands for a missed test of a top level that follows the reward
+
 
 class ToyDynamics:
     """A point that moves by its action; obs = (x, y, row, clock), the clock never resets."""
@@ -103,9 +105,9 @@ class ReferenceHAC:
             if failed_test:
                 p = self.hierarchy.encode(level, s, target)
                 self.add(level, s, p, goals[level], after, reward, self.terminated, SUBGOAL_TEST)
-            above = goals[level:] if self.hierarchy.config.clock == "official" else goals[level : level + 1]
+            above = goals[level:] if self.hierarchy.config.clock == "higher_goal" else goals[level : level + 1]
             hits = [self.achieved(level + i, goal) for i, goal in enumerate(above)]
-            over = any(hits) and self.hierarchy.config.clock != "fixed"
+            over = any(hits) and self.hierarchy.config.clock != "time"
             used_up = attempts >= int(self.hierarchy.horizons[level])
             if over or used_up or self.out:
                 break
@@ -130,7 +132,7 @@ class ReferenceHAC:
         else:
             reward = self.config.reward_scale * reward
         if kind == SUBGOAL_TEST:
-            reward = -float(self.hierarchy.k) if space is not None else -self.config.test_penalty
+            reward = -float(self.hierarchy.k) if space is not None else -PENALTY
             terminated = True
         row = [*s.tolist(), *a.tolist(), *after.tolist(), reward, float(terminated), float(kind)]
         self.episode[level].append(tuple(row + (goal.tolist() if space is not None else [])))

@@ -25,7 +25,9 @@ def squashed(loc: Tensor, scale: Tensor, noise: Tensor) -> tuple[Tensor, Tensor]
     return u.tanh(), (log_normal - log_slope).sum(-1, keepdim=True)
 
 
-def sac_losses(actor, critics, targets, batch, task, noise, *, gamma, alpha, low=-math.inf, high=math.inf):
+def sac_losses(
+    actor, critics, targets, batch, task, noise, *, gamma, alpha, low=-math.inf, high=math.inf, task_after=None
+):
     """(loss_actor, loss_qvalue) of SAC (Haarnoja et al. 2018).
 
     Args:
@@ -39,11 +41,13 @@ def sac_losses(actor, critics, targets, batch, task, noise, *, gamma, alpha, low
         alpha: entropy coefficient.
         low: lower bound of the targets.
         high: upper bound of the targets.
+        task_after: what else the networks read at s'; None for ``task``.
     """
+    task_after = task if task_after is None else task_after
     s, a, after = batch["observation"], batch["action"], batch["next"]
     with torch.no_grad():
-        next_a, next_log_prob = squashed(*actor(after["observation"], *task), noise[0])
-        next_q = torch.minimum(*(q(after["observation"], *task, next_a) for q in targets)) - alpha * next_log_prob
+        next_a, next_log_prob = squashed(*actor(after["observation"], *task_after), noise[0])
+        next_q = torch.minimum(*(q(after["observation"], *task_after, next_a) for q in targets)) - alpha * next_log_prob
         discount = gamma ** batch.get("steps_to_next_obs", torch.ones(1))
         y = (after["reward"] + discount * (~after["terminated"]) * next_q).clamp(low, high)
     loss_qvalue = sum(((q(s, *task, a) - y) ** 2).mean() for q in critics)

@@ -6,59 +6,70 @@ import math
 import pytest
 import torch
 from reference_losses import Optimiser, assert_same_parameters, copies, sac_losses, soft_update, td3_losses
-from tiny import random_context, random_transitions, record, tiny_agent, tiny_config
+from tiny import random_context, random_sequences, random_transitions, record, tiny_agent, tiny_config
 from torch.nn.functional import softplus
 from torchrl.envs.utils import ExplorationType
 
-from peach_trl.hierarchy.transitions import HINDSIGHT_ACTION, LevelTransitions
-from peach_trl.modules.networks import make_goal_level, make_top
+from peach_trl.context import BeliefTracker
+from peach_trl.hierarchy.transitions import LevelTransitions
+from peach_trl.levels import make_goal_networks, make_top_networks
 
 TASKS, ROWS, CONTEXT, STEPS = 3, 16, 5, 3
 
 
-def top_copies(agent, latent_dim):
+#: the source's reading of the context, and PEARL's encoder
+SOURCE = {
+    "context__read": "sample", "context__next": "same", "context__update": "trajectory", "context__norm": False,
+    "context__precision": "softplus", "context__bootstrap": False,
+}  # fmt: skip
+
+
+def top_copies(agent):
     """The top level's actor, critics and target critics as plain modules."""
-    _, critics = make_top(agent.hierarchy, agent.observation_spec, latent_dim, None, agent.config)
+    top = agent.top
+    action_dim = agent.hierarchy.proposal_dims[-1]
+    _, critics = make_top_networks(action_dim, agent.observation_spec, top.context, None, top.config)
     return (
-        copy.deepcopy(agent.top_actor[0].module),
-        copies(critics, agent.top_loss.qvalue_network_params),
-        copies(critics, agent.top_loss.target_qvalue_network_params),
+        copy.deepcopy(top.actor[0].module),
+        copies(critics, top.loss.qvalue_network_params),
+        copies(critics, top.loss.target_qvalue_network_params),
     )
 
 
 def same_top(agent, actor, critics, targets):
-    assert_same_parameters(agent.top_loss.actor_network_params, "module.0.module.", [actor])
-    assert_same_parameters(agent.top_loss.qvalue_network_params, "module.", critics)
-    assert_same_parameters(agent.top_loss.target_qvalue_network_params, "module.", targets)
+    assert_same_parameters(agent.top.loss.actor_network_params, "module.0.module.", [actor])
+    assert_same_parameters(agent.top.loss.qvalue_network_params, "module.", critics)
+    assert_same_parameters(agent.top.loss.target_qvalue_network_params, "module.", targets)
 
 
-@pytest.mark.parametrize("annealing", [0, 2])
-def test_depth_1_is_pearls_update(annealing):
+@pytest.mark.parametrize("beta", [0.3, 0.0])
+def test_depth_1_is_pearls_update(beta):
     """Rakelly et al. 2019, algorithm 1, in plain torch: all parameters after each of three gradient steps."""
     config = tiny_config(
-        hierarchy__depth=1, top__alpha_1=3e-3, top__alpha_2=1e-3, top__alpha_3=2e-3, top__loss_kl=0.3, top__gamma=0.9,
-        top__kl_annealing=annealing,
+        hierarchy__depth=1, top__alpha_1=3e-3, top__alpha_2=1e-3, top__alpha_3=2e-3, top__loss_kl=beta, top__gamma=0.9,
+        **SOURCE,
     )  # fmt: skip
     agent = tiny_agent(config)
-    actor, critics, targets = top_copies(agent, 5)
-    net, scale = copy.deepcopy(agent.encoder.net), torch.tensor([0.1, 0.1, 1 / 0.2625, 1 / 0.2625])  # arena, 1.05 speed
+    actor, critics, targets = top_copies(agent)
+    # The arena is 10 m, velocities go to 1.05 times the speed.
+    net, scale = copy.deepcopy(agent.top.belief.encoder.net), torch.tensor([0.1, 0.1, 1 / 0.2625, 1 / 0.2625])
     encoder_step = Optimiser([net], 3e-3)
     actor_step, critic_step = Optimiser([actor], 1e-3), Optimiser(critics, 2e-3)
     generator = torch.Generator()
-    generator.set_state(agent._latent.get_state())
+    generator.set_state(agent.top._noise.get_state())
     start = {name: p.detach().clone() for name, p in agent.named_parameters()}
 
     for step in range(STEPS):
         batch = random_transitions((TASKS, ROWS), seed=step, horizon=1)  # a decision is a step
         c = random_context(TASKS, CONTEXT, seed=10 + step)
         torch.manual_seed(step)
-        agent.update_top(batch, c)
+        agent.top.update(batch, c)
 
         # z ~ q(z | c), the product of the transitions' Gaussians and N(0, 1)
         after = c["next"]
         parts = [c["observation"] * scale, c["action"], after["reward"], after["observation"] * scale]
         mean, deviation = net(torch.cat(parts, -1)).chunk(2, -1)
-        precision = c["mask"].unsqueeze(-1) / (softplus(deviation) + config.context.min_scale) ** 2
+        precision = c["mask"].unsqueeze(-1) / (softplus(deviation) + 1e-3) ** 2
         variance = 1 / (1 + precision.sum(1))
         mu = variance * (precision * mean).sum(1)
         z = mu + variance.sqrt() * torch.randn(mu.shape, generator=generator)
@@ -68,7 +79,6 @@ def test_depth_1_is_pearls_update(annealing):
         noise = torch.randn(TASKS, ROWS, 2), torch.randn(TASKS, ROWS, 2)  # at s' and at s
         task = [z.unsqueeze(1).expand(TASKS, ROWS, 5)]
         loss_actor, loss_critic = sac_losses(actor, critics, targets, batch, task, noise, gamma=0.9, alpha=0.1)
-        beta = 0.3 * (min(1, (step + 1) / annealing) if annealing else 1)
         encoder_step.gradient(loss_critic + beta * kl)
         actor_step.gradient(loss_actor)
         critic_step.gradient(loss_critic)
@@ -77,33 +87,161 @@ def test_depth_1_is_pearls_update(annealing):
         soft_update(targets, critics, config.top.tau)
 
         same_top(agent, actor, critics, targets)
-        for found, expected in zip(agent.encoder.net.parameters(), net.parameters(), strict=True):
+        for found, expected in zip(agent.top.belief.encoder.net.parameters(), net.parameters(), strict=True):
             # Adam divides small gradients by their own size, and rounding with them: it differs between processors.
             torch.testing.assert_close(found, expected, atol=1e-4, rtol=0)
-    moved = {name: (p - start[name]).abs().max().item() for name, p in agent.named_parameters()}
-    assert min(value for name, value in moved.items() if "target" not in name) > 1e-3
+    learnt = ("top.loss.actor_network_params", "top.loss.qvalue_network_params", "top.belief")
+    moved = [(p - start[name]).abs().max().item() for name, p in agent.named_parameters() if name.startswith(learnt)]
+    assert len(moved) > 15 and min(moved) > 1e-3
+
+
+def belief_by_hand(net, scale, rows):
+    """b before and after each decision of sequences [B, L], decision by decision."""
+    precision, precision_mean = torch.ones(len(rows), 5), torch.zeros(len(rows), 5)
+    beliefs = []
+    for t in range(rows.shape[1] + 1):
+        beliefs.append(torch.cat([precision_mean / precision, -0.5 * precision.log()], -1))
+        if t == rows.shape[1]:
+            return torch.stack(beliefs, 1)
+        after = rows["next"][:, t]
+        parts = [rows["observation"][:, t] * scale, rows["action"][:, t], after["reward"], after["observation"] * scale]
+        mean, x = net(torch.cat(parts, -1)).chunk(2, -1)
+        factor = (x - 1).clamp(-8, 10).exp() * rows["mask"][:, t : t + 1]
+        precision, precision_mean = precision + factor, precision_mean + factor * mean
+    raise AssertionError
+
+
+@pytest.mark.parametrize(("following", "bootstrap"), [("after", True), ("after", False), ("same", True)])
+def test_a_gradient_step_with_a_belief(following, bootstrap):
+    """Actor and critics read b_t, targets b_{t+1} (or b_t), values go on in the next trajectory: by hand."""
+    config = tiny_config(
+        top__alpha_1=3e-3, top__alpha_2=1e-3, top__alpha_3=2e-3, top__loss_kl=0.3, top__gamma=0.9,
+        top__test_penalty=0.7, context__next=following, context__bootstrap=bootstrap, context__slow=1.0,
+    )  # fmt: skip
+    agent = tiny_agent(config)
+    actor, critics, targets = top_copies(agent)
+    net, scale = copy.deepcopy(agent.top.belief.encoder.net), torch.tensor([0.1, 0.1, 1 / 0.2625, 1 / 0.2625])
+    encoder_step = Optimiser([net], 3e-3)
+    actor_step, critic_step = Optimiser([actor], 1e-3), Optimiser(critics, 2e-3)
+    for step in range(STEPS):
+        rows = random_sequences(TASKS, 9, seed=step, parts=3)
+        torch.manual_seed(step)
+        found = agent.top.update(rows.copy())
+
+        mask, b = rows["mask"], belief_by_hand(net, scale, rows)
+        linked = rows.clone()
+        for i in range(TASKS):
+            for t in range(8):
+                if bootstrap and rows["mask"][i, t + 1] and rows["part"][i, t + 1] != rows["part"][i, t]:
+                    linked["next", "observation"][i, t] = rows["observation"][i, t + 1]
+                    linked["next", "terminated"][i, t] = False
+        batch = linked[mask]
+        now, after = b[:, :-1][mask], (b[:, 1:] if following == "after" else b[:, :-1])[mask].detach()
+        torch.manual_seed(step)
+        noise = torch.randn(len(batch), 2), torch.randn(len(batch), 2)
+        arguments = (actor, critics, targets, batch, [now], noise)
+        loss_actor, loss_critic = sac_losses(*arguments, gamma=0.9, alpha=0.1, task_after=[after])
+        missed = batch["missed"].squeeze(-1)
+        tested = [batch["observation"][missed], now[missed], batch["proposal"][missed]]
+        loss_test = sum(((critic(*tested) + 0.7) ** 2).sum() for critic in critics) / len(batch)
+        everywhere = torch.cat([torch.ones(TASKS, 1, dtype=torch.bool), mask], 1)
+        mu, log_scale = b[everywhere].chunk(2, -1)
+        kl = (0.5 * (mu**2 + (2 * log_scale).exp() - 1) - log_scale).sum(-1).mean()
+        for name, value in (("qvalue", loss_critic), ("actor", loss_actor), ("test", loss_test), ("kl", kl)):
+            assert found[f"loss_{name}"].item() == pytest.approx(value.item(), rel=1e-3), name
+        encoder_step.gradient(loss_critic + loss_test + 0.3 * kl)
+        actor_step.gradient(loss_actor)
+        critic_step.gradient(loss_critic + loss_test)
+        for optimiser in (encoder_step, actor_step, critic_step):
+            optimiser.step()
+        soft_update(targets, critics, config.top.tau)
+        same_top(agent, actor, critics, targets)
+        for parameter, expected in zip(agent.top.belief.encoder.net.parameters(), net.parameters(), strict=True):
+            torch.testing.assert_close(parameter, expected, atol=1e-4, rtol=0)
 
 
 def test_without_z_the_top_update_is_sac():
-    agent = tiny_agent(tiny_config(context__latent_dim=0, top__alpha_2=3e-3, top__alpha_3=1e-3, top__gamma=0.9))
-    assert agent.encoder is None
-    actor, critics, targets = top_copies(agent, 0)
+    agent = tiny_agent(
+        tiny_config(
+            context__latent_dim=0, top__alpha_2=3e-3, top__alpha_3=1e-3, top__gamma=0.9, context__bootstrap=False
+        )
+    )
+    assert agent.top.belief is None
+    actor, critics, targets = top_copies(agent)
     actor_step, critic_step = Optimiser([actor], 3e-3), Optimiser(critics, 1e-3)
     for step in range(STEPS):
-        batch = random_transitions((TASKS, ROWS), seed=step)
+        rows = random_sequences(TASKS, ROWS, seed=step).exclude("missed", "proposal")
         torch.manual_seed(step)
-        losses = agent.update_top(batch)
-        assert "loss_kl" not in losses
+        losses = agent.top.update(rows.copy())
+        assert losses["loss_kl"] == 0 and "loss_test" not in losses.keys()
+        batch = rows[rows["mask"]]
         torch.manual_seed(step)
-        noise = torch.randn(TASKS, ROWS, 2), torch.randn(TASKS, ROWS, 2)
+        noise = torch.randn(len(batch), 2), torch.randn(len(batch), 2)
         loss_actor, loss_critic = sac_losses(actor, critics, targets, batch, [], noise, gamma=0.9, alpha=0.1)
-        assert losses["loss_actor"] == pytest.approx(loss_actor.item(), abs=1e-4)
-        assert losses["loss_qvalue"] == pytest.approx(loss_critic.item(), abs=1e-4)
+        assert losses["loss_actor"].item() == pytest.approx(loss_actor.item(), abs=1e-4)
+        assert losses["loss_qvalue"].item() == pytest.approx(loss_critic.item(), abs=1e-4)
         actor_step.gradient(loss_actor)
         critic_step.gradient(loss_critic)
         actor_step.step(), critic_step.step()
         soft_update(targets, critics, 0.02)
         same_top(agent, actor, critics, targets)
+
+
+def test_the_recipes_gradient_step_is_update():
+    """recipes/peach.py writes the step out."""
+    agents = [tiny_agent(tiny_config()) for _ in range(2)]
+    for step in range(3):
+        rows = random_sequences(TASKS, 9, seed=step)
+        torch.manual_seed(step)
+        agents[0].top.update(rows.copy())
+        torch.manual_seed(step)
+        top = agents[1].top
+        b, q = top.believe(rows.copy())
+        L = top.loss(b)
+        L.update(top.kl_loss(q))
+        top.weigh(L).backward()
+        top.step()
+    for one, other in zip(agents[0].state_dict().values(), agents[1].state_dict().values(), strict=True):
+        torch.testing.assert_close(one, other, atol=1e-6, rtol=0)
+
+
+def test_most_decisions_of_a_gradient_step():
+    rows = random_sequences(TASKS, 9, seed=0)
+    for most, expected in ((5, 5), (None, int(rows["mask"].sum())), (1000, int(rows["mask"].sum()))):
+        b, q = tiny_agent(tiny_config(top__batch=most)).top.believe(rows.copy())
+        assert b.shape == (expected,) and q.shape == (TASKS + int(rows["mask"].sum()),)
+
+
+def test_the_averaged_weights_follow_slowly_and_act():
+    agent = tiny_agent(tiny_config(top__average=0.25))
+    actor, belief = agent.top.acting(average=True)
+    assert actor is not agent.top.actor and belief is not agent.top.belief
+    mean = None
+    for step in range(3):
+        agent.top.update(random_sequences(TASKS, 9, seed=step))
+        now = agent.top.actor[0].module.net.net[0].weight.detach().clone()
+        mean = now if mean is None else mean + 0.25 * (now - mean)
+    torch.testing.assert_close(actor[0].module.net.net[0].weight, mean)
+    assert not torch.allclose(mean, now, atol=1e-5)
+    assert agent.make_policy(average=True).actor.actors[-1] is actor
+    assert agent.make_policy(average=True).tracker.belief is belief
+    assert agent.make_policy().actor.actors[-1] is agent.top.actor
+    last = tiny_agent(tiny_config(top__average=1.0)).top
+    assert last.acting(average=True) == (last.actor, last.belief)
+
+
+def test_a_slow_encoder_behind_targets():
+    agent = tiny_agent(tiny_config(context__slow=0.1))
+    for step in range(2):
+        agent.top.update(random_sequences(TASKS, 9, seed=step))
+    rows = random_sequences(TASKS, 9, seed=5)
+    b, _ = agent.top.believe(rows.copy())
+    slow = agent.top.slow.module
+    other = tiny_agent(tiny_config(context__slow=1.0)).top
+    other.belief.load_state_dict(slow.state_dict())
+    expected, _ = other.believe(rows.copy())
+    assert torch.equal(b["next", "belief"], expected["next", "belief"].detach())
+    assert not torch.allclose(b["belief"], expected["belief"], atol=1e-5)
 
 
 @pytest.mark.parametrize(("depth", "level"), [(2, 0), (3, 1)])
@@ -113,7 +251,7 @@ def test_a_goal_level_learns_by_td3_with_bounded_targets(depth, level):
     )
     agent = tiny_agent(config)
     part = agent.levels[level]
-    _, critics = make_goal_level(agent.hierarchy, level, agent.observation_spec, False, config.lower)
+    _, critics = make_goal_networks(agent.hierarchy, level, agent.observation_spec, False, config.lower)
     targets = copies(critics, part.loss.target_qvalue_network_params)
     critics = copies(critics, part.loss.qvalue_network_params)
     actor = copy.deepcopy(part.actor.module)
@@ -124,13 +262,14 @@ def test_a_goal_level_learns_by_td3_with_bounded_targets(depth, level):
     for step in range(STEPS):
         batch = random_transitions((64,), seed=step, goal=True).exclude("steps_to_next_obs")
         torch.manual_seed(step)
-        losses = agent.update_level(level, batch.copy())
+        losses = agent.levels[level].update(batch.copy())
         torch.manual_seed(step)
         noise = (torch.randn(64, 2) * 0.2).clamp(-0.5, 0.5)
         arguments = (actor, critics, target_actor, targets, batch, [batch["goal"]], noise)
         loss_actor, loss_critic = td3_losses(*arguments, gamma=0.98, low=-4.0, high=0.0)
         clamped |= not torch.equal(td3_losses(*arguments, gamma=0.98, low=-1e9, high=1e9)[1], loss_critic)
-        assert losses == pytest.approx({"loss_actor": loss_actor.item(), "loss_qvalue": loss_critic.item()}, abs=1e-4)
+        found = {name: loss.item() for name, loss in losses.items()}
+        assert found == pytest.approx({"loss_actor": loss_actor.item(), "loss_qvalue": loss_critic.item()}, abs=1e-4)
         actor_step.gradient(loss_actor)
         critic_step.gradient(loss_critic)
         actor_step.step(), critic_step.step()
@@ -149,7 +288,7 @@ def test_a_goal_level_learns_by_sac_with_bounded_targets():
     config = tiny_config(lower__algorithm="sac", lower__alpha=0.2)
     agent = tiny_agent(config)
     part = agent.levels[0]
-    _, critics = make_goal_level(agent.hierarchy, 0, agent.observation_spec, True, config.lower)
+    _, critics = make_goal_networks(agent.hierarchy, 0, agent.observation_spec, True, config.lower)
     targets = copies(critics, part.loss.target_qvalue_network_params)
     critics = copies(critics, part.loss.qvalue_network_params)
     actor = copy.deepcopy(part.actor[0].module)
@@ -157,7 +296,7 @@ def test_a_goal_level_learns_by_sac_with_bounded_targets():
     for step in range(STEPS):
         batch = random_transitions((64,), seed=step, goal=True).exclude("steps_to_next_obs")
         torch.manual_seed(step)
-        agent.update_level(0, batch.copy())
+        agent.levels[0].update(batch.copy())
         torch.manual_seed(step)
         noise, bounds = (torch.randn(64, 2), torch.randn(64, 2)), {"low": -4.0, "high": 0.0}
         task = [batch["goal"]]
@@ -174,19 +313,15 @@ def test_a_goal_level_learns_by_sac_with_bounded_targets():
 
 
 def play(agent, config):
-    """What the greedy policy does; z from a fixed seed and a posterior that differs between tasks."""
-    policy = agent.make_policy(num_tasks=3, seed=2)
-    if policy.posterior is not None:
-        policy.posterior.shift[:] = torch.tensor([-1.0, 0.0, 1.0]).unsqueeze(-1)
-    return record(config, policy, [0, 1, 2], 12, ExplorationType.DETERMINISTIC)
+    """What the greedy policy does; z from a fixed seed."""
+    return record(config, agent.make_policy(2, seed=2), [0, 1, 2], 32, ExplorationType.DETERMINISTIC)
 
 
 def train(agent, seed=1):
     """One update of everything."""
-    for level in range(len(agent.levels)):
-        agent.update_level(level, random_transitions((32,), seed, goal=True).exclude("steps_to_next_obs"))
-    context = None if agent.encoder is None else random_context(TASKS, CONTEXT, seed)
-    return agent.update_top(random_transitions((TASKS, ROWS), seed), context)
+    for level in agent.levels:
+        level.update(random_transitions((32,), seed, goal=True).exclude("steps_to_next_obs"))
+    return agent.top.update(random_sequences(TASKS, ROWS, seed))
 
 
 @pytest.mark.parametrize("algorithm", ["td3", "sac"])
@@ -205,7 +340,7 @@ def test_state_dict_round_trip(latent_dim, algorithm):
     assert not torch.allclose(play(other, config)["action"], expected["action"], atol=1e-3)
     other.load_state_dict(state)
     found = play(other, config)
-    for key in ("action", ("hierarchy", "goal"), ("next", "observation"), *(["z"] if latent_dim else [])):
+    for key in ("action", ("hierarchy", "goal"), ("next", "observation"), *(["belief"] if latent_dim else [])):
         assert torch.equal(found[key], expected[key]), key
     assert state.keys() == other.state_dict().keys()
     assert all(torch.equal(tensor, state[name]) for name, tensor in other.state_dict().items())
@@ -215,14 +350,14 @@ def test_the_policy_follows_the_learner():
     """It plays the very networks that the updates move, also after a checkpoint was loaded."""
     config = tiny_config()
     agent = tiny_agent(config)
-    policy = agent.make_policy(num_tasks=3, seed=2)
+    policy = agent.make_policy(seed=2)
     agent.load_state_dict(tiny_agent(config, seed=1).state_dict())
-    shown = policy.actor.actors[0], policy.actor.actors[1], policy.posterior.encoder
+    shown = policy.actor.actors[0], policy.actor.actors[1], policy.tracker.belief
     before = [[p.detach().clone() for p in module.parameters()] for module in shown]
     train(agent)
     for module, old in zip(shown, before, strict=True):
         assert all((p != o).any() for p, o in zip(module.parameters(), old, strict=True))
-    learnt = list(agent.top_loss.actor_network_params.values(True, True))
+    learnt = list(agent.top.loss.actor_network_params.values(True, True))
     assert all(any(p is q for q in learnt) for p in policy.actor.actors[1].parameters())
 
 
@@ -231,53 +366,71 @@ def test_learning_rates_fall_linearly():
     agent = tiny_agent(tiny_config(top__alpha_1=4.0, top__alpha_2=2.0, top__alpha_3=1.0, top__lr_end=0.25))
 
     def rates():
-        owner = {id(p): group["lr"] for group in agent.optimiser.param_groups for p in group["params"]}
-        modules = agent.encoder, agent.top_loss.actor_network_params, agent.top_loss.qvalue_network_params
+        owner = {id(p): group["lr"] for group in agent.top.optimiser.param_groups for p in group["params"]}
+        modules = agent.top.belief, agent.top.loss.actor_network_params, agent.top.loss.qvalue_network_params
         found = [{owner[id(p)] for p in module.parameters() if p.requires_grad} for module in modules]
         assert all(len(rate) == 1 for rate in found)
         return [rate.pop() for rate in found]
 
     assert rates() == [4.0, 2.0, 1.0]
-    agent.anneal(0.5)
+    agent.top.anneal(0.5)
     assert rates() == [4 * 0.625, 2 * 0.625, 0.625]
-    agent.anneal(1.0)
+    agent.top.anneal(1.0)
     assert rates() == [1.0, 0.5, 0.25]
 
 
 @pytest.mark.parametrize(
-    ("follows", "goal", "latent_dim", "algorithm"),
+    ("objective", "observe_goal", "latent_dim", "algorithm"),
     [
-        ("reward", "hidden", 0, "td3"),
-        ("reward", "hidden", 2, "sac"),
-        ("reward", "hidden", 5, "td3"),
-        ("reward", "known", 0, "sac"),
-        ("goal", "known", 0, "td3"),
-        ("goal", "known", 0, "sac"),
+        ("reward", False, 0, "td3"),
+        ("reward", False, 2, "sac"),
+        ("reward", False, 5, "td3"),
+        ("reward", True, 0, "sac"),
+        ("goal", True, 0, "td3"),
+        ("goal", True, 0, "sac"),
     ],
 )
 @pytest.mark.parametrize("depth", [1, 2, 3, 4])
-def test_every_combination_collects_and_learns(depth, follows, goal, latent_dim, algorithm):
+def test_every_combination_collects_and_learns(depth, objective, observe_goal, latent_dim, algorithm):
     config = tiny_config(
         env__horizon=4, hierarchy__depth=depth, hierarchy__decision_steps=2 if depth == 2 else 4,
-        top__follows=follows, top__goal=goal, context__latent_dim=latent_dim, lower__algorithm=algorithm,
+        top__objective=objective, top__observe_goal=observe_goal, context__latent_dim=latent_dim,
+        lower__algorithm=algorithm,
     )  # fmt: skip
     agent = tiny_agent(config)
-    assert len(agent.levels) == (depth if follows == "goal" else depth - 1)
-    assert (agent.encoder is not None) == (latent_dim > 0)
-    policy = agent.make_policy(num_tasks=3, seed=0)
-    assert (policy.posterior is not None) == (latent_dim > 0)
+    assert len(agent.levels) == (depth if objective == "goal" else depth - 1)
+    assert (agent.top is None) == (objective == "goal")
+    policy = agent.make_policy(seed=0)
+    assert (policy.tracker is not None) == (latent_dim > 0)
     batch = record(config, policy, [0, 2], 4)
-    assert batch["action"].abs().max() <= 1 and ("goal" in batch.keys()) == (goal == "known")
+    assert batch["action"].abs().max() <= 1 and ("goal" in batch.keys()) == observe_goal
     if latent_dim:
-        assert batch["z"].shape == (2, 4, latent_dim)
+        assert batch["belief"].shape == (2, 4, 2 * latent_dim)
     rows = LevelTransitions(agent.hierarchy, config.transitions)(batch)
     assert len(rows) == depth
-    for level in range(len(agent.levels)):
-        losses = agent.update_level(level, rows[level])
+    for level, transitions in zip(agent.levels, rows, strict=False):
+        losses = level.update(transitions)
         assert losses.keys() == {"loss_actor", "loss_qvalue"} and all(map(math.isfinite, losses.values()))
-    if follows == "reward":
-        top = rows[-1].unsqueeze(0)
-        context = top.set("mask", top["kind"].squeeze(-1) == HINDSIGHT_ACTION) if latent_dim else None
-        losses = agent.update_top(top, context)
-        names = {"loss_actor", "loss_qvalue", "entropy"} | ({"loss_kl"} if latent_dim else set())
+    if agent.top is not None:
+        top = rows[-1].reshape(2, -1)
+        top.set("mask", torch.ones(top.shape, dtype=torch.bool)).set("part", torch.zeros(top.shape, dtype=torch.int64))
+        losses = agent.top.update(top)
+        names = {"loss_actor", "loss_qvalue", "loss_kl", "entropy"} | ({"loss_test"} if depth > 1 else set())
         assert losses.keys() == names and all(map(math.isfinite, losses.values()))
+
+
+@pytest.mark.parametrize("belief", ["product", "attention", "recurrent"])
+@pytest.mark.parametrize("read", ["belief", "sample"])
+@pytest.mark.parametrize("update", ["decision", "trajectory"])
+def test_every_belief_collects_and_learns(belief, read, update):
+    config = tiny_config(context__belief=belief, context__read=read, context__update=update)
+    agent = tiny_agent(config)
+    before = copy.deepcopy(agent.top.belief.state_dict())
+    rows = LevelTransitions(agent.hierarchy, config.transitions)(record(config, agent.make_policy(2), [0, 2], 40))[-1]
+    rows = rows.reshape(2, -1)
+    rows.set("mask", torch.ones(rows.shape, dtype=torch.bool)).set("part", rows["episode"].squeeze(-1) % 2)
+    for _ in range(3):  # the heads of attention and recurrent start at zero
+        assert all(map(math.isfinite, agent.top.update(rows).values()))
+    after = agent.top.belief.state_dict()
+    assert all(not torch.equal(after[name], before[name]) for name in before if not name.endswith("scale"))
+    assert isinstance(agent.make_policy().tracker, BeliefTracker)

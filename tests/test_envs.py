@@ -28,6 +28,7 @@ CONFIG = PointConfig(
     test_tasks=15,
     task_seed=0,
     threads=1,
+    not_finite="truncate",
 )
 
 

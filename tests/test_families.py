@@ -14,20 +14,23 @@ import peach_trl.envs  # noqa: F401  registers the families
 from peach_trl.config import ConfigError
 from peach_trl.envs import FAMILIES, FamilyConfig, PointConfig
 from peach_trl.envs.families import AntDir, AntGoal
-from peach_trl.experiment import Config, make_agent, make_env, make_library
+from peach_trl.experiment import HacConfig, PeachConfig, SourceConfig, make_agent, make_env, make_library
 from peach_trl.utils import load_config
 
 SMALL = [
     *("env.horizon=20", "env.train_tasks=3", "env.validation_tasks=1", "env.test_tasks=1", "hierarchy.depth=3"),
-    *("hierarchy.decision_steps=8", "train.iterations=1", "train.warmup=1", "train.prefill=1", "train.batch=8"),
-    *("train.rows_per_task=1", "train.trajectories=2", "train.warmup_updates=1", "train.lower_updates=1"),
+    *("hierarchy.decision_steps=8", "train.iterations=1", "train.warmup=1", "train.prefill=1", "top.batch=8"),
+    *("train.envs_per_task=1", "train.trajectories=2", "train.warmup_updates=1", "train.lower_updates=1"),
     *("train.top_updates=2", "train.meta_batch=2", "evaluation.every=1", "evaluation.rollouts=1"),
     "evaluation.trajectories=2",
 ]
 
 
+SCHEMAS = {"peach": PeachConfig, "hac": HacConfig, "source": SourceConfig, "pearl": SourceConfig}
+
+
 def config_of(name, *overrides, recipe="peach"):
-    return load_config(Config, recipe, ROOT / "configs", [f"env={name}", *overrides])
+    return load_config(SCHEMAS[recipe], recipe, ROOT / "configs", [f"env={name}", *overrides])
 
 
 @pytest.mark.parametrize("name", FAMILIES)
@@ -37,7 +40,7 @@ def test_the_yaml_of_a_family_holds_the_published_values(name):
     assert (env.train_tasks, env.validation_tasks, env.test_tasks) == FAMILIES[name].counts
     assert env.horizon == FAMILIES[name].episode_steps
     assert env.make_library().fingerprint() == FAMILIES[name].make_library().fingerprint()
-    for recipe in ("pearl", "hac"):
+    for recipe in ("source", "pearl", "hac"):
         assert config_of(name, recipe=recipe).env == env
 
 
@@ -45,7 +48,7 @@ def test_there_is_a_yaml_for_each_family_and_no_other():
     files = {path.stem for path in (ROOT / "configs" / "env").glob("*.yaml")}
     assert files == {*FAMILIES, "point"}
     assert OmegaConf.load(ROOT / "configs" / "env" / "point.yaml").arena == 10.0
-    assert isinstance(load_config(Config, "peach", ROOT / "configs").env, PointConfig)
+    assert isinstance(load_config(PeachConfig, "peach", ROOT / "configs").env, PointConfig)
 
 
 def test_a_recipes_own_values_stand_over_those_of_the_task():
@@ -70,14 +73,14 @@ def test_wrong_values_name_the_key(override, message):
 
 
 def test_a_task_that_is_no_state_to_reach_cannot_be_a_known_goal():
-    config = config_of("AntDir", "top.goal=known", "context.latent_dim=0", recipe="hac")
-    with pytest.raises(ConfigError, match="top.goal = 'known'"):
+    config = config_of("AntDir", "top.observe_goal=true", "context.latent_dim=0", recipe="hac")
+    with pytest.raises(ConfigError, match="top.observe_goal = True"):
         make_agent(config, make_library(config))
 
 
 def test_environments_follow_the_configuration():
     config = config_of(
-        "AntGoal", "env.horizon=3", "env.train_tasks=2", "env.not_finite=raise", "top.goal=known",
+        "AntGoal", "env.horizon=3", "env.train_tasks=2", "env.not_finite=raise", "top.observe_goal=true",
         "train.meta_batch=2", "context.latent_dim=0",
     )  # fmt: skip
     library = make_library(config)
@@ -98,7 +101,7 @@ def test_every_family_is_registered_with_gymnasium():
 
 @pytest.mark.parametrize(
     ("recipe", "name", "overrides"),
-    [("peach", "HalfCheetahVel", []), ("hac", "AntFourRooms", ["top.goal=known", "top.follows=goal"])],
+    [("peach", "HalfCheetahVel", []), ("hac", "AntFourRooms", ["top.observe_goal=true", "top.objective=goal"])],
 )
 def test_recipes_run_on_families(recipe, name, overrides, tmp_path, capsys):
     (folder,) = start(tmp_path, recipe, f"env={name}", *SMALL, *overrides, plots=False)

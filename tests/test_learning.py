@@ -21,13 +21,14 @@ def run(recipe: str, folder: Path, monkeypatch, *overrides: str) -> dict[str, fl
 
 @pytest.mark.slow
 def test_the_oracle_learns(tmp_path, monkeypatch):
-    result = run("hac", tmp_path / "oracle", monkeypatch, "top.goal=known", "train.iterations=10")
+    result = run("hac", tmp_path / "oracle", monkeypatch, "top.observe_goal=true", "train.iterations=10")
     assert result["return/trajectory_3"] >= 0.8
 
 
 @pytest.mark.slow
-def test_peach_adapts_and_beats_no_context(tmp_path, monkeypatch):
-    peach = run("peach", tmp_path / "peach", monkeypatch, "train.iterations=30")
-    hac = run("hac", tmp_path / "hac", monkeypatch, "train.iterations=30")
-    assert peach["return/trajectory_3"] > peach["return/trajectory_1"] + 0.1
-    assert peach["return/trajectory_3"] > hac["return/trajectory_3"] + 0.1
+def test_peach_searches_and_remembers(tmp_path, monkeypatch):
+    """More in a first trajectory than one guess can give, and more in the third than Thompson sampling has."""
+    peach = run("peach", tmp_path / "peach", monkeypatch, "train.iterations=25")
+    hac = run("hac", tmp_path / "hac", monkeypatch, "train.iterations=25")
+    assert peach["return/trajectory_1"] > 0.3 and peach["return/trajectory_3"] > 0.55
+    assert peach["return/trajectory_3"] > hac["return/trajectory_3"] + 0.25

@@ -1,18 +1,19 @@
 """The losses: which gradient reaches what, and their values against plain torch."""
 
 import copy
+from dataclasses import dataclass
 
 import pytest
 import torch
 from reference_losses import copies, sac_losses, td3_losses
-from tensordict import TensorDict
-from tiny import random_context, random_transitions, tiny_agent, tiny_config
+from tensordict import NestedKey, TensorDict
+from tiny import random_context, random_sequences, random_transitions, tiny_agent, tiny_config
 from torch.distributions import Normal, kl_divergence
-from torchrl.objectives import SACLoss, ValueEstimators
+from torchrl.modules import BatchRenorm1d, ValueOperator
+from torchrl.objectives import CrossQLoss, SACLoss, ValueEstimators
 
-from peach_trl.modules.encoder import sample_latent
-from peach_trl.modules.networks import make_goal_level, make_top
-from peach_trl.objectives.context_sac import ContextSACLoss
+from peach_trl.levels import make_goal_networks, make_top_networks
+from peach_trl.objectives.context import ContextMixin, ContextSACLoss
 from peach_trl.objectives.goal import BoundedTD0Estimator, GoalLossConfig, make_goal_loss
 from peach_trl.objectives.kl import KLLoss
 
@@ -27,41 +28,68 @@ def leaves(params):
 def parts_of(agent):
     """What the three learning rates belong to."""
     return {
-        "actor": leaves(agent.top_loss.actor_network_params),
-        "critics": leaves(agent.top_loss.qvalue_network_params),
-        "encoder": list(agent.encoder.parameters()),
+        "actor": leaves(agent.top.loss.actor_network_params),
+        "critics": leaves(agent.top.loss.qvalue_network_params),
+        "encoder": list(agent.top.belief.parameters()),
     }
 
 
 # Routing of gradients.
 
+ROUTES = {
+    "loss_actor": {"actor"},
+    "loss_qvalue": {"critics", "encoder"},
+    "loss_test": {"critics", "encoder"},
+    "loss_kl": {"encoder"},
+}
 
-def test_each_loss_reaches_what_algorithm_1_says():
-    agent = tiny_agent(tiny_config())
-    q = agent.encoder(TensorDict({"context": random_context(TASKS, CONTEXT, seed=1)}, [TASKS]))
-    z = sample_latent(q["z_loc"], q["z_scale"], torch.Generator().manual_seed(0))
-    batch = random_transitions((TASKS, ROWS), seed=2).set("z", z.unsqueeze(1).expand(TASKS, ROWS, -1))
-    losses = agent.kl_loss(q).update(agent.top_loss(batch))
-    reached = {name: set() for name in ("loss_actor", "loss_qvalue", "loss_kl")}
-    for name, parts in reached.items():
+
+def reached(losses, agent):
+    """Which parts each loss has a gradient for."""
+    found = {name: set() for name in ROUTES}
+    for name, parts in found.items():
         for part, parameters in parts_of(agent).items():
             gradients = torch.autograd.grad(losses[name], parameters, retain_graph=True, allow_unused=True)
             if any(g is not None and g.abs().max() > 0 for g in gradients):
                 parts.add(part)
-    assert reached == {"loss_actor": {"actor"}, "loss_qvalue": {"critics", "encoder"}, "loss_kl": {"encoder"}}
+    return found
 
 
 @pytest.mark.parametrize(
-    ("kept", "moved"),
-    [("loss_actor", {"actor"}), ("loss_qvalue", {"critics", "encoder"}), ("loss_kl", {"encoder"})],
+    "changes",
+    [
+        {},
+        {"context__read": "sample"},
+        {"context__next": "same"},
+        {"context__update": "trajectory"},
+        {"context__belief": "attention"},
+        {"context__belief": "recurrent"},
+        {"context__slow": 1.0},
+    ],
 )
-def test_update_top_moves_what_the_loss_belongs_to(kept, moved):
+def test_each_loss_reaches_what_algorithm_1_says(changes):
+    agent = tiny_agent(tiny_config(**changes))
+    for parameter in agent.top.belief.parameters():
+        torch.nn.init.normal_(parameter, std=0.3)
+    b, q = agent.top.believe(random_sequences(TASKS, ROWS, seed=2))
+    assert reached(agent.top.kl_loss(q).update(agent.top.loss(b)), agent) == ROUTES
+
+
+def test_the_sources_losses_reach_the_same():
+    agent = tiny_agent(tiny_config(context__read="sample", context__next="same", context__update="trajectory"))
+    batch = random_sequences(TASKS, ROWS, seed=2).exclude("mask", "part")
+    b, q = agent.top.infer(batch, random_context(TASKS, CONTEXT, seed=1))
+    assert b["z"].shape == (TASKS, ROWS, 5) and ("next", "z") not in b.keys(True)
+    assert reached(agent.top.kl_loss(q).update(agent.top.loss(b)), agent) == ROUTES
+
+
+@pytest.mark.parametrize(("kept", "moved"), list(ROUTES.items()))
+def test_an_update_moves_what_the_loss_belongs_to(kept, moved):
     """The same through the optimiser: with one loss only, the rest stays as it was."""
-    coefficients = {f"top__{name}": float(name == kept) for name in ("loss_actor", "loss_qvalue", "loss_kl")}
-    agent = tiny_agent(tiny_config(**coefficients))
+    agent = tiny_agent(tiny_config(**{f"top__{name}": float(name == kept) for name in ROUTES}))
     before = {name: [p.detach().clone() for p in parameters] for name, parameters in parts_of(agent).items()}
     for step in range(2):  # with momentum, which must not leak either
-        agent.update_top(random_transitions((TASKS, ROWS), step), random_context(TASKS, CONTEXT, step))
+        agent.top.update(random_sequences(TASKS, ROWS, step))
     changed = {
         name
         for name, parameters in parts_of(agent).items()
@@ -70,27 +98,114 @@ def test_update_top_moves_what_the_loss_belongs_to(kept, moved):
     assert changed == moved
 
 
-def test_update_top_leaves_its_inputs_alone():
+def test_updates_leave_their_inputs_alone():
     agent = tiny_agent(tiny_config())
-    batch, context = random_transitions((TASKS, ROWS), 1), random_context(TASKS, CONTEXT, 1)
-    batch_before, context_before = batch.clone(), context.clone()
-    agent.update_top(batch, context)
-    for now, before in ((batch, batch_before), (context, context_before)):
-        assert (now.select(*before.keys(True, True)) == before).all()
-        assert "z" not in now.keys() and "z_loc" not in now.keys()
+    sequences, context = random_sequences(TASKS, ROWS, 1), random_context(TASKS, CONTEXT, 1)
+    batch = random_transitions((TASKS, ROWS), 2)
+    given = (sequences, batch, context)
+    before = [td.clone() for td in given]
+    agent.top.update(sequences)
+    agent.top.update(batch, context)
+    for now, old in zip(given, before, strict=True):
+        assert (now.select(*old.keys(True, True)) == old).all()
+        assert not {"belief", "z_loc", ("next", "belief")} & set(now.keys(True))
+
+
+def test_an_actor_input_with_the_encoders_gradient_is_refused():
+    """A forgotten set_keys would send L_actor's gradient to the encoder in silence."""
+    config = tiny_config(context__read="sample")
+    agent = tiny_agent(config)
+    b, _ = agent.top.believe(random_sequences(TASKS, ROWS, seed=2))
+    agent.top.loss.set_keys(context="belief")
+    with pytest.raises(ValueError, match=r"the actor reads 'z', which carries a gradient: .*set_keys\(context='z'\)"):
+        agent.top.loss(b)
+    agent.top.loss.set_keys(context="z")
+    agent.top.loss(b)
+
+
+@pytest.mark.parametrize("key", ["belief", ("task", "belief"), ("a", "b", "z")])
+def test_the_context_may_stand_anywhere(key):
+    """Nested keys give what the plain one gives, and ``next`` is read where there is one."""
+    context, after = torch.randn(ROWS, 10, generator=torch.Generator().manual_seed(0)), torch.randn(ROWS, 10)
+    results = []
+    for name, given in (("belief", None), (key, None), (key, after)):
+        actor, critics = renamed(name)
+        loss = make_sac(ContextSACLoss, actor, critics)
+        loss.set_keys(context=name)
+        batch = random_transitions((ROWS,), seed=2).set(name, context.clone().requires_grad_())
+        if given is not None:
+            batch["next"].set(name, given)
+        torch.manual_seed(3)
+        found = loss(batch)
+        assert name in loss.in_keys
+        results.append([found["loss_qvalue"].item(), found["loss_actor"].item()])
+    assert results[0] == results[1]
+    assert results[2][0] != results[1][0] and results[2][1] == results[1][1]
+
+
+def renamed(name):
+    """The networks of a top level that find their context under ``name``."""
+    actor, critics = top_networks(5)
+    actor.module[0].in_keys = ["observation", name]
+    for critic in critics:
+        critic.in_keys = ["observation", name, "action"]
+    return actor, critics
+
+
+class ContextCrossQLoss(ContextMixin, CrossQLoss):
+    """The same routing for another of TorchRL's losses."""
+
+    @dataclass
+    class _AcceptedKeys(CrossQLoss._AcceptedKeys):
+        context: NestedKey = "belief"
+
+    default_keys = _AcceptedKeys
+
+
+class NormNet(torch.nn.Module):
+    """A critic of CrossQ's kind: batch normalisation, no target network."""
+
+    def __init__(self):
+        super().__init__()
+        self.net = torch.nn.Sequential(
+            torch.nn.Linear(4 + 10 + 2, 16), BatchRenorm1d(16, warmup_steps=0), torch.nn.ReLU(), torch.nn.Linear(16, 1)
+        )
+
+    def forward(self, *inputs):
+        return self.net(torch.cat(inputs, -1))
+
+
+def test_crossq_reads_a_belief_with_the_same_routing():
+    agent = tiny_agent(tiny_config())
+    critics = [ValueOperator(NormNet(), in_keys=["observation", "belief", "action"]) for _ in range(2)]
+    loss = ContextCrossQLoss(agent.top.actor, critics, fixed_alpha=True, alpha_init=0.1, target_entropy=-2.0)
+    loss.make_value_estimator(ValueEstimators.TD0, gamma=0.9)
+    b, _ = agent.top.believe(random_sequences(TASKS, ROWS, seed=2))
+    losses = loss(b)
+    encoder = list(agent.top.belief.parameters())
+    by_actor = torch.autograd.grad(losses["loss_actor"], encoder, retain_graph=True, allow_unused=True)
+    by_critic = torch.autograd.grad(losses["loss_qvalue"], encoder, retain_graph=True, allow_unused=True)
+    assert all(g is None for g in by_actor) and all(g is not None and g.abs().max() > 0 for g in by_critic)
+    # The belief after the decision is what the value at s' reads.
+    b["next", "belief"] = b["next", "belief"] + 1
+    torch.manual_seed(0)
+    assert loss(b)["loss_qvalue"] != losses["loss_qvalue"]
+    assert not torch.isclose(loss(b)["loss_qvalue"], losses["loss_qvalue"], rtol=1e-3)
 
 
 # The top level's SAC.
 
 
 def top_networks(latent_dim):
-    agent = tiny_agent(tiny_config(context__latent_dim=latent_dim))
+    config = tiny_config(context__latent_dim=latent_dim)
+    agent = tiny_agent(config)
     torch.manual_seed(5)
-    return make_top(agent.hierarchy, agent.observation_spec, latent_dim, None, agent.config)
+    return make_top_networks(2, agent.observation_spec, config.context, None, config.top)
 
 
 def make_sac(kind, actor, critics, gamma=0.9, alpha=0.3):
-    loss = kind(actor, critics, alpha_init=alpha, fixed_alpha=True, target_entropy=0.0, loss_function="l2")
+    options = {"fixed_alpha": True, "target_entropy": 0.0, "loss_function": "l2", "deactivate_vmap": True}
+    loss = kind(actor, critics, alpha_init=alpha, **options)
     loss.make_value_estimator(ValueEstimators.TD0, gamma=gamma)
     return loss
 
@@ -130,13 +245,13 @@ def test_with_z_it_is_sac_on_s_and_z(steps):
     batch = random_transitions((TASKS, ROWS), seed=2)
     if not steps:
         batch = batch.exclude("steps_to_next_obs")
-    z = torch.randn(TASKS, 1, 5, generator=torch.Generator().manual_seed(4)).requires_grad_()
+    z = torch.randn(TASKS, 1, 10, generator=torch.Generator().manual_seed(4)).requires_grad_()
 
     torch.manual_seed(3)
-    found = loss(batch.copy().set("z", z.expand(TASKS, ROWS, 5)))
+    found = loss(batch.copy().set("belief", z.expand(TASKS, ROWS, 10)))
     torch.manual_seed(3)
     noise = torch.randn(TASKS, ROWS, 2), torch.randn(TASKS, ROWS, 2)
-    task = [z.expand(TASKS, ROWS, 5)]
+    task = [z.expand(TASKS, ROWS, 10)]
     loss_actor, loss_qvalue = sac_losses(plain_actor, plain, targets, batch, task, noise, gamma=0.9, alpha=0.3)
     torch.testing.assert_close(found["loss_actor"], loss_actor)
     torch.testing.assert_close(found["loss_qvalue"], loss_qvalue)
@@ -176,7 +291,7 @@ def make_goal(algorithm, gamma=0.95, noise=0.0, alpha=0.3, level=0):
     config = tiny_config(lower__algorithm=algorithm)
     agent = tiny_agent(config)
     torch.manual_seed(6)
-    networks = make_goal_level(agent.hierarchy, level, agent.observation_spec, algorithm == "sac", config.lower)
+    networks = make_goal_networks(agent.hierarchy, level, agent.observation_spec, algorithm == "sac", config.lower)
     actor, critics = networks
     options = GoalLossConfig(algorithm=algorithm, gamma=gamma, policy_noise=noise, noise_clip=0.5, alpha=alpha)
     assert agent.hierarchy.k == 4
@@ -235,7 +350,7 @@ def test_the_worst_target_is_minus_h(algorithm):
 def test_predictions_lie_within_the_attainable(level):
     config = tiny_config(hierarchy__depth=3, hierarchy__decision_steps=16)
     agent = tiny_agent(config)
-    _, critics = make_goal_level(agent.hierarchy, level, agent.observation_spec, False, config.lower)
+    _, critics = make_goal_networks(agent.hierarchy, level, agent.observation_spec, False, config.lower)
     batch = random_transitions((256,), seed=7, goal=True)
     inputs = (100 * batch["observation"], 10 * batch["goal"], batch["action"])
     values = torch.cat([critic.module(*inputs) for critic in critics])

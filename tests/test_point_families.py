@@ -8,10 +8,10 @@ import numpy as np
 import pytest
 import torch
 from tensordict import TensorDict
-from torchrl.envs import check_env_specs
+from torchrl.envs import TransformedEnv, check_env_specs
 
 from peach_trl.envs.families.base import TaskCounts
-from peach_trl.envs.families.maze_layouts import LARGE_MAZE, MEDIUM_MAZE, U_MAZE, MazeLayout
+from peach_trl.envs.families.maze_layouts import LARGE_MAZE, MEDIUM_MAZE, U_MAZE, MazeLayout, maze_walls
 from peach_trl.envs.families.mazes import (
     AntLargeMaze,
     AntMediumMaze,
@@ -303,6 +303,19 @@ def test_walls_cover_each_wall_cell_once(layout):
     for wall in layout.walls():
         covered[wall.row : wall.row + wall.rows, wall.column : wall.column + wall.columns] += 1
     assert np.array_equal(covered, 1 - layout._free) and len(layout.walls()) < covered.sum() / 2
+
+
+@pytest.mark.parametrize("family", MAZES)
+def test_walls_to_draw_are_the_compiled_boxes(family):
+    centre, half = boxes(family.make_model())
+    walls = maze_walls(family)
+    np.testing.assert_allclose(walls, np.concatenate([centre - half, centre + half], axis=1))
+
+
+def test_walls_of_environments():
+    env = TransformedEnv(PointLargeMaze(1, seed=0))
+    assert np.array_equal(maze_walls(env), maze_walls(PointLargeMaze))
+    assert maze_walls(PointRobot) is None
 
 
 # Tasks of mazes.

@@ -19,19 +19,17 @@ from omegaconf import OmegaConf
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 from tiny import ROOT, TINY, tiny_agent, tiny_config
 from torchrl.collectors import Collector
-from torchrl.envs import RewardSum, TransformedEnv
 
-from peach_trl.agent import Agent
+from peach_trl.context import BeliefTracker
 from peach_trl.data.task_replay import TaskReplayBuffer
 from peach_trl.envs import PointEnv
-from peach_trl.experiment import make_collector, make_env, make_library
-from peach_trl.hierarchy.transitions import HINDSIGHT_ACTION
-from peach_trl.modules.posterior import PosteriorState
+from peach_trl.experiment import SourceConfig, make_collector, make_env, make_library
+from peach_trl.levels import GoalLevel, TopLevel
 from peach_trl.report import Report
-from peach_trl.utils import load_checkpoint
+from peach_trl.utils import load_checkpoint, load_config
 
+sys.path.insert(0, str(ROOT / "recipes"))  # as for a script: recipes/pearl.py imports its neighbour
 SECONDS = 240  # after which a run or a collector hangs
-NO_WARMUP = [argument for argument in TINY if not argument.startswith("train.warmup=")]
 
 
 @contextlib.contextmanager
@@ -111,22 +109,21 @@ def events():
 
         stack.enter_context(mock.patch.object(owner, name, called))
 
-    def conditioned(posterior, tasks, context):
-        return "condition", tasks.tolist(), posterior.precision.clone(), context
-
     with contextlib.ExitStack() as stack:
+        spy(stack, BeliefTracker, "reset", lambda tracker, tasks: ("reset", tasks.tolist(), tracker.table.clone()))
         spy(
             stack,
-            PosteriorState,
-            "reset",
-            lambda posterior, tasks: ("reset", tasks.tolist(), posterior.precision.clone()),
+            BeliefTracker,
+            "condition",
+            lambda tracker, tasks, context: ("condition", tasks.tolist(), tracker.table.clone(), context),
         )
-        spy(stack, PosteriorState, "condition", conditioned)
         spy(stack, Report, "collected", lambda report, batch, number: ("collected", batch, number))
         spy(stack, TaskReplayBuffer, "extend", lambda buffer, rows: ("extend", rows))
         spy(stack, TaskReplayBuffer, "empty", lambda buffer: ("empty",))
-        spy(stack, Agent, "update_level", lambda agent, level, batch: (f"level {level}", batch))
-        spy(stack, Agent, "update_top", lambda agent, b, c=None: ("top", b, c))
+        spy(stack, GoalLevel, "update", lambda level, batch: ("level", batch))
+        spy(stack, TopLevel, "believe", lambda top, b: ("believe", b))
+        spy(stack, TopLevel, "infer", lambda top, b, c: ("infer", b, c))
+        spy(stack, TopLevel, "step", lambda top: ("step",))
         yield log
 
 
@@ -159,8 +156,9 @@ def is_picture(png):
 
 def check_run(run, iterations, with_z, with_levels, top_updates, plots=True):
     """What every run of the tiny configuration leaves behind; returns the columns of its metrics that have values."""
-    names = {"config.yaml", "manifest.json", "metrics.csv", "tensorboard", "checkpoints"}
-    pictures = {"curves.png", "trajectories.png"} | ({"posterior.png"} if with_z else set())
+    names = {"config.yaml", "manifest.json", "metrics.csv", "meta_test.csv", "tensorboard", "checkpoints"}
+    pictures = ["curves", "trajectories"] + ["posterior"] * with_z
+    pictures = {f"{name}.{kind}" for name in pictures for kind in ("png", "pdf")}
     assert {path.name for path in run.iterdir()} == names | (pictures if plots else set())
     assert all(is_picture(png) for png in run.glob("*.png"))
     config, manifest = OmegaConf.load(run / "config.yaml"), manifest_of(run)
@@ -182,7 +180,16 @@ def check_run(run, iterations, with_z, with_levels, top_updates, plots=True):
     assert all(0 <= value <= 1 for name in shares for value in filled[name])
     assert max(filled["train_return/trajectory_1"] + filled["train_return/trajectory_2"]) > 0  # rewards were met
     assert ("tested/level_0" in filled) == ("success/level_0" in filled) == with_levels
-    assert ("loss_kl/top" in filled) == with_z
+    if top_updates:
+        assert (max(filled["loss_kl/top"]) > 0) == with_z
+    with open(run / "meta_test.csv", newline="") as file:
+        tested = list(csv.DictReader(file))
+    assert [(row["split"], int(row["task"]), int(row["rollout"]), int(row["trajectory"])) for row in tested] == [
+        ("test", task, 0, k) for task in (5, 6) for k in (1, 2)
+    ]
+    for k in (1, 2):
+        mean = sum(float(row["return"]) for row in tested if int(row["trajectory"]) == k) / 2
+        assert mean == pytest.approx(manifest["test"][f"return/trajectory_{k}"], abs=1e-5)
     assert len(filled.get("loss_qvalue/top", [])) == (2 if top_updates else 0)
 
     events = EventAccumulator(str(run / "tensorboard")).Reload()
@@ -191,7 +198,7 @@ def check_run(run, iterations, with_z, with_levels, top_updates, plots=True):
         assert [event.value for event in events.Scalars(name)] == pytest.approx(filled[name])
     checkpoint = load_checkpoint(run / "checkpoints" / "final.pt")
     assert OmegaConf.create(checkpoint["config"]) == config
-    assert any(name.startswith("encoder.") for name in checkpoint["agent"]) == with_z
+    assert any(name.startswith("top.belief.") for name in checkpoint["agent"]) == with_z
     return filled
 
 
@@ -213,8 +220,40 @@ def test_peach(peach):
     assert f"trajectory 2: {returned:.3f}" in output
 
 
-def check_posteriors(log):
-    """Each trajectory's z comes from what was known of its task by then; meta-batches are of the same tasks."""
+def names_of(log):
+    return [event[0] for event in log]
+
+
+def test_peach_follows_algorithm_1(tmp_path):
+    with events() as log:
+        start(
+            tmp_path, "peach", *TINY, "train.iterations=1", "train.warmup_updates=1", "train.lower_updates=3",
+            plots=False,
+        )  # fmt: skip
+
+    def iteration(lower, top):
+        trajectory = ["extend", "collected", *["level"] * lower]
+        return [*2 * trajectory, *["believe", "step"] * top]
+
+    assert names_of(log) == iteration(1, 0) + ["empty"] + iteration(3, 0) + iteration(3, 2)
+    number = 0
+    for event in log:
+        if event[0] == "level":
+            assert event[1].shape == (8,) and "goal" in event[1].keys()
+        if event[0] == "collected":  # every row keeps its own belief over the trajectories of an iteration
+            assert (event[1]["context", "trajectory"] == event[2]).all()
+            assert (event[1]["context", "meta_episode"] == number // 2).all()
+            assert (event[1]["belief"][:, 0] == 0).all() == (event[2] == 0)
+            number += 1
+        if event[0] == "believe":
+            tasks = event[1]["task_id"][::2, 0, 0]
+            assert event[1].shape[0] == 4 and len(tasks.unique()) == 2  # 2 tasks, 2 sequences of each
+            assert (event[1]["task_id"][..., 0] == tasks.repeat_interleave(2).unsqueeze(-1)).all()
+    assert number == 6
+
+
+def check_source(log):
+    """Each trajectory's z comes from what the replay knew of its task by then; meta-batches are of the same tasks."""
     table = None
     for event in log:
         if event[0] in ("reset", "condition"):
@@ -222,45 +261,40 @@ def check_posteriors(log):
             table = event[2]
         if event[0] == "collected":
             first = event[1][:, 0]
-            if ("posterior", "precision") in first.keys(True):
-                assert torch.equal(first["posterior", "precision"], table[first["task_id"].squeeze(-1)])
-        if event[0] == "top":
+            assert torch.equal(first["context", "state"], table[first["task_id"].squeeze(-1)])
+            assert torch.equal(event[1]["z"], first["z"].unsqueeze(1).expand_as(event[1]["z"]))
+        if event[0] == "infer":
             _, b, c = event
-            assert b.shape == (2, 8) and c.shape[:1] == (2,)
+            assert b.shape == (2, 64) and c.shape[:1] == (2,)
             tasks = c["task_id"][:, 0, 0]
             assert len(tasks.unique()) == 2 and (b["task_id"][..., 0] == tasks.unsqueeze(-1)).all()
             assert (c["task_id"][..., 0] == tasks.unsqueeze(-1))[c["mask"]].all()
-            assert (c["kind"][c["mask"]] == HINDSIGHT_ACTION).all()
-    assert not torch.equal(table[:3], torch.ones_like(table[:3]))  # contexts were not empty
+    assert table[:3].abs().sum(-1).min() > 0  # contexts were not empty
 
 
-def test_peach_follows_algorithm_1(tmp_path):
+def source_tiny():
+    """The tiny configuration of the source's variant."""
+    return [*(argument for argument in TINY if "evaluation.rollouts" not in argument), "evaluation.rollouts=1"]
+
+
+def test_source(tmp_path):
     with events() as log:
-        start(
-            tmp_path, "peach", *TINY, "train.iterations=1", "train.warmup_updates=1", "train.lower_updates=3",
-            "context.empty_probability=0", plots=False,
-        )  # fmt: skip
-
-    def iteration(lower, top):
-        trajectory = ["extend", "collected", *["level 0"] * lower, "condition"]
-        return ["reset", *2 * trajectory, *["top"] * top]
-
-    names = [event[0] for event in log]
-    assert names == iteration(1, 0) + ["empty"] + iteration(3, 0) + iteration(3, 2)  # warm-up, prefill, meta-training
-    check_posteriors(log)
-    for event in log:
-        if event[0] == "level 0":
-            assert event[1].shape == (8,) and "goal" in event[1].keys()
+        (run,) = start(tmp_path, "source", *source_tiny(), "source.empty_probability=0", plots=False)
+    trajectories = 2 * ["extend", "collected", "level", "level", "condition"]
+    iteration = ["reset", *trajectories]
+    assert names_of(log) == iteration + ["empty"] + iteration + 2 * [*iteration, *2 * ["infer", "step"]]
+    check_source(log)
+    check_run(run, iterations=4, with_z=True, with_levels=True, top_updates=4, plots=False)
 
 
 def test_pearl(tmp_path):
     with events() as log:
-        (run,) = start(tmp_path, "pearl", *NO_WARMUP, "context.empty_probability=0")
+        (run,) = start(tmp_path, "pearl", *source_tiny(), "source.empty_probability=0", plots=False)
     trajectories = 2 * ["extend", "collected", "condition"]
-    meta_training = ["reset", *trajectories, "top", "top"]
-    assert [event[0] for event in log] == ["reset", *trajectories, *2 * meta_training]  # prefill first
-    check_posteriors(log)
-    filled = check_run(run, iterations=3, with_z=True, with_levels=False, top_updates=4)
+    meta_training = ["reset", *trajectories, *2 * ["infer", "step"]]
+    assert names_of(log) == ["empty", "reset", *trajectories, *2 * meta_training]  # no warm-up: nothing below the top
+    check_source(log)
+    filled = check_run(run, iterations=3, with_z=True, with_levels=False, top_updates=4, plots=False)
     assert not any("level" in name for name in filled)
 
 
@@ -268,30 +302,61 @@ def test_pearl(tmp_path):
     ("overrides", "updates", "goal_levels", "plots"),
     [
         ([], 4, 1, False),
-        (["top.goal=known"], 4, 1, False),
-        (["top.goal=known", "top.follows=goal"], 0, 2, True),
+        (["top.observe_goal=true"], 4, 1, False),
+        (["top.observe_goal=true", "top.objective=goal"], 0, 2, True),
     ],
 )
 def test_hac(tmp_path, overrides, updates, goal_levels, plots):
     with events() as log:
         (run,) = start(tmp_path, "hac", *TINY, *overrides, plots=plots)
-    levels = [f"level {level}" for level in range(goal_levels) for _ in range(2)]
+    levels = ["level"] * 2 * goal_levels
     trajectories = 2 * ["collected", *(["extend"] if updates else []), *levels]
-    expected = [*trajectories, "empty", *trajectories, *2 * [*trajectories, *["top"] * (updates // 2)]]
-    assert [event[0] for event in log] == expected
-    assert all(event[2] is None for event in log if event[0] == "top")
+    expected = [*trajectories, "empty", *trajectories, *2 * [*trajectories, *["believe", "step"] * (updates // 2)]]
+    assert names_of(log) == expected
     filled = check_run(run, iterations=4, with_z=False, with_levels=True, top_updates=updates, plots=plots)
     learning = {name for name in filled if name.startswith("loss_qvalue/level")}
     assert learning == {f"loss_qvalue/level_{level}" for level in range(goal_levels)}
     assert ("success/level_1" in filled) == (goal_levels == 2)
 
 
+ABLATIONS = [
+    "context.read=sample", "context.next=same", "context.update=trajectory", "context.bootstrap=false",
+    "context.belief=attention", "context.belief=recurrent", "context.decisions=3", "context.slow=1",
+    "hierarchy.depth=1", "hierarchy.depth=3", "hierarchy.depth=4", "context.latent_dim=0", "context.latent_dim=64",
+    "top.average=1", "sequences.consecutive=1",
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("key", ABLATIONS)
+def test_ablations_are_one_key_each(key, tmp_path):
+    shorter = {"train.iterations": "1", "train.warmup": "0", "evaluation.every": "9"}
+    arguments = [argument for argument in TINY if argument.split("=")[0] not in {*shorter, key.split("=")[0]}]
+    (run,) = start(tmp_path, "peach", *arguments, *(f"{k}={v}" for k, v in shorter.items()), key, plots=False)
+    assert manifest_of(run)["finished"] is True and manifest_of(run)["top_updates"] == 2
+
+
+def test_an_encoder_of_ones_own_by_its_name(tmp_path, monkeypatch):
+    """In recipe, rollout, meta-test and checkpoint, without touching the package."""
+    monkeypatch.syspath_prepend(ROOT / "examples")
+    own = "context.encoder=own_encoder:OwnEncoder"
+    (run,) = start(tmp_path, "peach", *TINY, own, plots=False)
+    names = {name for name in tensors_of(run) if name.startswith("top.belief.encoder.")}
+    assert names and not any("net.0" in name for name in names)
+    (test,) = start(
+        tmp_path, "evaluate", f"checkpoint={run / 'checkpoints' / 'final.pt'}", "trajectories=2", plots=False
+    )
+    expected, found = manifest_of(run)["test"], manifest_of(test)
+    assert {name: found[name] for name in expected} == expected
+
+
 def test_evaluate_repeats_the_final_meta_test(peach, tmp_path):
     trained, _ = peach
     checkpoint = f"checkpoint={trained / 'checkpoints' / 'final.pt'}"
     (run,) = start(tmp_path, "evaluate", checkpoint, "rollouts=1", "trajectories=2")
-    names = {"config.yaml", "manifest.json", "metrics.csv", "tensorboard", "trajectories.png", "posterior.png"}
-    assert {path.name for path in run.iterdir()} == names
+    names = {"config.yaml", "manifest.json", "metrics.csv", "meta_test.csv", "tensorboard"}
+    pictures = {f"{name}.{kind}" for name in ("trajectories", "posterior") for kind in ("png", "pdf")}
+    assert {path.name for path in run.iterdir()} == names | pictures
+    assert (run / "meta_test.csv").read_text() == (trained / "meta_test.csv").read_text()
     expected, found = manifest_of(trained)["test"], manifest_of(run)
     assert found["finished"] is True and {name: found[name] for name in expected} == expected
     assert {name: float(cell) for name, cell in rows_of(run)[0].items() if name != "step"} == pytest.approx(expected)
@@ -340,7 +405,7 @@ def test_another_seed_gives_another_run(peach, tmp_path):
     (other,) = start(tmp_path, "peach", *TINY, "seed=1", plots=False)
     assert not same_tensors(other, run)
     assert without_speed(other) != without_speed(run)
-    weights = [tensors_of(folder)["encoder.net.0.weight"] for folder in (run, other)]
+    weights = [tensors_of(folder)["top.belief.encoder.net.0.weight"] for folder in (run, other)]
     assert (weights[0] - weights[1]).abs().mean() > 0.05  # further than a few updates go: it started elsewhere
 
 
@@ -355,10 +420,10 @@ def test_sweep(tmp_path):
     for run in runs:
         config, tensors = OmegaConf.load(run / "config.yaml"), tensors_of(run)
         levels = {name.split(".")[1] for name in tensors if name.startswith("levels.")}
-        has_z = any(name.startswith("encoder.") for name in tensors)
+        has_z = any(name.startswith("top.belief.") for name in tensors)
         found[config.hierarchy.depth, config.context.latent_dim] = len(levels), has_z
         assert manifest_of(run)["finished"] is True
-        assert ("loss_kl/top" in rows_of(run)[0]) == has_z and "loss_qvalue/top" in rows_of(run)[0]
+        assert (float(rows_of(run)[-1]["loss_kl/top"]) > 0) == has_z and "loss_qvalue/top" in rows_of(run)[0]
     assert found == {(depth, z): (depth - 1, z > 0) for depth in (1, 2, 3) for z in (0, 2)}
 
 
@@ -372,19 +437,24 @@ def test_sweep(tmp_path):
         (["top.gamma=1.5"], ["top.gamma = 1.5: must be <= 1", "set top.gamma"]),
         (["lower.gamma=-0.1"], ["lower.gamma = -0.1: must be >= 0", "set lower.gamma"]),
         (["env.horizon=-20"], ["env.horizon = -20: must be >= 1", "set env.horizon"]),
-        (["train.batch=-1"], ["train.batch = -1: must be >= 1", "set train.batch"]),
+        (["top.batch=-1"], ["top.batch = -1: must be >= 1", "set top.batch"]),
+        (["context.latent_dim=65"], ["context.latent_dim = 65: must be <= 64", "set context.latent_dim"]),
+        (["context.belief=gru"], ["context.belief = 'gru': must be one of product, attention, recurrent"]),
+        (["context.belief=recurrent", "context.decisions=3"], ["context.decisions = 3", "set it to null"]),
         (["replay.top_capacity=0"], ["replay.top_capacity = 0: must be >= 1", "set replay.top_capacity"]),
         (["top.actor_cells=[64,-64]"], ["top.actor_cells[1] = -64: must be >= 1", "set top.actor_cells"]),
         (["context.latent_dim=-1"], ["context.latent_dim = -1: must be >= 0", "set context.latent_dim"]),
-        (["hierarchy.clock=mine"], ["hierarchy.clock = 'mine': must be one of official, own, fixed"]),
+        (["hierarchy.clock=mine"], ["hierarchy.clock = 'mine': must be one of higher_goal, own_goal, time"]),
         (["hierarchy.dept=2"], ["hierarchy.dept = 2: unknown key", "did you mean hierarchy.depth?"]),
-        (["train.meta_batch=31"], ["train.meta_batch = 31", "env.train_tasks = 30", "lower train.meta_batch"]),
-        (["collector.workers=31"], ["collector.workers = 31", "lower it to env.train_tasks = 30"]),
+        (["train.meta_batch=61"], ["train.meta_batch = 61", "env.train_tasks = 60", "lower train.meta_batch"]),
+        (["collector.workers=61"], ["collector.workers = 61", "lower it to env.train_tasks = 60"]),
         (["env.radius=9.9"], ["env.radius = 9.9", "lower radius"]),
-        (["top.follows=goal", "context.latent_dim=0"], ["top.follows = 'goal'", "set top.goal=known"]),
-        (["top.goal=known"], ["context.latent_dim = 5", "set context.latent_dim=0"]),
-        (["context.recent=200"], ["context.recent = 200", "replay.recent = 100", "lower context.recent"]),
-        (["context.transitions=2"], ["context.transitions = 2", "raise transitions"]),
+        (["top.objective=goal", "context.latent_dim=0"], ["top.objective = 'goal'", "set top.observe_goal=true"]),
+        (
+            ["context.latent_dim=0", "top.observe_goal=true", "top.objective=goal"],
+            ["top.objective = 'goal'", "use recipes/hac.py"],
+        ),
+        (["top.observe_goal=true"], ["context.latent_dim = 5", "set context.latent_dim=0"]),
         (["-m", "hierarchy.depth=1,2,0"], ["hierarchy.depth = 0: must be >= 1"]),
     ],
 )
@@ -401,8 +471,11 @@ def test_bad_values_end_before_anything_runs(tmp_path, capsys, overrides, parts)
 @pytest.mark.parametrize(
     ("recipe", "overrides", "parts"),
     [
-        ("pearl", ["hierarchy.depth=2"], ["hierarchy.depth", "use recipes/peach.py"]),
         ("pearl", ["context.latent_dim=0"], ["context.latent_dim", "hac.py"]),
+        ("source", ["context.update=decision"], ["context.update = 'decision'", "use recipes/peach.py"]),
+        ("source", ["context.next=after"], ["context.next = 'after'", "use recipes/peach.py"]),
+        ("source", ["source.recent=200"], ["source.recent = 200", "replay.episodes = 100", "lower source.recent"]),
+        ("source", ["source.transitions=2"], ["source.transitions = 2", "raise transitions"]),
         ("hac", ["context.latent_dim=5"], ["context.latent_dim = 5", "use recipes/peach.py"]),
         ("evaluate", [], ["checkpoint = ???: missing; set checkpoint="]),
     ],
@@ -430,19 +503,21 @@ def test_a_missing_checkpoint_is_a_bad_value(tmp_path, capsys):
 
 
 def test_workers_follow_the_learner():
-    """Two processes: every task is played; posterior, weights and exploration of the next batch are the new ones."""
-    config = tiny_config(collector__workers=2, train__rows_per_task=2)
+    """Two processes: every task is played; beliefs, weights and exploration of the next batch are the new ones."""
+    overrides = [*source_tiny(), "collector.workers=2", "train.envs_per_task=2"]
+    overrides.remove("train.envs_per_task=1")
+    config = load_config(SourceConfig, "source", ROOT / "configs", overrides)
     library = make_library(config)
     agent = tiny_agent(config)
-    policy = agent.make_policy(library.num_tasks)
+    policy = agent.make_policy(num_tasks=library.num_tasks)
     with time_limit():
         collector = make_collector(config, library, policy)
         try:
             batches = iter(collector)
             first = next(batches).clone()
             with torch.no_grad():
-                policy.posterior.precision[1], policy.posterior.shift[1] = 1e6, 3e6
-                last = agent.top_actor[0].module.net.net[-1]
+                policy.tracker.table[1, :5], policy.tracker.table[1, 5:] = 1e6, 3e6
+                last = agent.top.actor[0].module.net.net[-1]
                 last.weight.zero_()
                 last.bias[:2], last.bias[2:] = 4.0, -20.0  # loc, scale: the proposal is 1
             second = next(batches).clone()
@@ -504,8 +579,8 @@ def test_the_same_seed_with_workers_gives_the_same_run(with_workers):
 @pytest.mark.parametrize(
     "changes",
     [
-        {"context__draw": "decision"},
-        {"context__draw": "trajectory", "hierarchy__depth": 1},
+        {"context__read": "sample"},
+        {"context__update": "trajectory", "hierarchy__depth": 1},
         {"context__latent_dim": 0, "hierarchy__depth": 3},
     ],
 )
@@ -513,10 +588,8 @@ def test_collectors_add_the_primers_themselves(changes):
     """As users of TorchRL do it: an environment that knows nothing of the policy, and ``Collector``."""
     config = tiny_config(env__horizon=6, **changes)
     library = make_library(config)
-    policy = tiny_agent(config).make_policy(library.num_tasks, seed=0)
+    policy = tiny_agent(config).make_policy(trajectories=3, seed=0)
     env = PointEnv(config.env, num_envs=3, library=library, seed=0)
-    if config.context.latent_dim and config.context.draw == "decision":
-        env = TransformedEnv(env, RewardSum())
     collector = Collector(env, policy, frames_per_batch=18, total_frames=36, auto_register_policy_transforms=True)
     batches = [batch.clone() for batch in collector]
     assert len(batches) == 2
@@ -524,8 +597,8 @@ def test_collectors_add_the_primers_themselves(changes):
     for batch in batches:
         assert batch.shape == (3, 6) and batch["hierarchy", "start"][:, 0].all()
         assert batch["hierarchy", "start"].sum() == 3
-        missing = set(own.keys(True, True)) - set(batch.keys(True, True))
-        assert missing <= {"episode_reward", ("next", "episode_reward")}
+        assert set(own.keys(True, True)) <= set(batch.keys(True, True))
     assert not torch.equal(batches[0]["action"], batches[1]["action"])
     if config.context.latent_dim:
-        assert not torch.equal(batches[0]["z"][:, 0], batches[1]["z"][:, 0])
+        key = policy.tracker.key
+        assert not torch.equal(batches[0][key][:, 0], batches[1][key][:, 0])

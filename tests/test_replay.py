@@ -8,7 +8,8 @@ import torch
 from tensordict import TensorDict
 
 from peach_trl.config import ConfigError, build
-from peach_trl.data import ContextConfig, ContextSampler, TaskReplayBuffer
+from peach_trl.context.contexts import ContextConfig, ContextSampler
+from peach_trl.data import TaskReplayBuffer
 
 
 def make_rows(task, episode, kind, reward, uid=None):
@@ -21,7 +22,7 @@ def make_rows(task, episode, kind, reward, uid=None):
         "reward": torch.as_tensor(reward, dtype=torch.float32).view(-1, 1),
         "done": torch.zeros(*size, 1, dtype=torch.bool),
     }
-    keys = {"task_id": column(task), "episode": column(episode), "kind": column(kind)}
+    keys = {"task_id": column(task), "episode": column(episode), "transition_type": column(kind)}
     return TensorDict({**keys, "observation": uid.view(-1, 1).double(), "next": TensorDict(following, size)}, size)
 
 
@@ -57,7 +58,7 @@ class Reference:
 
     def extend(self, rows):
         data = list(
-            zip(*(rows[k].flatten().tolist() for k in ("task_id", "episode", "kind")), uids(rows).tolist(),
+            zip(*(rows[k].flatten().tolist() for k in ("task_id", "episode", "transition_type")), uids(rows).tolist(),
                 rows["next", "reward"].flatten().tolist(), strict=True)
         )  # fmt: skip
         for task in range(len(self.rows)):
@@ -149,7 +150,7 @@ def test_contexts_hold_usable_rows_only(pair, source):
             usable = model.usable(task)
             allowed = {uid for _, rows, _ in usable for uid in (rows if source == "uniform" else rows[:4])}
             assert set(got[mask].tolist()) <= allowed
-            assert (row["kind"][mask] == 0).all() and (row["task_id"][mask] == task).all()
+            assert (row["transition_type"][mask] == 0).all() and (row["task_id"][mask] == task).all()
             assert mask.sum() <= sum(len(rows) for _, rows, _ in usable)
             drawn[task] += int(mask.sum())
             if task != 3 and not mask.all():  # the others repeat the first row of the task's partition
@@ -200,7 +201,7 @@ def test_the_best_episodes_raise_the_mean_return():
 
     def mean_episode(**options):
         batch = buffer.sample_tasks(tasks, 2000, **options)
-        assert not options or (batch["kind"] == 0).all()
+        assert not options or (batch["transition_type"] == 0).all()
         return batch["episode"].double().mean().item()
 
     assert mean_episode() == pytest.approx(4.5, abs=0.2)
@@ -358,7 +359,7 @@ def test_one_partition_shared_by_all_tasks():
     with_ids = make_rows([4, 0, 9], [0, 0, 0], [0, 1, 2], [0.0] * 3)
     assert buffer.extend(with_ids).tolist() == [0, 1, 2]
     plain = TaskReplayBuffer(1, 5, seed=0)
-    plain.extend(with_ids.exclude("task_id", "episode", "kind"))
+    plain.extend(with_ids.exclude("task_id", "episode", "transition_type"))
     assert set(uids(plain.sample_tasks(torch.tensor([0]), 100)).unique().tolist()) == {0, 1, 2}
     assert "index" not in with_ids.keys(), "the rows given stay as they were"
 

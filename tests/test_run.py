@@ -11,11 +11,15 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from matplotlib.colors import to_rgba
+from matplotlib.figure import Figure
+from matplotlib.patches import Circle, Rectangle
 from omegaconf import OmegaConf
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
-from peach_trl.utils import Run, load_checkpoint, plot_curves, plot_posterior, plot_trajectories
-from peach_trl.utils.plots import _ellipse, _project
+from peach_trl.envs.video import LEVEL_COLOURS
+from peach_trl.utils import Run, load_checkpoint, plot_curves, plot_posterior, plot_trajectories, plots
+from peach_trl.utils.plots import _ellipse, _project, plot_by_trajectory
 
 ROOT = Path(__file__).parent.parent
 
@@ -120,31 +124,152 @@ def test_damaged_checkpoints_are_refused(tmp_path, damage):
 
 
 def is_picture(png):
-    return png.read_bytes()[:8] == b"\x89PNG\r\n\x1a\n" and png.stat().st_size > 3000
+    pdf = png.with_suffix(".pdf").read_bytes()
+    return png.read_bytes()[:8] == b"\x89PNG\r\n\x1a\n" and png.stat().st_size > 3000 and pdf[:5] == b"%PDF-"
 
 
-def test_plot_curves(tmp_path):
+@pytest.fixture
+def figures(monkeypatch):
+    """The figures that are drawn, instead of their files."""
+    drawn = []
+    monkeypatch.setattr(plots, "save", lambda figure, path: drawn.append(figure))
+    return drawn
+
+
+def lines(axes):
+    """The lines of a panel: [n, 2] by label."""
+    return {line.get_label(): np.array(line.get_data(orig=False), dtype=float).T for line in axes.get_lines()}
+
+
+def test_pictures_are_written_as_png_and_pdf(tmp_path):
+    figure = Figure()
+    figure.add_subplot().plot([1, 2])
+    plots.save(figure, tmp_path / "a.png")
+    assert is_picture(tmp_path / "a.png")
+    with pytest.raises(ValueError, match="a.jpg: the name of a picture must end in .png"):
+        plots.save(figure, tmp_path / "a.jpg")
+
+
+def test_plot_curves(tmp_path, figures):
     with Run(tmp_path, {}, tensorboard=False) as run:
         with pytest.raises(ValueError, match="no metrics"):
             plot_curves(tmp_path / "metrics.csv", tmp_path / "curves.png")
         for step in range(3):
-            run.log(step, {"return/1": step, "return/2": step**2, "kl": 1.0})
-        run.log(3, late=2.0)
-    plot_curves(tmp_path / "metrics.csv", tmp_path / "curves.png")
-    assert is_picture(tmp_path / "curves.png")
+            run.log(step, {"kl": 1.0, "return/trajectory_1": step, "return/trajectory_2": step**2})
+        run.log(3, kl=2.0)
+    references = {"oracle": 0.88, "search": [0.66, 0.77, 0.89]}
+    plot_curves(
+        tmp_path / "metrics.csv", tmp_path / "curves.png", references, {"return/trajectory_2": 5.0, "found/1": 1}
+    )
+    (figure,) = figures
+    returns, kl, found = figure.axes
+    assert [axes.get_title() for axes in figure.axes] == ["return", "kl", "found"]
+    assert {axes.get_xlabel() for axes in figure.axes} == {"environment steps"}
+    assert [axes.get_ylabel() for axes in figure.axes] == ["return / horizon", "no unit", "share of episodes"]
+    drawn = lines(returns)
+    assert drawn["trajectory 1"].tolist() == [[0, 0], [1, 1], [2, 2]]
+    assert drawn["trajectory 2"].tolist() == [[0, 0], [1, 1], [2, 4]]
+    assert set(drawn["oracle: 0.88"][:, 1]) == {0.88} and set(drawn["search, trajectory 3: 0.89"][:, 1]) == {0.89}
+    colors = {line.get_label(): line.get_color() for line in returns.get_lines()}
+    assert colors["trajectory 2"] != colors["trajectory 1"]
+    stars = [[line for line in axes.get_lines() if line.get_marker() == "*"][0] for axes in (returns, found)]
+    assert [star.get_xydata().tolist() for star in stars] == [[[3, 5]], [[3, 1]]]
+    assert stars[0].get_color() == colors["trajectory 2"]
+    assert len(lines(kl)) == 1  # no references, no star
 
 
-def test_plot_trajectories(tmp_path):
-    paths = torch.randn(4, 9, 2, generator=torch.Generator().manual_seed(0)).cumsum(1)
-    paths[1, 5:] = torch.nan
-    subgoals = paths[:, :1].expand_as(paths).clone()
-    png = tmp_path / "paths.png"
-    plot_trajectories(png, paths, torch.ones(4, 2), 1.0, subgoals, arena=5.0, titles=list("abcd"), columns=2)
-    assert is_picture(png)
-    with pytest.raises(ValueError, match="subgoals"):
-        plot_trajectories(png, paths, torch.ones(4, 2), 1.0, subgoals[:2])
-    with pytest.raises(ValueError, match="goals"):
-        plot_trajectories(png, paths, torch.ones(3, 2), 1.0)
+@pytest.fixture
+def paths():
+    """Positions [2, 3, 9, 2] of 2 tasks with 3 trajectories, one of which ends after 5 steps."""
+    paths = torch.randn(2, 3, 9, 2, generator=torch.Generator().manual_seed(0)).cumsum(2)
+    paths[0, 1, 5:] = torch.nan
+    return paths
+
+
+def test_plot_trajectories(paths, figures):
+    subgoals = torch.zeros(2, 3, 9, 2, 3)  # of 2 levels, in a space of 3 entries
+    subgoals[..., 0, 0] = torch.arange(9) // 3  # the lower level's change every 3 steps
+    subgoals[..., 1, 1] = 7
+    found, walls = [[False, True, True], [False, False, False]], np.array([[-20, -1, 20, 0], [3, 3, 4, 30]])
+    candidates = torch.tensor([[5.0, 5.0, 0.0], [6.0, 5.0, 0.0]])
+    options = {"subgoals": subgoals, "found": found, "walls": walls, "candidates": candidates, "names": ["a", "b"]}
+    plot_trajectories("", paths, torch.tensor([[1.0, 2.0], [3.0, 4.0]]), 0.5, **options)
+    (figure,) = figures
+    *panels, bar = figure.axes
+    results = ["not found", "found", "found", "not found", "not found", "not found"]
+    names = [f"{task}, trajectory {k}" for task in "ab" for k in (1, 2, 3)]
+    assert [axes.get_title() for axes in panels] == [
+        f"{name}: {word}" for name, word in zip(names, results, strict=True)
+    ]
+    frames = [axes.spines["left"].get_edgecolor() for axes in panels]
+    assert frames[1] == frames[2] == to_rgba(plots.GOAL_COLOR) and len(set(frames)) == 2
+    assert [axes.get_xlabel() for axes in panels] == [""] * 3 + ["x, metres"] * 3
+    assert [axes.get_ylabel() for axes in panels] == [
+        "y, metres",
+        "",
+        "",
+    ] * 2 and bar.get_ylabel() == "environment steps"
+    for i, axes in enumerate(panels):
+        (goal,) = (patch for patch in axes.patches if isinstance(patch, Circle))
+        assert (goal.center, goal.radius) == ([(1, 2), (3, 4)][i // 3], 0.5)
+        drawn = [patch.get_bbox().extents.tolist() for patch in axes.patches if isinstance(patch, Rectangle)]
+        assert drawn == walls.tolist()
+        assert axes.get_xlim()[0] < -20 and axes.get_xlim()[1] > 20 and axes.get_ylim()[1] > 30
+        marks = {marks.get_label(): marks for marks in axes.collections}
+        assert marks["subgoals, level 0"].get_offsets().tolist() == [[0, 0], [1, 0], [2, 0]]
+        assert marks["subgoals, level 1"].get_offsets().tolist() == [[0, 7]]
+        assert marks["possible goals"].get_offsets().tolist() == candidates[:, :2].tolist()
+        for level in (0, 1):
+            color = marks[f"subgoals, level {level}"].get_facecolor()[0, :3]
+            np.testing.assert_allclose(color, LEVEL_COLOURS[level][:3], atol=1 / 255)
+        (path,) = (marks for marks in axes.collections if hasattr(marks, "get_segments"))
+        np.testing.assert_allclose(np.stack(path.get_segments())[:, 1], paths[i // 3, i % 3, 1 : 5 if i == 1 else 9])
+        brightness = path.get_colors()[:, 0]
+        assert (np.diff(brightness) < 0).all()  # from light to dark
+        assert brightness[0] == panels[1].collections[-3].get_colors()[0, 0]  # one scale of time for all panels
+
+
+def test_plot_trajectories_without_extras(paths, tmp_path, figures):
+    plot_trajectories("", paths[:1, :1], [[1.0, 2.0]], 0.5)
+    panel, _ = figures[0].axes
+    assert panel.get_title() == "task 1, trajectory 1"
+    (path,) = panel.collections
+    assert path.get_colors()[0].tolist() != path.get_colors()[-1].tolist()
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"positions": torch.zeros(3, 9, 2)}, r"positions \(3, 9, 2\): must be \[any, any, any, 2\]"),
+        ({"goals": torch.zeros(3, 2)}, r"goals \(3, 2\): must be \[2, 2\] or more"),
+        ({"subgoals": torch.zeros(2, 3, 9, 2)}, r"subgoals .*: must be \[2, 3, 9, any, 2\]"),
+        ({"found": [True, False]}, r"found \(2,\): must be \[2, 3\]$"),
+        ({"walls": torch.zeros(1, 2)}, r"walls \(1, 2\): must be \[any, 4\]$"),
+        ({"candidates": torch.zeros(2)}, r"candidates \(2,\): must be \[any, 2\]"),
+    ],
+)
+def test_plot_trajectories_names_wrong_shapes(paths, change, message):
+    with pytest.raises(ValueError, match=message):
+        plot_trajectories("", **{"positions": paths, "goals": torch.ones(2, 2), "tolerance": 1.0, **change})
+
+
+def test_plot_by_trajectory(figures):
+    methods = {"PEACH": [[0.2, 0.4, 0.5], [0.1, 0.3, 0.3], [0.3, 0.5, 0.6]], "one seed": [0.2, 0.2, 0.1]}
+    plot_by_trajectory("", methods, {"oracle": 0.88, "search": [0.6, 0.7, 0.8]}, "success, share")
+    (axes,) = figures[0].axes
+    drawn = lines(axes)
+    assert drawn["PEACH"][:, 1].tolist() == [0.2, 0.4, 0.5] and drawn["one seed"][:, 1].tolist() == [0.2, 0.2, 0.1]
+    assert drawn["search"].tolist() == [[1, 0.6], [2, 0.7], [3, 0.8]] and drawn["oracle: 0.88"][0, 1] == 0.88
+    (intervals,) = axes.collections
+    ends = [[(drawn["PEACH"][k, 0], methods["PEACH"][i][k]) for i in (1, 2)] for k in range(3)]
+    np.testing.assert_allclose(intervals.get_segments(), ends)
+    assert np.abs(drawn["PEACH"][:, 0] - [1, 2, 3]).max() < 0.1  # moved aside a little
+    assert (axes.get_xlabel(), axes.get_ylabel()) == ("trajectory number", "success, share")
+    for wrong in ({}, {"a": [[1, 2], [1, 2]]}, {"a": [1, 2], "b": [1, 2, 3]}):
+        with pytest.raises(ValueError, match="with the same K >= 1"):
+            plot_by_trajectory("", wrong)
+    with pytest.raises(ValueError, match=r"reference search = \[1, 2\]: give one number, or one for each of 3"):
+        plot_by_trajectory("", methods, {"search": [1, 2]})
 
 
 @pytest.mark.parametrize("size", [0, 1, 2, 5])

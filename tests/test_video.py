@@ -257,7 +257,7 @@ def test_a_video_shows_the_subgoals_in_force(tmp_path):
 
 def test_a_video_of_a_hierarchy(tmp_path):
     config = tiny_config(hierarchy__depth=3)
-    policy = tiny_agent(config).make_policy(make_library(config).num_tasks)
+    policy = tiny_agent(config).make_policy()
     env = make_env(config, make_library(config), torch.arange(2), policy)
     path = tmp_path / "hierarchy.gif"
     assert record_video(env, policy, path, rows=(1,), steps=12, width=96, height=64) == 12

@@ -11,7 +11,7 @@ from tensordict import TensorDict
 from torchrl.envs.utils import ExplorationType, set_exploration_type
 
 from peach_trl.agent import Agent
-from peach_trl.experiment import Config, make_agent, make_env, make_library
+from peach_trl.experiment import Config, PeachConfig, make_agent, make_env, make_library
 from peach_trl.utils import load_config
 
 ROOT = Path(__file__).parent.parent
@@ -21,16 +21,16 @@ torch.set_num_threads(1)  # as the recipes do: small networks want one
 TINY = [
     *("env.horizon=20", "env.radius=1.5", "env.goal_tolerance=1.4", "env.train_tasks=3", "env.validation_tasks=2"),
     *("env.test_tasks=2", "hierarchy.decision_steps=4", "replay.top_capacity=200", "replay.lower_capacity=1000"),
-    *("train.iterations=2", "train.warmup=1", "train.prefill=1", "train.rows_per_task=1", "train.trajectories=2"),
+    *("train.iterations=2", "train.warmup=1", "train.prefill=1", "train.envs_per_task=1", "train.trajectories=2"),
     *("train.warmup_updates=2", "train.lower_updates=2", "train.top_updates=2", "train.lower_batch=8"),
-    *("train.meta_batch=2", "train.batch=8", "evaluation.every=2", "evaluation.rollouts=1"),
+    *("train.meta_batch=2", "evaluation.every=2", "evaluation.rollouts=1"),
     "evaluation.trajectories=2",
 ]
 
 
 @cache
-def _tiny() -> Config:
-    return load_config(Config, "peach", ROOT / "configs", TINY)
+def _tiny() -> PeachConfig:
+    return load_config(PeachConfig, "peach", ROOT / "configs", TINY)
 
 
 def tiny_config(**changes) -> Config:
@@ -42,9 +42,9 @@ def tiny_config(**changes) -> Config:
     return config
 
 
-def tiny_agent(config: Config, seed: int = 0) -> Agent:
+def tiny_agent(config: Config, seed: int = 0, encoder=None) -> Agent:
     torch.manual_seed(seed)
-    return make_agent(config, make_library(config))
+    return make_agent(config, make_library(config), encoder)
 
 
 def record(config: Config, policy, tasks, steps: int, explore=ExplorationType.RANDOM) -> TensorDict:
@@ -69,6 +69,17 @@ def random_transitions(shape, seed: int, proposal: int = 2, goal: bool = False, 
     if goal:
         rows["goal"] = after["goal"] = uniform(2)
     return TensorDict({**rows, "next": TensorDict(after, shape)}, shape)
+
+
+def random_sequences(sequences: int, length: int, seed: int, parts: int = 2, horizon: int = 4) -> TensorDict:
+    """Sequences of decisions of ``parts`` episodes each; the i-th is i decisions short of ``length``."""
+    rows = random_transitions((sequences, length), seed, horizon=horizon)
+    generator = torch.Generator().manual_seed(100 + seed)
+    rows["missed"] = torch.rand(sequences, length, 1, generator=generator) < 0.3
+    rows["proposal"] = torch.rand(sequences, length, 2, generator=generator) * 1.9 - 0.95
+    rows["mask"] = torch.arange(length) < length - torch.arange(sequences).unsqueeze(-1)
+    rows["part"] = (torch.arange(length) * parts // length).expand(sequences, -1)
+    return rows
 
 
 def random_context(tasks: int, length: int, seed: int, proposal: int = 2) -> TensorDict:

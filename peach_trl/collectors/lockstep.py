@@ -16,12 +16,13 @@ import torch
 from tensordict import NestedKey, TensorDict, TensorDictBase
 from torch import Tensor
 from torchrl.collectors import Collector
-from torchrl.envs import Compose, EnvBase, RewardSum, TensorDictPrimer, TransformedEnv
+from torchrl.envs import Compose, EnvBase, RewardSum, TensorDictPrimer, Transform, TransformedEnv
 from torchrl.envs.utils import set_exploration_type
 
 from peach_trl.envs.batched_mujoco import BatchedMujocoEnv
 from peach_trl.envs.errors import NotFiniteError
 from peach_trl.hierarchy.policy import HierarchyPolicy
+from peach_trl.modules.carried import CarriedState
 
 DONE_KEYS = ("done", "terminated", "truncated")
 
@@ -51,12 +52,12 @@ class Lockstep:
             for an environment that lacks what the policy reads.
 
     Examples:
-        >>> from peach_trl.experiment import Config, make_agent, make_env, make_library
+        >>> from peach_trl.experiment import PeachConfig, make_agent, make_env, make_library
         >>> from peach_trl.utils import load_config
-        >>> config = load_config(Config, "peach", "configs", ["env.horizon=40"])
+        >>> config = load_config(PeachConfig, "peach", "configs", ["env.horizon=40"])
         >>> library = make_library(config)
         >>> agent = make_agent(config, library)
-        >>> policy = agent.make_policy(library.num_tasks)
+        >>> policy = agent.make_policy()
         >>> lockstep = Lockstep(make_env(config, library, torch.arange(3), policy), policy)
         >>> lockstep.reset()
         >>> lockstep.run(25).shape, lockstep.run(25)["next", "done"].sum()  # goes on where it stopped
@@ -70,7 +71,8 @@ class Lockstep:
                 " for others"
             )
         self.env, self.policy = env, policy
-        self.base = _base_of(env)
+        self.base, transforms = _parts_of(env)
+        self._carried = [transform for transform in transforms if isinstance(transform, CarriedState)]
         self._observed = list(self.base.observation_spec.keys())
         self._frame: Frame | None = None
 
@@ -85,12 +87,20 @@ class Lockstep:
         missing = [key for key in self.policy.in_keys if key not in leaves]
         if missing:
             raise ValueError(
-                f"the environment has no {missing}, which the policy reads: transform it with RewardSum() and"
+                f"the environment has no {missing}, which the policy reads: transform it with"
                 " torchrl.modules.get_primers_from_module(policy)"
             )
-        own = {*self._observed, *DONE_KEYS}
+        own = {*self._observed, *DONE_KEYS, *(key for part in self._carried for key in part.keys)}
         self._initial = {key: value for key, value in leaves.items() if key not in own}  # as the primers have it
+        self._state = [key for key in leaves if key not in self._observed and key not in DONE_KEYS]
         self._frame = Frame(leaves, self.base.batch_size)
+
+    @property
+    def frame(self) -> Frame:
+        """What the next step starts from."""
+        if self._frame is None:
+            self.reset()
+        return cast(Frame, self._frame)
 
     def run(self, steps: int) -> TensorDict:
         """The next ``steps`` of all rows, ``[N, steps]``; rows that are done are reset on the way.
@@ -137,8 +147,10 @@ class Lockstep:
 
     def _next(self, frame: Frame, result: dict[NestedKey, Tensor]) -> Frame:
         """What the next step starts from: the policy's state, the new observation, and fresh episodes where done."""
-        following = Frame({key: frame[key] for key in self._initial}, frame.batch_size)
+        following = Frame({key: frame[key] for key in self._state}, frame.batch_size)
         following.update((key, value) for key, value in result.items() if key != "reward")
+        for part in self._carried:
+            following.update(part.carry(frame, result))
         done = result["done"]
         if done.any():
             following.update(self.base.restart(done))
@@ -229,11 +241,14 @@ def _no_garbage_collection() -> Iterator[None]:
             gc.enable()
 
 
-def _base_of(env: EnvBase) -> BatchedMujocoEnv:
+def _parts_of(env: EnvBase) -> tuple[BatchedMujocoEnv, list[Transform]]:
+    """The batched environment, and the transforms around it."""
+    transforms: list[Transform] = []
     while isinstance(env, TransformedEnv):
         chain = list(env.transform) if isinstance(env.transform, Compose) else [env.transform]
         while chain:
             transform = chain.pop()
+            transforms.append(transform)
             if isinstance(transform, Compose):
                 chain.extend(transform)
             elif not isinstance(transform, RewardSum | TensorDictPrimer):
@@ -247,7 +262,7 @@ def _base_of(env: EnvBase) -> BatchedMujocoEnv:
             f"environment of type {type(env).__name__}: a lock-step rollout needs a BatchedMujocoEnv; use"
             " torchrl.collectors.Collector for others"
         )
-    return env
+    return env, transforms
 
 
 def _stack(now: list[Frame], after: list[dict[NestedKey, Tensor]], batch_size: torch.Size) -> TensorDict:

@@ -1,14 +1,6 @@
-"""Replay partitioned by task, and the contexts drawn from it."""
+"""Replay partitioned by task."""
 
-from peach_trl.data.context_sampler import ContextConfig, ContextSampler
 from peach_trl.data.task_replay import TaskReplayBuffer, TaskSampler
 from peach_trl.data.task_writer import PartitionedStorage, TaskWriter
 
-__all__ = [
-    "ContextConfig",
-    "ContextSampler",
-    "PartitionedStorage",
-    "TaskReplayBuffer",
-    "TaskSampler",
-    "TaskWriter",
-]
+__all__ = ["PartitionedStorage", "TaskReplayBuffer", "TaskSampler", "TaskWriter"]

@@ -176,9 +176,9 @@ class TaskReplayBuffer(TensorDictReplayBuffer):
         Args:
             tensordicts: flat [R], of any order of tasks and with any further keys. "task_id" int64 [R, 1] (may be
                 missing where ``num_tasks`` is 1). Where episodes are tracked, also "episode" int64 [R, 1], which tells
-                the episodes of this call apart; "kind" int64 [R, 1], 0 for real transitions, 1 for hindsight goals and
-                2 for penalties of subgoal tests; ("next", "reward") [R, 1]. The rows of an episode come in order of
-                time and all in one call.
+                the episodes of this call apart; "transition_type" int64 [R, 1], 0 for real transitions, 1 for hindsight
+                goals and 2 for penalties of subgoal tests; ("next", "reward") [R, 1]; and "meta_episode" int64 [R, 1],
+                if there are any. The rows of an episode come in order of time and all in one call.
             update_priority: unused, TorchRL's.
 
         Returns:

@@ -92,6 +92,7 @@ class TaskWriter(Writer):
         self._start = torch.full((num_tasks, episodes), -1, dtype=torch.int64)
         self._length = torch.zeros(num_tasks, episodes, dtype=torch.int64)
         self._returns = torch.zeros(num_tasks, episodes, dtype=torch.float64)
+        self._meta = torch.full((num_tasks, episodes), -1, dtype=torch.int64)
 
     def add(self, data: TensorDictBase) -> int:  # type: ignore[override]
         """Writes one row, as an episode of its own where episodes are tracked; returns its row in the storage."""
@@ -123,19 +124,20 @@ class TaskWriter(Writer):
         self.written += counts
         self._write_count += len(data)
         if self.episodes:
-            self._record(data.select("episode", "kind", ("next", "reward"))[order], task, position)
+            columns = data.select("episode", "transition_type", "meta_episode", ("next", "reward"), strict=False)
+            self._record(columns[order], task, position)
         return index
 
     def _check_keys(self, data: TensorDictBase) -> None:
         keys = set(data.keys(True, True))
-        needed = {"episode", "kind", ("next", "reward")} if self.episodes else set()
+        needed = {"episode", "transition_type", ("next", "reward")} if self.episodes else set()
         known = self._storage.keys or keys | needed
         missing, extra = (known | needed) - keys, keys - known
         if missing or extra:
             raise ValueError(
                 f"rows lack the keys {sorted(map(str, missing))} and bring the unknown keys {sorted(map(str, extra))}: "
-                'every call must bring the keys of the first one, and "episode", "kind" and ("next", "reward") where '
-                "episodes are tracked"
+                'every call must bring the keys of the first one, and "episode", "transition_type" and '
+                '("next", "reward") where episodes are tracked'
             )
 
     def _task_of(self, data: TensorDictBase) -> Tensor:
@@ -152,13 +154,13 @@ class TaskWriter(Writer):
         """Stable order of the rows by (task, episode, not real)."""
         if not self.episodes:
             return task.argsort(stable=True)
-        order = (data["kind"].reshape(-1) != 0).argsort(stable=True)
+        order = (data["transition_type"].reshape(-1) != 0).argsort(stable=True)
         order = order[data["episode"].reshape(-1)[order].argsort(stable=True)]
         return order[task[order].argsort(stable=True)]
 
     def _record(self, rows: TensorDictBase, task: Tensor, position: Tensor) -> None:
         """Enters the episodes of sorted rows in the table."""
-        episode, real = rows["episode"].reshape(-1), rows["kind"].reshape(-1) == 0
+        episode, real = rows["episode"].reshape(-1), rows["transition_type"].reshape(-1) == 0
         first = torch.ones_like(real)
         first[1:] = (task[1:] != task[:-1]) | (episode[1:] != episode[:-1])
         group = first.cumsum(0) - 1
@@ -174,6 +176,8 @@ class TaskWriter(Writer):
         self._start[slot] = position[first][has_rows][kept]
         self._length[slot] = length[has_rows][kept]
         self._returns[slot] = returns[has_rows][kept]
+        if "meta_episode" in rows.keys():
+            self._meta[slot] = rows["meta_episode"].reshape(-1)[first][has_rows][kept]
         self.seen += counts
         self._count_usable()
 
@@ -227,6 +231,10 @@ class TaskWriter(Writer):
         """Returns of episodes: the sums of the reward over their real rows, float64 of ``back``'s shape."""
         return self._returns.take(self._slot(tasks, back))
 
+    def meta_episodes(self, tasks: Tensor, back: Tensor) -> Tensor:
+        """The numbers of the meta-episodes of episodes, int64 of ``back``'s shape; -1 where they have none."""
+        return self._meta.take(self._slot(tasks, back))
+
     def best(self, tasks: Tensor, back: Tensor) -> Tensor:
         """The one of highest return among the last dimension of ``back`` [M, ..., n]: int64 [M, ...]."""
         return back.gather(-1, self.returns(tasks, back).argmax(-1, keepdim=True)).squeeze(-1)
@@ -239,6 +247,7 @@ class TaskWriter(Writer):
         for tensor in (self.written, self.seen, self.usable, self._length, self._returns):
             tensor.zero_()
         self._start.fill_(-1)
+        self._meta.fill_(-1)
         if empty_write_count:
             self._write_count = 0
 
@@ -252,6 +261,7 @@ class TaskWriter(Writer):
             "start": self._start.clone(),
             "length": self._length.clone(),
             "returns": self._returns.clone(),
+            "meta": self._meta.clone(),
         }
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
@@ -267,7 +277,7 @@ class TaskWriter(Writer):
         self._write_count = state_dict["write_count"]
         self.written, self.seen = state_dict["written"].clone(), state_dict["seen"].clone()
         self._start, self._length = state_dict["start"].clone(), state_dict["length"].clone()
-        self._returns = state_dict["returns"].clone()
+        self._returns, self._meta = state_dict["returns"].clone(), state_dict["meta"].clone()
         self._count_usable()
 
     def dumps(self, path: str | Path) -> None:

@@ -17,6 +17,7 @@ from torch import Tensor
 
 from peach_trl.config import ConfigError, option
 from peach_trl.envs.batched_mujoco import BatchedMujocoEnv, EnvOptions
+from peach_trl.envs.errors import NOT_FINITE
 from peach_trl.envs.goal_space import GoalSpace
 from peach_trl.envs.tasks import TaskLibrary, half_circle_tasks
 
@@ -43,6 +44,7 @@ class PointConfig:
     test_tasks: int = option(low=1, help="number of test tasks")
     task_seed: int = option(low=0, help="seed of the goals, apart from the seed of the run")
     threads: int = option(low=1, help="threads that step the simulations; results do not depend on it")
+    not_finite: str = option(choices=NOT_FINITE, help="what a row whose simulation breaks does")
 
     def __post_init__(self) -> None:
         """Checks what involves several fields."""
@@ -58,8 +60,15 @@ class PointConfig:
 
     def make_env(self, library: TaskLibrary, tasks: Tensor, *, known_goal: bool, seed: int) -> PointEnv:
         """One row for each of ``tasks`` [N]."""
-        options: EnvOptions = {"known_goal": known_goal, "seed": seed, "not_finite": "truncate"}
-        return PointEnv(self, len(tasks), library=library, tasks=tasks, **options)
+        return PointEnv(
+            self,
+            len(tasks),
+            library=library,
+            tasks=tasks,
+            known_goal=known_goal,
+            seed=seed,
+            not_finite=self.not_finite,  # type: ignore[arg-type]
+        )
 
 
 class PointEnv(BatchedMujocoEnv):
@@ -86,6 +95,7 @@ class PointEnv(BatchedMujocoEnv):
         >>> config = PointConfig(
         ...     arena=10.0, horizon=200, radius=8.0, goal_tolerance=2.5, subgoal_tolerance=0.5, speed=0.25,
         ...     frame_skip=5, train_tasks=30, validation_tasks=15, test_tasks=15, task_seed=0, threads=1,
+        ...     not_finite="raise",
         ... )
         >>> env = PointEnv(config, num_envs=4, seed=0)
         >>> rollout = env.rollout(3)

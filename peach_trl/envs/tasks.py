@@ -115,7 +115,14 @@ class TaskLibrary:
 
 
 def draw_library(
-    name: str, draw: Callable[[int, torch.Generator], Tensor], *, train: int, validation: int, test: int, seed: int
+    name: str,
+    draw: Callable[[int, torch.Generator], Tensor],
+    *,
+    train: int,
+    validation: int,
+    test: int,
+    seed: int,
+    stream: str = "tasks",
 ) -> TaskLibrary:
     """A library whose splits are drawn one by one, each from its own stream: no split's size changes another's tasks.
 
@@ -126,6 +133,7 @@ def draw_library(
         validation: number of validation tasks, the ids that follow.
         test: number of test tasks, the last ids.
         seed: fixes all the tasks.
+        stream: name of the random streams; another name gives other tasks.
 
     Examples:
         >>> def velocities(size, generator):
@@ -138,14 +146,14 @@ def draw_library(
     for split, size in (("train", train), ("validation", validation), ("test", test)):
         if size < 1:
             raise ValueError(f"{split} = {size}: each split needs at least 1 task")
-        parameters.append(draw(size, named_generator(f"tasks/{split}", seed)))
+        parameters.append(draw(size, named_generator(f"{stream}/{split}", seed)))
         splits[split] = torch.arange(start, start + size)
         start += size
     return TaskLibrary(torch.cat(parameters), splits, name)
 
 
 def half_circle_tasks(
-    radius: float, train: int, validation: int, test: int, seed: int, name: str = "HalfCircle-v1"
+    radius: float, train: int, validation: int, test: int, seed: int, name: str = "HalfCircle-v2"
 ) -> TaskLibrary:
     """Goals (x, y) on a half circle around the origin, one in each of as many equal arcs as a split has tasks.
 
@@ -166,7 +174,7 @@ def half_circle_tasks(
         (tensor([5, 6]), True)
     """
     draw = partial(half_circle_goals, radius=radius)
-    return draw_library(name, draw, train=train, validation=validation, test=test, seed=seed)
+    return draw_library(name, draw, train=train, validation=validation, test=test, seed=seed, stream=f"{name}/tasks")
 
 
 def half_circle_goals(size: int, generator: torch.Generator, radius: float) -> Tensor:

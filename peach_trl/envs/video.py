@@ -215,7 +215,7 @@ def record_video(
     Examples:
         ::
 
-            policy = agent.make_policy(library.num_tasks)
+            policy = agent.make_policy()
             env = make_env(config, library, library.split("test"), policy)
             record_video(env, policy, "test.mp4", rows=(0, 7, 14))
     """

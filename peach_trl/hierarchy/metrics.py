@@ -20,12 +20,12 @@ def level_metrics(hierarchy: Hierarchy, batch: TensorDictBase) -> dict[str, floa
 
     Examples:
         >>> import torch
-        >>> from peach_trl.experiment import Config, make_agent, make_env, make_library
+        >>> from peach_trl.experiment import PeachConfig, make_agent, make_env, make_library
         >>> from peach_trl.utils import load_config
-        >>> config = load_config(Config, "peach", "configs", ["env.horizon=40"])
+        >>> config = load_config(PeachConfig, "peach", "configs", ["env.horizon=40"])
         >>> library = make_library(config)
         >>> agent = make_agent(config, library)
-        >>> policy = agent.make_policy(library.num_tasks)
+        >>> policy = agent.make_policy()
         >>> batch = make_env(config, library, torch.arange(3), policy).rollout(40, policy)
         >>> sorted(level_metrics(agent.hierarchy, batch))
         ['success/level_0', 'tested/level_0']

@@ -1,9 +1,10 @@
 """The hierarchy as a policy: all environments in lock-step, its goals and clocks carried in the TensorDict.
 
-Three TensorDictModules make one policy, each usable alone: :class:`HierarchyClock`, ``PosteriorState`` and
-:class:`HierarchyActor`; :class:`HierarchyPolicy` is the sequence of them. The clock says which levels act, the
-posterior (PEACH and PEARL only) hands the top level its z, and the actor lets the acting levels propose, from the top
-down. Nothing is recursive: one call is one environment step of every row.
+Three TensorDictModules make one policy, each usable alone: :class:`HierarchyClock`,
+:class:`~peach_trl.context.tracker.BeliefTracker` and :class:`HierarchyActor`; :class:`HierarchyPolicy` is the sequence
+of them. The clock says which levels act, the tracker (PEACH and PEARL only) hands the top level what is known of the
+task, and the actor lets the acting levels propose, from the top down. Nothing is recursive: one call is one environment
+step of every row.
 """
 
 from __future__ import annotations
@@ -22,10 +23,11 @@ from torchrl.modules import ProbabilisticActor
 
 from peach_trl.distributions import UnitTanhNormal
 from peach_trl.hierarchy.structure import NO_LIMIT, Hierarchy
+from peach_trl.modules.carried import CarriedState
 from peach_trl.seeding import ProcessGenerator
 
 if TYPE_CHECKING:
-    from peach_trl.modules.posterior import PosteriorState
+    from peach_trl.context.tracker import BeliefTracker
 
 UNSTARTED = -1  # what the primer writes into ``attempts`` at a reset
 
@@ -60,7 +62,7 @@ class HierarchyClock(TensorDictModuleBase):
         observation, before = tensordict.get("observation"), tensordict.get(("hierarchy", "attempts"))
         start = before[..., :1] == UNSTARTED
         achieved = None
-        if self.hierarchy.config.clock != "fixed":  # which ends attempts whatever was achieved
+        if self.hierarchy.config.clock != "time":  # which ends attempts whatever was achieved
             goals, end_goal = tensordict.get(("hierarchy", "goal"), None), tensordict.get("goal", None)
             achieved = self.hierarchy.achieved(observation, goals, end_goal)
         end, acts, used = self.hierarchy.attempt_ends(achieved, before, start)
@@ -81,7 +83,7 @@ class HierarchyActor(TensorDictModuleBase):
     Reads ``observation`` [N, D], ``("hierarchy", "acts" | "goal" | "tested")`` and what the top actor reads (``z``,
     ``goal``); writes ``action`` [N, A], ``("hierarchy", "goal")`` [N, h, G] (the subgoals in force, in the units of
     the subgoal space), ``("hierarchy", "tested")`` bool [N, L] and ``("hierarchy", "proposal")`` [N, P], the top
-    level's proposal in force.
+    level's proposal in force. Goals and proposals stay when a row is reset, until the levels propose anew.
 
     Under ``ExplorationType.RANDOM`` levels explore: actors with a distribution sample from it, deterministic ones get
     Gaussian noise, and a share of proposals is uniform; with probability lambda a proposal is tested, and everything
@@ -110,12 +112,14 @@ class HierarchyActor(TensorDictModuleBase):
         shares[-1] = config.top_random_share
         self.register_buffer("random_share", shares)
         self._generator = ProcessGenerator("exploration")
+        self._holds = config.top_random_hold > 1
         self.in_keys = [
             "observation",
             ("hierarchy", "acts"),
+            *([("hierarchy", "held")] * self._holds),
             *(key for key in actors[-1].in_keys if key != "observation"),
         ]
-        self.out_keys = ["action", ("hierarchy", "proposal")]
+        self.out_keys = ["action", ("hierarchy", "proposal"), *([("hierarchy", "held")] * self._holds)]
         if hierarchy.depth > 1:
             state: list[NestedKey] = [("hierarchy", "goal"), ("hierarchy", "tested")]
             self.in_keys, self.out_keys = self.in_keys + state, self.out_keys + state
@@ -162,10 +166,20 @@ class HierarchyActor(TensorDictModuleBase):
         generator = self._generator.get()
         uniform = torch.empty_like(noisy).uniform_(-1, 1, generator=generator)
         coin = torch.rand((*noisy.shape[:-1], 1), generator=generator) < self.random_share[level]
+        if level == self.hierarchy.top and self._holds:
+            return self._hold(tensordict, coin, torch.where(coin, uniform, noisy))
         noisy = torch.where(coin, uniform, noisy)
         if level == self.hierarchy.top or tested is None:  # nothing tests the top
             return noisy
         return torch.where(tested[..., level, None], greedy(), noisy)
+
+    def _hold(self, tensordict: TensorDictBase, coin: Tensor, proposal: Tensor) -> Tensor:
+        """Holds the top level's uniform proposals for some decisions (Dabney et al. 2021, arXiv 2006.01782)."""
+        left, acts = tensordict.get(("hierarchy", "held")), tensordict.get(("hierarchy", "acts"))[..., -1:]
+        goes_on = (left > 0) & ~tensordict.get(("hierarchy", "start"))
+        fresh = torch.where(coin, self.hierarchy.config.top_random_hold - 1, 0)
+        tensordict.set(("hierarchy", "held"), torch.where(acts, torch.where(goes_on, left - 1, fresh), left))
+        return torch.where(goes_on, tensordict.get(("hierarchy", "proposal")), proposal)
 
     def _add_noise(self, proposal: Tensor) -> Tensor:
         noise = torch.randn(proposal.shape, generator=self._generator.get())
@@ -177,14 +191,16 @@ class HierarchyActor(TensorDictModuleBase):
             torch.rand(tensordict.batch_size, generator=self._generator.get()) < self.hierarchy.config.test_probability
         )
 
-    def make_tensordict_primer(self) -> TensorDictPrimer:
-        """The transform that adds goals, tests and the top's proposal to an environment, zero at a reset."""
+    def make_tensordict_primer(self) -> CarriedState:
+        """The transform that adds goals, tests and the top's proposal to an environment; zero at first."""
         hierarchy, space = self.hierarchy, self.hierarchy.subgoal_space
         state: dict[str, TensorSpec] = {"proposal": Unbounded(shape=hierarchy.proposal_dims[-1])}
+        if self._holds:
+            state["held"] = Unbounded(shape=1, dtype=torch.int64)
         if hierarchy.depth > 1:
             state["goal"] = Unbounded(shape=torch.Size([hierarchy.depth - 1, space.dim]))
             state["tested"] = Binary(hierarchy.depth, dtype=torch.bool)
-        return TensorDictPrimer(Composite({"hierarchy": Composite(state)}), default_value=0.0, expand_specs=True)
+        return CarriedState(Composite({"hierarchy": Composite(state)}), default_value=0.0, expand_specs=True)
 
 
 def _outputs_of(
@@ -211,29 +227,28 @@ def _outputs_of(
 
 
 class HierarchyPolicy(TensorDictSequential):
-    """The whole policy pi_h, ..., pi_0: clock, posterior (if there is a context variable) and actor, in sequence.
+    """The whole policy pi_h, ..., pi_0: clock, tracker (if there is a context variable) and actor, in sequence.
 
     Args:
         clock: says which levels act.
         actor: lets them propose.
-        posterior: hands the top level its z; ``None`` without a context variable.
+        tracker: hands the top level its belief; ``None`` without a context variable.
 
     Examples:
-        >>> from peach_trl.experiment import Config, make_agent, make_env, make_library
+        >>> from peach_trl.experiment import PeachConfig, make_agent, make_env, make_library
         >>> from peach_trl.utils import load_config
-        >>> config = load_config(Config, "peach", "configs", ["env.horizon=40"])
+        >>> config = load_config(PeachConfig, "peach", "configs", ["env.horizon=40"])
         >>> library = make_library(config)
-        >>> agent = make_agent(config, library)
-        >>> policy = agent.make_policy(library.num_tasks)
+        >>> policy = make_agent(config, library).make_policy()
         >>> batch = make_env(config, library, torch.arange(3), policy).rollout(40, policy)
         >>> batch["hierarchy", "acts"][0, :, 1].nonzero().flatten().tolist()  # when the top level of row 0 decides
         [0, 20]
-        >>> batch["hierarchy", "goal"].shape, batch["z"].shape
-        (torch.Size([3, 40, 1, 2]), torch.Size([3, 40, 5]))
+        >>> batch["hierarchy", "goal"].shape, batch["belief"].shape
+        (torch.Size([3, 40, 1, 2]), torch.Size([3, 40, 10]))
     """
 
-    def __init__(self, clock: HierarchyClock, actor: HierarchyActor, posterior: PosteriorState | None = None) -> None:
-        super().__init__(*([clock, actor] if posterior is None else [clock, posterior, actor]))
+    def __init__(self, clock: HierarchyClock, actor: HierarchyActor, tracker: BeliefTracker | None = None) -> None:
+        super().__init__(*([clock, actor] if tracker is None else [clock, tracker, actor]))
 
     @property
     def actor(self) -> HierarchyActor:
@@ -241,9 +256,9 @@ class HierarchyPolicy(TensorDictSequential):
         return cast(HierarchyActor, self.module[-1])
 
     @property
-    def posterior(self) -> PosteriorState | None:
-        """The posterior of every task, or ``None`` without a context variable."""
-        return cast("PosteriorState", self.module[1]) if len(self.module) == 3 else None
+    def tracker(self) -> BeliefTracker | None:
+        """The belief of every row, or ``None`` without a context variable."""
+        return cast("BeliefTracker", self.module[1]) if len(self.module) == 3 else None
 
     def set_top_random(self, share: float) -> None:
         """Sets the share of uniform proposals of the top level: 1 in a warm-up."""

@@ -17,7 +17,7 @@ from torchrl.data import TensorSpec
 from peach_trl.config import option
 from peach_trl.envs.goal_space import GoalSpace
 
-CLOCKS = ("official", "own", "fixed")
+CLOCKS = ("higher_goal", "own_goal", "time")
 NO_LIMIT = 2**31 - 1
 
 
@@ -36,12 +36,18 @@ class HierarchyConfig:
     random_share: float = option(low=0, high=1, help="share of uniform proposals of goal-reaching levels")
     noise: float = option(low=0, help="Gaussian noise of goal-reaching levels, in half-ranges of the proposal space")
     top_random_share: float = option(low=0, high=1, help="share of uniform proposals of the top level")
+    top_random_hold: int = option(low=1, help="decisions that a uniform proposal of the top level is held for")
 
     @property
     def k(self) -> int:
         """Decisions that a goal-reaching level may spend on one goal: the smallest k with k^h >= decision_steps."""
         h = self.depth - 1
         return 1 if h == 0 else next(k for k in range(1, self.decision_steps + 1) if k**h >= self.decision_steps)
+
+    @property
+    def top_steps(self) -> int:
+        """k^h, the environment steps of one decision of the top level, at most."""
+        return self.k ** (self.depth - 1)
 
 
 class Hierarchy:
@@ -56,8 +62,9 @@ class Hierarchy:
 
     Examples:
         >>> from torchrl.data import Bounded
-        >>> config = HierarchyConfig(depth=3, decision_steps=20, clock="own", subgoal="relative", subgoal_reach=0.15,
-        ...     test_probability=0.3, random_share=0.2, noise=0.1, top_random_share=0.0)
+        >>> config = HierarchyConfig(depth=3, decision_steps=20, clock="own_goal", subgoal="relative",
+        ...     subgoal_reach=0.15, test_probability=0.3, random_share=0.2, noise=0.1, top_random_share=0.0,
+        ...     top_random_hold=1)
         >>> space = GoalSpace([0, 1], low=[-10.0, -10.0], high=[10.0, 10.0], tolerance=0.5, metric="euclidean")
         >>> hierarchy = Hierarchy(config, Bounded(-1, 1, shape=(2,)), space)
         >>> hierarchy.k, hierarchy.horizons.tolist()[:2], hierarchy.proposal_dims
@@ -144,28 +151,29 @@ class Hierarchy:
             columns.append(self.goal_space.achieved(observation, end_goal))
         return torch.stack(columns, -1)
 
-    def attempt_ends(self, achieved: Tensor | None, attempts: Tensor, out: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    def attempt_ends(self, achieved: Tensor | None, attempts: Tensor, done: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """Which attempts end with a step, which levels decide after it, and how many decisions each attempt has used.
 
-        A level's decision ends where its child's attempt ends; its own attempt may then end too. Clocks: ``official``:
-        a goal of this level or of any above it is achieved; ``own``: its own goal is; ``fixed``: neither counts.
-        Every clock also ends an attempt whose decisions are used up, or with the episode.
+        A level's decision ends where its child's attempt ends; its own attempt may then end too. Clocks, named by what
+        ends an attempt: ``higher_goal``: a goal of this level or of any above it is achieved, as in HAC's official
+        code; ``own_goal``: its own goal is; ``time``: only its k decisions, the literal k^i of the source. Every clock
+        also ends an attempt whose decisions are used up, or with the episode.
 
         Args:
-            achieved: after the step, bool [..., L]; ``None`` will do for the clock ``fixed``.
+            achieved: after the step, bool [..., L]; ``None`` will do for the clock ``time``.
             attempts: decisions used before the step, int [..., L].
-            out: the episode ends with the step, bool [..., 1].
+            done: the episode ends with the step, bool [..., 1].
 
         Returns:
             ``(end, acts, used)``, each [..., L]; the bottom level always decides.
         """
-        over = (attempts >= self._last) | out
-        if self.config.clock != "fixed":
+        over = (attempts >= self._last) | done
+        if self.config.clock != "time":
             assert achieved is not None
-            official = self.config.clock == "official"
-            over |= achieved.flip(-1).cumsum(-1).flip(-1) > 0 if official else achieved
+            higher = self.config.clock == "higher_goal"
+            over |= achieved.flip(-1).cumsum(-1).flip(-1) > 0 if higher else achieved
         end = over.cumprod(-1).bool()  # no attempt ends before its child's
-        acts = torch.cat([torch.ones_like(out), end[..., :-1]], -1)
+        acts = torch.cat([torch.ones_like(done), end[..., :-1]], -1)
         return end, acts, attempts + acts
 
     def recorded_ends(self, batch: TensorDictBase) -> tuple[Tensor, Tensor, Tensor]:

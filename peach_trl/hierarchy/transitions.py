@@ -21,7 +21,7 @@ from peach_trl.envs.goal_space import GoalSpace
 from peach_trl.hierarchy.structure import Hierarchy
 from peach_trl.seeding import named_generator
 
-#: Values of a transition's ``kind``.
+#: Values of a transition's ``transition_type``.
 HINDSIGHT_ACTION, HINDSIGHT_GOAL, SUBGOAL_TEST = 0, 1, 2
 
 
@@ -31,7 +31,6 @@ class TransitionsConfig:
 
     hindsight_goals: int = option(low=0, help="hindsight goals per attempt; the last state reached is always one")
     reward_scale: float = option(above=0, help="factor on the task's rewards, summed over a decision of the top level")
-    test_penalty: float = option(low=0, help="what a failed subgoal test costs the top level, in scaled reward")
 
 
 _Columns: TypeAlias = dict[str | tuple[str, str], Tensor]  # [M, ...] each
@@ -52,11 +51,16 @@ class LevelTransitions:
 
     Calling it with a batch [N, T] gives a list of L TensorDicts, bottom up, each a flat batch of transitions with
     ``observation``, ``action`` (a proposal in [-1, 1]), ``task_id``, ``episode`` (numbers the episodes within the
-    call), ``kind`` and ``("next", "observation" | "reward" | "done" | "terminated")``. Levels that reach for a goal
-    also have ``goal`` and ``("next", "goal")``; rewards are 0 and terminated where the goal is achieved, else -1; using
-    up the attempts is not terminal. A top level that follows the task has the scaled sum of the task's rewards, the
-    ``goal`` only if the environment shows it, and ``steps_to_next_obs``, the environment steps of the decision, from
-    which TorchRL's value estimators discount per step.
+    call), ``transition_type`` and ``("next", "observation" | "reward" | "done" | "terminated")``. Levels that reach
+    for a goal also have ``goal`` and ``("next", "goal")``; rewards are 0 and terminated where the goal is achieved,
+    else -1; using up the attempts is not terminal. Hindsight goals and missed subgoal tests are rows of their own, by
+    ``transition_type``.
+
+    A top level whose objective is the task's reward has one row a decision: the scaled sum of the task's rewards, the
+    ``goal`` only if the environment shows it, ``steps_to_next_obs``, the environment steps of the decision, from which
+    TorchRL's value estimators discount per step, and above a lower level ``proposal`` [M, P] and ``missed`` bool
+    [M, 1]: it was tested, and missed with the attempts used up. ``meta_episode`` [M, 1] numbers the meta-episodes of
+    all rows, if the policy tracks a belief.
 
     Args:
         hierarchy: the hierarchy that recorded the batches.
@@ -64,17 +68,17 @@ class LevelTransitions:
         seed: for drawing hindsight goals.
 
     Examples:
-        >>> from peach_trl.experiment import Config, make_agent, make_env, make_library
+        >>> from peach_trl.experiment import PeachConfig, make_agent, make_env, make_library
         >>> from peach_trl.utils import load_config
-        >>> config = load_config(Config, "peach", "configs", ["env.horizon=40"])
+        >>> config = load_config(PeachConfig, "peach", "configs", ["env.horizon=40"])
         >>> library = make_library(config)
         >>> agent = make_agent(config, library)
-        >>> policy = agent.make_policy(library.num_tasks)
+        >>> policy = agent.make_policy()
         >>> batch = make_env(config, library, torch.arange(3), policy).rollout(40, policy)  # 3 rows, 40 steps
         >>> level_0, top = LevelTransitions(agent.hierarchy, config.transitions, seed=0)(batch)
         >>> top["observation"].shape, top["action"].shape, top["steps_to_next_obs"].flatten().tolist()
         (torch.Size([6, 4]), torch.Size([6, 2]), [20, 20, 20, 20, 20, 20])
-        >>> int((level_0["kind"] == HINDSIGHT_ACTION).sum())
+        >>> int((level_0["transition_type"] == HINDSIGHT_ACTION).sum())
         120
     """
 
@@ -100,12 +104,12 @@ class LevelTransitions:
         if batch.ndim != 2:
             raise ValueError(f"a recorded batch must be [environments, time], got {list(batch.shape)}")
         steps = self._recorded(batch)
-        first = torch.zeros(steps.shape[0], 1, dtype=torch.int64)
+        first = torch.zeros(steps.shape[0], 1, dtype=torch.int64)  # where each row's unconverted steps begin
         if self._tail is not None and self._tail_start is not None:
             first = self._tail_start
             steps = _cat([self._tail, steps], 1)
         time = torch.arange(1, steps.shape[1] + 1)
-        stop = torch.maximum((time * steps["out"]).amax(1, keepdim=True), first)  # whole episodes end here
+        stop = torch.maximum((time * steps["done"]).amax(1, keepdim=True), first)  # whole episodes end here
         width = int((steps.shape[1] - stop).max())
         self._tail = steps[:, steps.shape[1] - width :].clone() if width else None
         self._tail_start = stop - (steps.shape[1] - width)
@@ -126,8 +130,11 @@ class LevelTransitions:
             "task_id": batch["task_id"],
             "action": self.hierarchy.encode(0, batch["observation"], batch["action"]),
             "draw": batch.get("hindsight_draw", None),
-            **{"out": batch["next", "done"].squeeze(-1), "achieved": achieved, "end": end, "used": used},
+            **{"done": batch["next", "done"].squeeze(-1), "achieved": achieved, "end": end, "used": used},
         }
+        number = batch.get(("context", "meta_episode"), None)
+        if number is not None:  # one number for each row's meta-episodes
+            steps["meta_episode"] = number * len(number) + torch.arange(len(number)).view(-1, 1, 1)
         if steps["draw"] is None:
             shape = (*batch.shape, max(self.config.hindsight_goals - 1, 0))
             steps["draw"] = torch.rand(shape, generator=self._generator)
@@ -139,13 +146,18 @@ class LevelTransitions:
 
     def _level(self, level: int, flat: TensorDictBase, steps: TensorDictBase, valid: Tensor) -> TensorDict:
         decisions = self._decisions(level, steps, valid)
-        rows = self._hindsight_action(level, flat, steps, decisions)
+        rows = self._rows(level, flat, steps, decisions)
         copies = []
         space = self.hierarchy.space_of(level)
         if space is not None:
             copies += self._hindsight_goal(space, flat, decisions, rows)
         if level > 0:
-            copies.append(self._subgoal_test(level, flat, decisions, rows))
+            missed = self._missed(level, flat, decisions)
+            proposal = self.hierarchy.encode(level, rows["observation"], flat["subgoals"][decisions.start, level - 1])
+            if space is None:
+                rows["missed"], rows["proposal"] = missed.unsqueeze(-1), proposal
+            else:
+                copies.append(self._subgoal_test(missed, proposal))
         return _with_copies(rows, copies)
 
     def _decisions(self, level: int, steps: TensorDictBase, valid: Tensor) -> _Decisions:
@@ -159,9 +171,7 @@ class LevelTransitions:
             )
         return _Decisions(start, end, steps["end"][..., level].reshape(-1)[end])
 
-    def _hindsight_action(
-        self, level: int, flat: TensorDictBase, steps: TensorDictBase, decisions: _Decisions
-    ) -> _Columns:
+    def _rows(self, level: int, flat: TensorDictBase, steps: TensorDictBase, decisions: _Decisions) -> _Columns:
         hierarchy, start, end = self.hierarchy, decisions.start, decisions.end
         observation, reached = flat["observation"].index_select(0, start), flat["reached"].index_select(0, end)
         if level == 0:
@@ -172,10 +182,10 @@ class LevelTransitions:
             "observation": observation,
             "action": action,
             "task_id": flat["task_id"][start],
-            "episode": _episodes(steps["out"])[start].unsqueeze(-1),
-            "kind": torch.full((len(start), 1), HINDSIGHT_ACTION),
+            "episode": _episodes(steps["done"])[start].unsqueeze(-1),
+            "transition_type": torch.full((len(start), 1), HINDSIGHT_ACTION),
             ("next", "observation"): reached,
-            ("next", "done"): flat["out"][end].unsqueeze(-1),
+            ("next", "done"): flat["done"][end].unsqueeze(-1),
         }
         if hierarchy.space_of(level) is None:
             total = flat["reward"].double().cumsum(0)
@@ -184,7 +194,9 @@ class LevelTransitions:
             rows["steps_to_next_obs"] = (end - start + 1).unsqueeze(-1)
             rows["next", "terminated"] = flat["terminated"][end].unsqueeze(-1)
         else:
-            rows.update(_goal_reward(flat["achieved"][end, level], flat["out"][end]))
+            rows.update(_goal_reward(flat["achieved"][end, level], flat["done"][end]))
+        if level == hierarchy.top and "meta_episode" in flat.keys():
+            rows["meta_episode"] = flat["meta_episode"][start]
         if level < hierarchy.top:
             rows["goal"] = rows["next", "goal"] = flat["subgoals"][start, level]
         elif "end_goal" in flat.keys():  # known, be it reached for, or only read by a top that follows the reward
@@ -203,7 +215,7 @@ class LevelTransitions:
         first_of = torch.cat([last_of.new_zeros(1), last_of[:-1] + 1])[: len(last_of)]
         length = last_of - first_of + 1
         draws = flat["draw"][decisions.start[first_of]]  # [attempts, goals - 1]
-        reached, out = space.project(rows["next", "observation"]), flat["out"][decisions.end]
+        reached, done = space.project(rows["next", "observation"]), flat["done"][decisions.end]
         copies: list[_Copies] = []
         for j in range(self.config.hindsight_goals):
             # Attempts that are shorter than the number of hindsight goals get fewer of them.
@@ -212,22 +224,24 @@ class LevelTransitions:
             keep = (number <= picked).nonzero().squeeze(-1)
             goal = reached.index_select(0, picked[keep])
             achieved = space.achieved(rows["next", "observation"].index_select(0, keep), goal)
-            changes: _Columns = {"goal": goal, **_goal_reward(achieved, out[keep])}
-            copies.append((keep, changes | {"kind": torch.full((len(keep), 1), HINDSIGHT_GOAL)}))
+            changes: _Columns = {"goal": goal, **_goal_reward(achieved, done[keep])}
+            copies.append((keep, changes | {"transition_type": torch.full((len(keep), 1), HINDSIGHT_GOAL)}))
         return copies
 
-    def _subgoal_test(self, level: int, flat: TensorDictBase, decisions: _Decisions, rows: _Columns) -> _Copies:
-        """Rows (s, p, r = -H, terminated) for tested proposals that the child missed with its attempts used up."""
+    def _missed(self, level: int, flat: TensorDictBase, decisions: _Decisions) -> Tensor:
+        """Which proposals were tested, and missed by the child with its attempts used up, bool [M]."""
         start, end, child = decisions.start, decisions.end, level - 1
         missed = flat["tested"][start, child] & ~flat["achieved"][end, child]
-        missed &= flat["used"][end, child] >= self.hierarchy.horizons[child]
+        return missed & (flat["used"][end, child] >= self.hierarchy.horizons[child])
+
+    def _subgoal_test(self, missed: Tensor, proposal: Tensor) -> _Copies:
+        """Rows (s, p, r = -H, terminated) for missed tests."""
         keep = missed.nonzero().squeeze(-1)
-        penalty = self.config.test_penalty if self.hierarchy.space_of(level) is None else float(self.hierarchy.k)
         over = torch.ones(len(keep), 1, dtype=torch.bool)
         return keep, {
-            "kind": torch.full((len(keep), 1), SUBGOAL_TEST),
-            "action": self.hierarchy.encode(level, rows["observation"][keep], flat["subgoals"][start[keep], child]),
-            ("next", "reward"): torch.full((len(keep), 1), -penalty),
+            "transition_type": torch.full((len(keep), 1), SUBGOAL_TEST),
+            "action": proposal[keep],
+            ("next", "reward"): torch.full((len(keep), 1), -float(self.hierarchy.k)),
             ("next", "terminated"): over,
             ("next", "done"): over,
         }
@@ -250,13 +264,13 @@ def _with_copies(rows: _Columns, copies: list[_Copies]) -> TensorDict:
     return TensorDict({**columns, "next": TensorDict(after, every.shape)}, every.shape)
 
 
-def _goal_reward(achieved: Tensor, out: Tensor) -> _Columns:
+def _goal_reward(achieved: Tensor, done: Tensor) -> _Columns:
     """Reward 0 and terminated where the goal is achieved, else reward -1; [M] to [M, 1] each."""
-    achieved, out = achieved.unsqueeze(-1), out.unsqueeze(-1)
+    achieved, done = achieved.unsqueeze(-1), done.unsqueeze(-1)
     return {
         ("next", "reward"): achieved.float() - 1,
         ("next", "terminated"): achieved,
-        ("next", "done"): achieved | out,
+        ("next", "done"): achieved | done,
     }
 
 
@@ -265,6 +279,7 @@ def _cat(parts: Sequence[TensorDictBase], dim: int = 0) -> TensorDict:
     return torch.cat(list(parts), dim)  # type: ignore[arg-type, return-value]
 
 
-def _episodes(out: Tensor) -> Tensor:
+def _episodes(done: Tensor) -> Tensor:
     """A number for the episode of each step, flat [N * T], distinct between rows."""
-    return out.flatten().cumsum(0) - out.flatten().long() + torch.arange(out.shape[0]).repeat_interleave(out.shape[1])
+    before = done.flatten().cumsum(0) - done.flatten().long()
+    return before + torch.arange(done.shape[0]).repeat_interleave(done.shape[1])

@@ -1,16 +1,23 @@
-"""Networks of the levels, the context encoder, and the posterior over z."""
+"""Networks of the levels, and state of a policy that outlives an episode."""
 
-from peach_trl.modules.encoder import ContextEncoder, EncoderConfig, product_of_gaussians, sample_latent
-from peach_trl.modules.networks import NetworkConfig, make_goal_level, make_top
-from peach_trl.modules.posterior import PosteriorState
+from peach_trl.modules.carried import CarriedState
+from peach_trl.modules.networks import (
+    BoundedValue,
+    FeatureNet,
+    Features,
+    NetworkConfig,
+    deterministic_actor,
+    observation_scale,
+    stochastic_actor,
+)
 
 __all__ = [
-    "ContextEncoder",
-    "EncoderConfig",
+    "BoundedValue",
+    "CarriedState",
+    "FeatureNet",
+    "Features",
     "NetworkConfig",
-    "PosteriorState",
-    "make_goal_level",
-    "make_top",
-    "product_of_gaussians",
-    "sample_latent",
+    "deterministic_actor",
+    "observation_scale",
+    "stochastic_actor",
 ]

@@ -1,7 +1,4 @@
-"""Actors and critics of the levels, built from specs; every proposal lies in [-1, 1].
-
-Every builder returns a TensorDictModule that TorchRL's losses take as it is.
-"""
+"""Networks of the levels, built from specs; every proposal lies in [-1, 1]."""
 
 from __future__ import annotations
 
@@ -12,12 +9,11 @@ import torch
 from tensordict.nn import NormalParamExtractor, TensorDictModule
 from torch import Tensor, nn
 from torchrl.data import Bounded, TensorSpec
-from torchrl.modules import MLP, ProbabilisticActor, ValueOperator
+from torchrl.modules import MLP, ProbabilisticActor
 
 from peach_trl.config import option
 from peach_trl.distributions import UnitTanhNormal
 from peach_trl.envs.goal_space import GoalSpace
-from peach_trl.hierarchy.structure import Hierarchy
 
 
 @dataclass(frozen=True)
@@ -143,59 +139,3 @@ def stochastic_actor(net: nn.Module, in_keys: Sequence[str]) -> ProbabilisticAct
         distribution_class=UnitTanhNormal,
         return_log_prob=True,
     )
-
-
-def top_inputs(latent_dim: int, known_goal: bool) -> list[str]:
-    """What the top level reads: s, and the task as it knows it: z, the goal itself (oracle), or nothing (HAC)."""
-    return ["observation"] + ["goal"] * known_goal + ["z"] * (latent_dim > 0)
-
-
-def make_top(
-    hierarchy: Hierarchy, observation_spec: TensorSpec, latent_dim: int, goal: GoalSpace | None, config: NetworkConfig
-) -> tuple[ProbabilisticActor, list[TensorDictModule]]:
-    """The top level that follows the task's reward: pi_h(s, z) and two critics Q(s, a, z).
-
-    Args:
-        hierarchy: for the dimension of the top's proposal.
-        observation_spec: spec of s.
-        latent_dim: Z, 0 for none.
-        goal: the space of a known goal that the top reads (the oracle), else ``None``.
-        config: hidden layers.
-    """
-    dim, keys = hierarchy.proposal_dims[-1], top_inputs(latent_dim, goal is not None)
-
-    def net(extra: int, out: int, cells: Sequence[int], norm: bool) -> FeatureNet:
-        return FeatureNet(Features(observation_spec, goal), latent_dim + extra, out, cells, norm)
-
-    actor = stochastic_actor(net(0, 2 * dim, config.actor_cells, False), keys)
-    nets = [net(dim, 1, config.critic_cells, config.critic_norm) for _ in range(2)]
-    return actor, [ValueOperator(net, in_keys=[*keys, "action"]) for net in nets]
-
-
-def make_goal_level(
-    hierarchy: Hierarchy, level: int, observation_spec: TensorSpec, stochastic: bool, config: NetworkConfig
-) -> tuple[TensorDictModule, list[TensorDictModule]]:
-    """A goal-reaching level: pi_i(s, g_i) and two critics Q_i(s, g_i, a), bounded to [-H, 0].
-
-    Args:
-        hierarchy: for the goal's space and range, and H.
-        level: index from the bottom.
-        observation_spec: spec of s.
-        stochastic: a squashed Gaussian (SAC) rather than a deterministic actor (TD3).
-        config: hidden layers.
-    """
-    space, dim, keys = hierarchy.space_of(level), hierarchy.proposal_dims[level], ["observation", "goal"]
-    if space is None:
-        raise ValueError(f"level {level} follows the task's reward: build it with make_top")
-    near = level < hierarchy.top and hierarchy.config.subgoal == "relative"
-
-    def net(extra: int, out: int, cells: Sequence[int], norm: bool = False) -> FeatureNet:
-        features = Features(observation_spec, space, hierarchy.reach[level + 1] if near else None)
-        return FeatureNet(features, extra, out, cells, norm)
-
-    if stochastic:
-        actor = stochastic_actor(net(0, 2 * dim, config.actor_cells), keys)
-    else:
-        actor = deterministic_actor(net(0, dim, config.actor_cells), keys)
-    nets = [BoundedValue(net(dim, 1, config.critic_cells, config.critic_norm), float(hierarchy.k)) for _ in range(2)]
-    return actor, [ValueOperator(net, in_keys=[*keys, "action"]) for net in nets]

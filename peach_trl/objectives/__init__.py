@@ -1,7 +1,7 @@
 """Losses of the top level, of the goal-reaching levels and of the context encoder."""
 
-from peach_trl.objectives.context_sac import ContextSACLoss
+from peach_trl.objectives.context import ContextMixin, ContextSACLoss
 from peach_trl.objectives.goal import BoundedTD0Estimator, GoalLossConfig, make_goal_loss
 from peach_trl.objectives.kl import KLLoss
 
-__all__ = ["BoundedTD0Estimator", "ContextSACLoss", "GoalLossConfig", "KLLoss", "make_goal_loss"]
+__all__ = ["BoundedTD0Estimator", "ContextMixin", "ContextSACLoss", "GoalLossConfig", "KLLoss", "make_goal_loss"]

@@ -9,14 +9,14 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import cast
 
-from tensordict.nn import ProbabilisticTensorDictSequential, TensorDictModule
+from tensordict.nn import TensorDictModule
 from torch import Tensor
 from torchrl.objectives import SACLoss, TD3Loss
 from torchrl.objectives.value import TD0Estimator
 
 from peach_trl.config import option
+from peach_trl.objectives.sac import make_sac
 
 
 @dataclass(frozen=True)
@@ -72,9 +72,9 @@ def make_goal_loss(
         config: which algorithm, discount, noise.
 
     Examples:
-        >>> from peach_trl.experiment import Config, make_agent, make_library
+        >>> from peach_trl.experiment import PeachConfig, make_agent, make_library
         >>> from peach_trl.utils import load_config
-        >>> config = load_config(Config, "peach", "configs", ["lower.algorithm=sac"])
+        >>> config = load_config(PeachConfig, "peach", "configs", ["lower.algorithm=sac"])
         >>> loss = make_agent(config, make_library(config)).levels[0].loss  # made by this function
         >>> type(loss).__name__, loss.value_estimator.low, loss.value_estimator.high
         ('SACLoss', -20.0, 0.0)
@@ -89,15 +89,7 @@ def make_goal_loss(
             noise_clip=config.noise_clip,
         )
     else:
-        loss = SACLoss(
-            cast(ProbabilisticTensorDictSequential, actor),
-            list(critics),
-            alpha_init=config.alpha,
-            fixed_alpha=True,
-            target_entropy=0.0,
-            loss_function="l2",
-        )
-        loss.target_entropy  # noqa: B018  SACLoss registers it when it is first read: now, so that state dicts fit
+        loss = make_sac(SACLoss, actor, critics, config.alpha)
     loss.make_value_estimator(
         BoundedTD0Estimator,  # type: ignore[arg-type]
         gamma=config.gamma,

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -104,6 +104,12 @@ class MazeLayout:
             walls.append(Wall(row, column, below - row, right - column))
         return walls
 
+    def rectangles(self, size: float) -> np.ndarray:
+        """The walls as (x_low, y_low, x_high, y_high), ``[W, 4]`` in metres, for cells ``size`` metres wide."""
+        row, column, rows, columns = np.array(self.walls()).T
+        x, y = column - self.columns / 2, self.rows / 2 - row - rows
+        return size * np.stack([x, y, x + columns, y + rows], axis=1)
+
     def _reached(self) -> np.ndarray:
         """Which cells can be reached from the start by steps to the four neighbours, bool ``[rows, columns]``."""
         reached = np.zeros_like(self._free)
@@ -114,6 +120,22 @@ class MazeLayout:
                 reached[row, column] = True
                 frontier += [(row + 1, column), (row - 1, column), (row, column + 1), (row, column - 1)]
         return reached
+
+
+def maze_walls(family: Any) -> np.ndarray | None:
+    """The walls of a maze as (x_low, y_low, x_high, y_high), ``[W, 4]`` in metres; None where there are none.
+
+    Args:
+        family: a class of environments, or one of these, also transformed. It is a maze if it has a ``layout`` and the
+            width of a ``cell``.
+
+    Examples:
+        >>> from peach_trl.envs.families.mazes import PointUMaze
+        >>> maze_walls(PointUMaze)[0]  # the outer wall at the top: 5 x 1 cells of 1 m
+        array([-2.5,  1.5,  2.5,  2.5])
+    """
+    layout = getattr(family, "layout", None)
+    return layout.rectangles(family.cell) if isinstance(layout, MazeLayout) else None
 
 
 U_MAZE = MazeLayout("""

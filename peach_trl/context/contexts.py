@@ -1,4 +1,8 @@
-"""Contexts c^i ~ S_c(B^i): the transitions from which the encoder infers a task."""
+"""Contexts c^i ~ S_c(B^i), as the source has them: transitions of the task's replay, whoever collected them.
+
+Only the literal variant of Algorithm 1 needs these; a belief that is part of the state learns from
+:mod:`peach_trl.context.sequences`.
+"""
 
 from __future__ import annotations
 
@@ -69,7 +73,7 @@ class ContextSampler:
         >>> buffer = TaskReplayBuffer(num_tasks=2, capacity=10, episodes=4, seed=0)
         >>> zeros = torch.zeros(3, 1, dtype=torch.int64)
         >>> reward = TensorDict({"reward": torch.ones(3, 1)}, [3])
-        >>> rows = {"task_id": zeros, "episode": zeros, "kind": zeros, "x": torch.tensor([1.0, 2.0, 3.0])}
+        >>> rows = {"task_id": zeros, "episode": zeros, "transition_type": zeros, "x": torch.tensor([1.0, 2.0, 3.0])}
         >>> _ = buffer.extend(TensorDict({**rows, "next": reward}, [3]))
         >>> config = ContextConfig(
         ...     transitions=4, episodes=1, recent=4, best_probability=0.0, best_of=1, empty_probability=0.0,

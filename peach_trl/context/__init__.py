@@ -1,0 +1,32 @@
+"""What is the task? The context variable z: encoder, belief, tracker and the sequences that they learn from."""
+
+from peach_trl.context.belief import (
+    Attention,
+    Belief,
+    BeliefConfig,
+    GaussianProduct,
+    Recurrent,
+    SummedBelief,
+    make_belief,
+    parameters,
+)
+from peach_trl.context.encoder import ContextEncoder, Transition
+from peach_trl.context.sequences import SequenceConfig, SequenceSampler
+from peach_trl.context.tracker import BeliefTracker, context_key
+
+__all__ = [
+    "Attention",
+    "Belief",
+    "BeliefConfig",
+    "BeliefTracker",
+    "ContextEncoder",
+    "GaussianProduct",
+    "Recurrent",
+    "SequenceConfig",
+    "SequenceSampler",
+    "SummedBelief",
+    "Transition",
+    "context_key",
+    "make_belief",
+    "parameters",
+]

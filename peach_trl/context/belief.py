@@ -1,0 +1,372 @@
+"""The belief about the task: what is known of it after the decisions so far, as a state that grows with evidence.
+
+A belief has a state, one vector of numbers, which is zero where nothing is known, takes in one decision of the top
+level after the other, and gives a Gaussian over the context variable z at any time. There are three:
+
+- :class:`GaussianProduct`: PEARL's product of Gaussians, one a transition (Rakelly et al. 2019, arXiv 1903.08254,
+  section 4.1), here with the prior N(0, I) as one of the factors;
+- :class:`Attention`: learnt queries over the transitions (Lee et al. 2019, Set Transformer, arXiv 1810.00825, section
+  3.2: pooling by attention);
+- :class:`Recurrent`: a GRU, as RL^2 (Duan et al. 2016, arXiv 1611.02779) and VariBAD (Zintgraf et al. 2020, arXiv
+  1910.08348) have it.
+
+The first two do not depend on the order of the decisions.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+from torch.nn.functional import pad, softplus
+from torchrl.data import TensorSpec
+
+from peach_trl.config import ConfigError, option
+from peach_trl.context.encoder import ContextEncoder, Transition, import_encoder
+
+BELIEFS = ("product", "attention", "recurrent")
+
+
+@dataclass(frozen=True)
+class BeliefConfig:
+    """The context variable, its encoder and the belief; see ``configs/`` for values and comments."""
+
+    latent_dim: int = option(low=0, high=64, help="dimensions of the context variable z; 0 is no context at all")
+    belief: str = option(choices=BELIEFS, help="how the decisions so far are summed up")
+    encoder: str | None = option(help="an encoder of one's own, module:Class; null for ContextEncoder")
+    cells: tuple[int, ...] = option(low=1, help="units of the encoder's hidden layers")
+    norm: bool = option(help="layer normalisation in the encoder")
+    precision: str = option(
+        choices=("exponential", "softplus"), help="belief=product: the precision of one factor as a function of x"
+    )
+    features: int = option(low=1, help="belief=attention | recurrent: size of a transition's embedding")
+    decisions: int | None = option(low=1, help="the belief is made of the last so many decisions; null: of all")
+
+    def check(self) -> None:
+        """Refuses a window where there is none."""
+        if self.belief == "recurrent" and self.decisions is not None:
+            raise ConfigError(
+                f"decisions = {self.decisions}: a recurrent belief cannot forget; set it to null, or belief=product"
+            )
+
+
+class Belief(nn.Module):
+    """Base class: what trackers, losses and meta-tests ask of a belief.
+
+    Subclasses set ``state_dim`` and give :meth:`update`, :meth:`scan` and :meth:`posterior`.
+
+    Args:
+        encoder: maps (s, a, r, s') to what a single transition says.
+        latent_dim: dimensions of z, Z.
+    """
+
+    state_dim: int
+
+    def __init__(self, encoder: nn.Module, latent_dim: int) -> None:
+        super().__init__()
+        if latent_dim < 1:
+            raise ValueError(f"latent_dim = {latent_dim}: a belief needs at least 1 dimension; leave it out for none")
+        self.encoder, self.latent_dim = encoder, latent_dim
+
+    def initial(self, *batch_size: int) -> Tensor:
+        """The state where nothing is known, zeros [*batch_size, S]."""
+        return next(self.parameters()).new_zeros(*batch_size, self.state_dim)
+
+    def update(self, state: Tensor, transition: Transition) -> Tensor:
+        """The state [..., S] after one more transition, [..., S]."""
+        raise NotImplementedError
+
+    def scan(self, transitions: Transition, mask: Tensor | None = None) -> Tensor:
+        """The states before, between and after L transitions: [B, L + 1, S].
+
+        Args:
+            transitions: [B, L, ...], in order of time.
+            mask: bool [B, L], False where there is no transition; what lies behind the last one does not matter.
+        """
+        raise NotImplementedError
+
+    def posterior(self, state: Tensor) -> tuple[Tensor, Tensor]:
+        """Mean and standard deviation of q(z | c) for states [..., S], [..., Z] each."""
+        raise NotImplementedError
+
+    def read(self, state: Tensor) -> Tensor:
+        """What a level reads of the belief: the mean and the logarithm of the deviation, [..., 2 Z]."""
+        return parameters(*self.posterior(state))
+
+    def forward(self, transitions: Transition, mask: Tensor | None = None) -> tuple[Tensor, Tensor]:
+        """q(z | c) of whole contexts [B, L]: mean and standard deviation, [B, Z] each."""
+        return self.posterior(self.scan(transitions, mask)[:, -1])
+
+
+def parameters(loc: Tensor, scale: Tensor) -> Tensor:
+    """A Gaussian as the numbers that a level reads, b = [mean, log deviation], [..., 2 Z].
+
+    Examples:
+        >>> parameters(torch.zeros(2), torch.ones(2)).tolist()
+        [0.0, 0.0, 0.0, 0.0]
+    """
+    return torch.cat([loc, scale.log()], -1)
+
+
+class SummedBelief(Belief):
+    """A belief whose state is the sum of one vector a transition, so that a cumulative sum is all of a sequence.
+
+    Subclasses give :meth:`statistics` [..., F] and :meth:`conclude`. With a window, the state holds the last
+    ``decisions`` vectors instead of their sum.
+
+    Args:
+        encoder: as in :class:`Belief`.
+        latent_dim: Z.
+        size: F.
+        decisions: the window; ``None`` for no limit.
+    """
+
+    def __init__(self, encoder: nn.Module, latent_dim: int, size: int, decisions: int | None = None) -> None:
+        super().__init__(encoder, latent_dim)
+        if decisions is not None and decisions < 1:
+            raise ValueError(f"decisions = {decisions}: the window must hold at least 1; None for no limit")
+        self.size, self.window = size, decisions
+        self.state_dim = size * (decisions or 1)
+
+    def statistics(self, transition: Transition) -> Tensor:
+        """What each transition adds to the state, [..., F]."""
+        raise NotImplementedError
+
+    def conclude(self, total: Tensor) -> tuple[Tensor, Tensor]:
+        """Mean and standard deviation of z given the sum [..., F] over all transitions that count."""
+        raise NotImplementedError
+
+    def update(self, state: Tensor, transition: Transition) -> Tensor:
+        """See :meth:`Belief.update`."""
+        added = self.statistics(transition)
+        return state + added if self.window is None else torch.cat([state[..., self.size :], added], -1)
+
+    def scan(self, transitions: Transition, mask: Tensor | None = None) -> Tensor:
+        """See :meth:`Belief.scan`."""
+        added = self.statistics(transitions)
+        if mask is not None:
+            added = added * mask.unsqueeze(-1)
+        if self.window is None:
+            return pad(added.cumsum(-2), (0, 0, 1, 0))
+        windows = pad(added, (0, 0, self.window, 0)).unfold(-2, self.window, 1)  # [B, L + 1, F, C]
+        return windows.transpose(-1, -2).flatten(-2)
+
+    def posterior(self, state: Tensor) -> tuple[Tensor, Tensor]:
+        """See :meth:`Belief.posterior`."""
+        return self.conclude(state if self.window is None else state.unflatten(-1, (self.window, self.size)).sum(-2))
+
+
+class GaussianProduct(SummedBelief):
+    """The product of one Gaussian a transition and the prior N(0, I).
+
+    A product of Gaussians adds up precisions lambda and precision-weighted means eta = lambda mu, in any order: after t
+    transitions q has the precision Lambda_t = 1 + sum lambda_j and the mean sum eta_j / Lambda_t.
+
+    Args:
+        encoder: puts out (mu, x), 2 Z numbers.
+        latent_dim: Z.
+        decisions: the window; ``None`` for no limit.
+        precision: ``"exponential"``: lambda = exp(x - 1), bounded to [e^-8, e^10]; ``"softplus"``: lambda = 1 /
+            (softplus(x) + 0.001)^2, as PEARL has it.
+
+    Examples:
+        >>> from torchrl.data import Unbounded
+        >>> _ = torch.manual_seed(0)
+        >>> belief = GaussianProduct(ContextEncoder(Unbounded((4,)), 2, out_features=2 * 5), latent_dim=5)
+        >>> c = Transition(torch.randn(3, 7, 4), torch.randn(3, 7, 2), torch.randn(3, 7, 1), torch.randn(3, 7, 4))
+        >>> states = belief.scan(c)
+        >>> loc, scale = belief.posterior(states)
+        >>> loc.shape, bool((loc[:, 0] == 0).all() and (scale[:, 0] == 1).all())  # the prior
+        (torch.Size([3, 8, 5]), True)
+        >>> belief.read(states).shape
+        torch.Size([3, 8, 10])
+    """
+
+    def __init__(
+        self, encoder: nn.Module, latent_dim: int, *, decisions: int | None = None, precision: str = "exponential"
+    ) -> None:
+        if precision not in ("exponential", "softplus"):
+            raise ValueError(f"precision = {precision!r}: use exponential or softplus")
+        super().__init__(encoder, latent_dim, 2 * latent_dim, decisions)
+        self.precision = precision
+
+    def statistics(self, transition: Transition) -> Tensor:
+        """Each transition's factor: its precision lambda and lambda mu, [..., 2 Z]."""
+        mu, x = self.encoder(*transition).chunk(2, -1)
+        if self.precision == "exponential":
+            precision = (x - 1).clamp(-8, 10).exp()
+        else:
+            precision = (softplus(x) + 1e-3).pow(-2)
+        return torch.cat([precision, precision * mu], -1)
+
+    def conclude(self, total: Tensor) -> tuple[Tensor, Tensor]:
+        """The product with the prior, [..., Z] each."""
+        precision, precision_mean = total.chunk(2, -1)
+        precision = 1 + precision
+        return precision_mean / precision, precision.rsqrt()
+
+
+class Attention(SummedBelief):
+    """Attention over the transitions with learnt queries, one a head, and a token for knowing nothing.
+
+    A query that does not depend on the state makes the attention's sums additive: the state holds, for each head, the
+    sum of the weights exp(score) and the weighted sum of values.
+
+    Args:
+        encoder: puts out an embedding of ``features`` numbers.
+        latent_dim: Z.
+        features: size of the embedding, and of the values of all heads together.
+        heads: number of queries; it divides ``features``.
+        decisions: the window; ``None`` for no limit.
+
+    Examples:
+        >>> from torchrl.data import Unbounded
+        >>> belief = Attention(ContextEncoder(Unbounded((4,)), 2, out_features=32), latent_dim=5, features=32)
+        >>> c = Transition(torch.randn(3, 7, 4), torch.randn(3, 7, 2), torch.randn(3, 7, 1), torch.randn(3, 7, 4))
+        >>> loc, scale = belief(c)
+        >>> loc.shape, scale.shape
+        (torch.Size([3, 5]), torch.Size([3, 5]))
+    """
+
+    def __init__(
+        self, encoder: nn.Module, latent_dim: int, *, features: int = 64, heads: int = 4, decisions: int | None = None
+    ) -> None:
+        if features % heads:
+            raise ValueError(f"features = {features}: must be a multiple of heads = {heads}")
+        super().__init__(encoder, latent_dim, heads + features, decisions)
+        self.heads = heads
+        self.score, self.value = nn.Linear(features, heads), nn.Linear(features, features)
+        self.head = GaussianHead(features + heads, latent_dim, features)
+
+    def statistics(self, transition: Transition) -> Tensor:
+        """Each transition's weight by head, and its weighted values, [..., heads + features]."""
+        embedding = self.encoder(*transition)
+        weight = self.score(embedding).clamp(-8, 8).exp()
+        value = self.value(embedding).unflatten(-1, (self.heads, -1)) * weight.unsqueeze(-1)
+        return torch.cat([weight, value.flatten(-2)], -1)
+
+    def conclude(self, total: Tensor) -> tuple[Tensor, Tensor]:
+        """The mean value of each head, nothing counting as a zero of weight 1, through a small network."""
+        weight, value = 1 + total[..., : self.heads], total[..., self.heads :]
+        mean = value.unflatten(-1, (self.heads, -1)) / weight.unsqueeze(-1)
+        return self.head(torch.cat([mean.flatten(-2), weight.log()], -1))
+
+
+class Recurrent(Belief):
+    """A gated recurrent unit over the transitions; it may learn that order matters.
+
+    Args:
+        encoder: puts out an embedding of ``features`` numbers.
+        latent_dim: Z.
+        features: size of the embedding and of the recurrent state.
+
+    Examples:
+        >>> from torchrl.data import Unbounded
+        >>> belief = Recurrent(ContextEncoder(Unbounded((4,)), 2, out_features=32), latent_dim=5, features=32)
+        >>> c = Transition(torch.randn(3, 7, 4), torch.randn(3, 7, 2), torch.randn(3, 7, 1), torch.randn(3, 7, 4))
+        >>> belief.scan(c).shape
+        torch.Size([3, 8, 32])
+    """
+
+    def __init__(self, encoder: nn.Module, latent_dim: int, *, features: int = 64) -> None:
+        super().__init__(encoder, latent_dim)
+        self.state_dim = features
+        self.gru = nn.GRU(features, features, batch_first=True)
+        self.head = GaussianHead(features, latent_dim, features)
+
+    def update(self, state: Tensor, transition: Transition) -> Tensor:
+        """See :meth:`Belief.update`."""
+        embedding = self.encoder(*transition)
+        rows = state.reshape(1, -1, self.state_dim).contiguous()
+        return self.gru(embedding.reshape(-1, 1, embedding.shape[-1]), rows)[0].view(state.shape)
+
+    def scan(self, transitions: Transition, mask: Tensor | None = None) -> Tensor:
+        """See :meth:`Belief.scan`; the transitions of ``mask`` must come first."""
+        states = self.gru(self.encoder(*transitions))[0]
+        states = pad(states, (0, 0, 1, 0))
+        if mask is None:
+            return states
+        if bool((mask[:, 1:] & ~mask[:, :-1]).any()):
+            raise ValueError("a recurrent belief wants the transitions of its mask first: pack each row to the left")
+        step = torch.arange(states.shape[1], device=mask.device).minimum(mask.sum(1, keepdim=True))
+        return states.gather(1, step.unsqueeze(-1).expand_as(states))
+
+    def posterior(self, state: Tensor) -> tuple[Tensor, Tensor]:
+        """See :meth:`Belief.posterior`."""
+        return self.head(state)
+
+
+class GaussianHead(nn.Module):
+    """A layer of its own between features and a Gaussian over z, which starts as N(0, I).
+
+    Args:
+        features: size of the input.
+        latent_dim: Z.
+        cells: units of the hidden layer.
+    """
+
+    def __init__(self, features: int, latent_dim: int, cells: int) -> None:
+        super().__init__()
+        self.net = nn.Sequential(nn.Linear(features, cells), nn.ReLU(), nn.Linear(cells, 2 * latent_dim))
+        for parameter in self.net[-1].parameters():
+            nn.init.zeros_(parameter)
+
+    def forward(self, features: Tensor) -> tuple[Tensor, Tensor]:
+        """Mean and standard deviation, [..., Z] each."""
+        loc, log_scale = self.net(features).chunk(2, -1)
+        return loc, log_scale.clamp(-6, 3).exp()
+
+
+def make_belief(
+    config: BeliefConfig, observation_spec: TensorSpec, action_dim: int, encoder: nn.Module | None = None
+) -> Belief:
+    """The belief that ``config`` names, with the encoder that it names, or with ``encoder``.
+
+    Args:
+        config: kind and sizes.
+        observation_spec: spec of s, [..., D].
+        action_dim: dimensions of the top level's proposal, P.
+        encoder: any module that maps (s, a, r, s') to what the belief needs: 2 Z numbers for ``product``,
+            ``config.features`` for the others.
+
+    Raises:
+        ConfigError: if the encoder puts out another number of features.
+    """
+    out = 2 * config.latent_dim if config.belief == "product" else config.features
+    if encoder is None and config.encoder is not None:
+        encoder = import_encoder(config.encoder, observation_spec, action_dim, out)
+    if encoder is None:
+        encoder = ContextEncoder(observation_spec, action_dim, out, config.cells, config.norm)
+    _try(encoder, observation_spec.shape[-1], action_dim, out)
+    make: dict[str, Callable[[], Belief]] = {
+        "product": lambda: GaussianProduct(
+            encoder, config.latent_dim, decisions=config.decisions, precision=config.precision
+        ),
+        "attention": lambda: Attention(
+            encoder,
+            config.latent_dim,
+            features=config.features,
+            heads=_heads(config.features),
+            decisions=config.decisions,
+        ),
+        "recurrent": lambda: Recurrent(encoder, config.latent_dim, features=config.features),
+    }
+    return make[config.belief]()
+
+
+def _heads(features: int, most: Sequence[int] = (4, 3, 2, 1)) -> int:
+    return next(heads for heads in most if features % heads == 0)
+
+
+def _try(encoder: nn.Module, observation_dim: int, action_dim: int, out: int) -> None:
+    """Tries the encoder on two transitions of zeros."""
+    sizes = (observation_dim, action_dim, 1, observation_dim)
+    with torch.no_grad():
+        shape = tuple(encoder(*(torch.zeros(2, size) for size in sizes)).shape)
+    if shape != (2, out):
+        raise ConfigError(
+            f"context.encoder = {type(encoder).__name__}: puts out {list(shape[1:])} for a transition; this belief "
+            f"needs [{out}]"
+        )

@@ -1,0 +1,141 @@
+"""The context sampler S_c: sequences of decisions from which belief and top level learn together.
+
+A belief that is part of the state wants the decisions of several episodes in a row: what was known before each of them
+follows from those before it. Half of the sequences, say, are what happened, the trajectories of one row's meta-episode;
+the others are made of random episodes of the task, so that the belief meets evidence in all orders, old and new.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from tensordict import TensorDictBase
+from torch import Tensor
+
+from peach_trl.config import option
+from peach_trl.data.task_replay import TaskReplayBuffer, integers_below
+from peach_trl.seeding import named_generator
+
+
+@dataclass(frozen=True)
+class SequenceConfig:
+    """What a batch of sequences is made of; see ``configs/`` for values and comments."""
+
+    per_task: int = option(low=1, help="sequences of each task of the meta-batch")
+    episodes: int = option(low=1, help="episodes of a sequence")
+    consecutive: float = option(low=0, high=1, help="share of the sequences that are a row's successive trajectories")
+
+
+class SequenceSampler:
+    """Draws sequences of whole episodes, with all their decisions.
+
+    The first ``round(consecutive * per_task)`` sequences of a task are the trajectories of one meta-episode each, in
+    order, at most ``episodes`` of them: that of an episode drawn uniformly from those remembered. The others are
+    ``episodes`` different ones of those remembered, in random order. Without meta-episodes in the buffer all are
+    random.
+
+    Args:
+        buffer: a buffer that tracks episodes.
+        per_task: sequences of each task, S.
+        episodes: episodes of a sequence.
+        consecutive: share of the consecutive ones.
+        generator: source of all draws; ``None`` takes ``named_generator("sequences")``.
+
+    Examples:
+        >>> from tensordict import TensorDict
+        >>> buffer = TaskReplayBuffer(num_tasks=2, capacity=20, episodes=9, seed=0)
+        >>> for number, x in enumerate([1.0, 2.0, 3.0, 4.0]):  # trajectories of 2 decisions, 2 a meta-episode
+        ...     zeros = torch.zeros(4, 1, dtype=torch.int64)
+        ...     task = torch.tensor([[0], [0], [1], [1]])
+        ...     rows = {"task_id": task, "episode": task, "transition_type": zeros, "meta_episode": zeros + number // 2}
+        ...     reward = TensorDict({"reward": torch.ones(4, 1)}, [4])
+        ...     _ = buffer.extend(TensorDict({**rows, "x": x + torch.tensor([0, 0.5, 0, 0.5]), "next": reward}, [4]))
+        >>> sampler = SequenceSampler(buffer, per_task=2, episodes=2, generator=torch.Generator().manual_seed(0))
+        >>> sequences = sampler(torch.tensor([1]))
+        >>> sequences["x"]  # what happened, and random episodes
+        tensor([[1.0000, 1.5000, 2.0000, 2.5000],
+                [4.0000, 4.5000, 2.0000, 2.5000]])
+        >>> sequences["part"][0], sequences["mask"].all()
+        (tensor([0, 0, 1, 1]), tensor(True))
+    """
+
+    def __init__(
+        self,
+        buffer: TaskReplayBuffer,
+        per_task: int = 2,
+        episodes: int = 3,
+        consecutive: float = 0.5,
+        generator: torch.Generator | None = None,
+    ) -> None:
+        if generator is torch.default_generator:
+            raise ValueError("the global generator would tie sequences to all other draws: use named_generator(name)")
+        if per_task < 1 or episodes < 1 or not 0 <= consecutive <= 1:
+            raise ValueError(
+                f"per_task = {per_task}, episodes = {episodes}, consecutive = {consecutive}: need per_task >= 1, "
+                "episodes >= 1 and 0 <= consecutive <= 1"
+            )
+        self.buffer, self.per_task, self.episodes = buffer, per_task, episodes
+        self.consecutive = round(consecutive * per_task)
+        self.generator = named_generator("sequences") if generator is None else generator
+        buffer.writer.available(torch.zeros(0, dtype=torch.int64))  # raises where it cannot serve
+
+    def __call__(self, tasks: Tensor) -> TensorDictBase:
+        """Draws sequences for task ids [M].
+
+        Returns:
+            The stored keys, [M * S, L]: the first S rows are the first task's. ``mask`` bool [M * S, L] is True for
+            decisions, which come first; ``part`` int64 [M * S, L] numbers the episodes of a sequence. Behind the mask
+            one row of the task is repeated.
+
+        Raises:
+            ValueError: if a task has no whole episode.
+            IndexError: for an unknown task id.
+        """
+        tasks, writer = torch.as_tensor(tasks), self.buffer.writer
+        writer.check_tasks(tasks.tolist())
+        available = writer.available(tasks)
+        if 0 in (counts := available.tolist()):
+            raise ValueError(f"task {tasks[counts.index(0)]} holds no whole episode: collect before sampling")
+        back, drawn = self._draw(tasks, available)  # [M, S, E] each
+        start, length = writer.look_up(tasks, back)
+        return self._read(tasks, start.flatten(0, 1), (length * drawn).flatten(0, 1))
+
+    def _read(self, tasks: Tensor, start: Tensor, length: Tensor) -> TensorDictBase:
+        """The rows of episodes [B, E] that begin at absolute positions ``start``, packed to the left: [B, L]."""
+        end = length.cumsum(1)
+        steps = torch.arange(int(end[:, -1].max())).expand(len(end), -1).contiguous()
+        part = torch.searchsorted(end, steps, right=True).clamp(max=self.episodes - 1)
+        mask = steps < end[:, -1:]
+        position = torch.where(mask, (start - end + length).gather(1, part) + steps, start[:, :1])
+        owner = tasks.repeat_interleave(self.per_task).unsqueeze(1)
+        sequences = self.buffer.storage.read(self.buffer.writer.locate(owner, position))
+        return sequences.set("mask", mask).set("part", part)
+
+    def _draw(self, tasks: Tensor, available: Tensor) -> tuple[Tensor, Tensor]:
+        """Episodes [M, S, E], counted backwards from the latest, and which of them are there."""
+        most = int(available.max())
+        everyone = torch.arange(most)
+        there = (everyone < available[:, None]).unsqueeze(1)  # [M, 1, most]
+        noise = torch.rand(len(tasks), self.per_task, most, generator=self.generator)
+        order = noise.masked_fill(~there, 2.0)
+        if self.consecutive:
+            number = self.buffer.writer.meta_episodes(tasks, everyone.expand(len(tasks), -1)).unsqueeze(1)
+            anchor = integers_below(available, (len(tasks), self.consecutive), self.generator)
+            of_anchor = number.expand(-1, self.consecutive, -1).gather(2, anchor.unsqueeze(-1))
+            same = (number == of_anchor) & (of_anchor >= 0) & there
+            # The oldest first; an episode without a meta-episode stays with random others.
+            first = torch.where(same, -everyone.float(), 2.0)
+            order[:, : self.consecutive] = torch.where(of_anchor >= 0, first, order[:, : self.consecutive])
+        value, back = order.topk(min(self.episodes, most), largest=False)
+        missing = self.episodes - back.shape[-1]
+        return torch.nn.functional.pad(back, (0, missing)), torch.nn.functional.pad(value < 1.5, (0, missing))
+
+    def state_dict(self) -> dict[str, Any]:
+        """The state of the generator."""
+        return {"generator": self.generator.get_state()}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Restores what :meth:`state_dict` gave."""
+        self.generator.set_state(state_dict["generator"])

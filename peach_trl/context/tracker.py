@@ -1,0 +1,188 @@
+"""The belief as state of the policy: every environment row has one of its own, over a whole meta-episode.
+
+A meta-episode is L trajectories of one task. Within it, whatever a decision of the top level shows is taken into the
+row's belief, and carried over from one trajectory to the next; then the row starts again with the prior. Collection and
+meta-test are the same thing.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+from tensordict import NestedKey, TensorDictBase
+from tensordict.nn import TensorDictModuleBase
+from torch import Tensor
+from torchrl.data import Composite, Unbounded
+
+from peach_trl.context.belief import Belief
+from peach_trl.context.encoder import Transition
+from peach_trl.hierarchy.structure import Hierarchy
+from peach_trl.modules.carried import CarriedState
+from peach_trl.seeding import ProcessGenerator
+
+READINGS, UPDATES = ("belief", "sample"), ("decision", "trajectory")
+_STATE = ("state", "observation", "reward", "reached", "trajectory", "meta_episode")
+KEYS: dict[str, NestedKey] = {name: ("context", name) for name in _STATE}
+
+
+def context_key(read: str) -> str:
+    """Where the top level finds the context: ``"belief"``, the parameters of q, or ``"z"``, a sample of it."""
+    return "z" if read == "sample" else "belief"
+
+
+class BeliefTracker(TensorDictModuleBase):
+    """Keeps the belief of every row, and hands the top level its reading of it.
+
+    Reads ``observation`` [N, D], ``("hierarchy", "start" | "acts")``, the subgoal or proposal in force, and its own
+    state under ``"context"``; writes ``belief`` [N, 2 Z] or ``z`` [N, Z], and its state: ``state`` [N, S] of the
+    belief, ``observation`` where the decision in force began, ``reward`` since then, ``reached`` by the last step, the
+    number of the ``trajectory`` within the meta-episode and the number of the ``meta_episode``, from 0.
+
+    Args:
+        belief: what is kept.
+        hierarchy: for what the top level did with its last decision.
+        observation_dim: D.
+        trajectories: L, after which a row starts with the prior again.
+        read: ``"belief"``: the parameters of q; ``"sample"``: a draw z ~ q.
+        update: ``"decision"``: read anew at every decision of the top level; ``"trajectory"``: at the first one of each
+            trajectory only.
+        reward_scale: factor on rewards, the same as that of the recorded transitions.
+        num_tasks: with a number, trajectories start from a table with a belief for each task instead, which
+            :meth:`condition` sets: Algorithm 1 as the source has it.
+        seed: of the draws of z; ``None`` for this process's seed.
+
+    Examples:
+        >>> from peach_trl.experiment import PeachConfig, make_agent, make_env, make_library
+        >>> from peach_trl.utils import load_config
+        >>> config = load_config(PeachConfig, "peach", "configs", ["env.horizon=40"])
+        >>> library = make_library(config)
+        >>> policy = make_agent(config, library).make_policy(trajectories=2)
+        >>> batch = make_env(config, library, torch.arange(3), policy).rollout(160, policy, break_when_any_done=False)
+        >>> batch["context", "trajectory"][0, ::40, 0].tolist(), batch["context", "meta_episode"][0, ::40, 0].tolist()
+        ([0, 1, 0, 1], [0, 0, 1, 1])
+        >>> batch["belief"][0, ::40].abs().sum(-1) == 0  # the prior at the start of each meta-episode
+        tensor([ True, False,  True, False])
+    """
+
+    in_keys: list[NestedKey]
+    out_keys: list[NestedKey]
+    table: Tensor | None
+
+    def __init__(
+        self,
+        belief: Belief,
+        hierarchy: Hierarchy,
+        observation_dim: int,
+        *,
+        trajectories: int = 1,
+        read: str = "belief",
+        update: str = "decision",
+        reward_scale: float = 1.0,
+        num_tasks: int | None = None,
+        seed: int | None = None,
+    ) -> None:
+        super().__init__()
+        for name, value, known in (("read", read, READINGS), ("update", update, UPDATES)):
+            if value not in known:
+                raise ValueError(f"{name} = {value!r}: use one of {', '.join(known)}")
+        if trajectories < 1:
+            raise ValueError(f"trajectories = {trajectories}: a meta-episode has at least 1")
+        self.belief, self.hierarchy, self.observation_dim = belief, hierarchy, observation_dim
+        self.trajectories, self.read, self.update_at, self.reward_scale = trajectories, read, update, reward_scale
+        self.register_buffer("table", None if num_tasks is None else belief.initial(num_tasks))
+        self._generator = ProcessGenerator("latent", seed)
+        self._done = ("hierarchy", "goal") if hierarchy.depth > 1 else ("hierarchy", "proposal")
+        self.key = context_key(read)
+        own: list[NestedKey] = [self.key, *KEYS.values()]
+        self.in_keys = ["observation", ("hierarchy", "start"), ("hierarchy", "acts"), self._done, *own]
+        self.in_keys += ["task_id"] * (num_tasks is not None)
+        self.out_keys = own
+
+    @torch.no_grad()
+    def forward(self, tensordict: TensorDictBase) -> TensorDictBase:
+        """Takes in the decisions that just ended, and writes what the next ones read; see the class."""
+        decides = tensordict.get(("hierarchy", "acts"))[..., -1:]
+        if not decides.any():
+            return tensordict
+        start, observation = tensordict.get(("hierarchy", "start")), tensordict.get("observation")
+        kept = {name: tensordict.get(key) for name, key in KEYS.items()}
+        state = torch.where(decides, self.taken_in(tensordict), kept["state"])
+        trajectory = torch.where(start, (kept["trajectory"] + 1) % self.trajectories, kept["trajectory"])
+        fresh = start & (trajectory == 0)
+        if self.table is not None:
+            state = torch.where(start, self.table[tensordict.get("task_id").squeeze(-1)], state)
+        else:
+            state = torch.where(fresh, torch.zeros_like(state), state)
+        reads = decides if self.update_at == "decision" else start
+        tensordict.set(self.key, torch.where(reads, self._reading(state), tensordict.get(self.key)))
+        tensordict.set(KEYS["state"], state)
+        tensordict.set(KEYS["trajectory"], trajectory)
+        tensordict.set(KEYS["meta_episode"], kept["meta_episode"] + fresh)
+        tensordict.set(KEYS["observation"], torch.where(decides, observation, kept["observation"]))
+        tensordict.set(KEYS["reward"], torch.where(decides, 0.0, kept["reward"]))
+        return tensordict
+
+    @torch.no_grad()
+    def taken_in(self, tensordict: TensorDictBase) -> Tensor:
+        """The belief's state [N, S] once the decision in force has ended, where the last step left it."""
+        observation, reached = tensordict.get(KEYS["observation"]), tensordict.get(KEYS["reached"])
+        action = tensordict.get(self._done)
+        if self.hierarchy.depth > 1:  # the same as LevelTransitions makes of it
+            action = self.hierarchy.hindsight_action(self.hierarchy.top, observation, action[..., -1, :], reached)
+        transition = Transition(observation, action, self.reward_scale * tensordict.get(KEYS["reward"]), reached)
+        state = tensordict.get(KEYS["state"])
+        begun = tensordict.get(KEYS["trajectory"]) >= 0
+        return torch.where(begun, self.belief.update(state, transition), state)
+
+    def _reading(self, state: Tensor) -> Tensor:
+        loc, scale = self.belief.posterior(state)
+        if self.read == "belief":
+            return torch.cat([loc, scale.log()], -1)
+        return loc + scale * torch.randn(loc.shape, generator=self._generator.get())
+
+    # With a table.
+
+    def reset(self, tasks: Tensor) -> None:
+        """Forgets the contexts of task ids [M], c^i = {}."""
+        self._table()[tasks] = 0.0
+
+    @torch.no_grad()
+    def condition(self, tasks: Tensor, context: TensorDictBase) -> None:
+        """Sets the beliefs of task ids [M] to what contexts [M, C] with a ``mask`` say."""
+        self._table()[tasks] = self.belief.scan(Transition.of(context), context.get("mask"))[:, -1]
+
+    def _table(self) -> Tensor:
+        if self.table is None:
+            raise ValueError(
+                "this tracker keeps a belief of each row's own: make it with num_tasks for a table of tasks"
+            )
+        return self.table
+
+    def make_tensordict_primer(self) -> CarriedState:
+        """The transform that adds the tracker's state to an environment, kept when rows are reset."""
+        return _TrackerState(self.belief, self.observation_dim, self.key)
+
+
+class _TrackerState(CarriedState):
+    """The state of a tracker; notes what a step reached, and the rewards since the decision in force began."""
+
+    def __init__(self, belief: Belief, observation_dim: int, key: str) -> None:
+        observation, number = Unbounded(observation_dim), Unbounded(1, dtype=torch.int64)
+        context = {
+            "state": Unbounded(belief.state_dim),
+            **{"observation": observation, "reached": observation.clone(), "reward": Unbounded(1)},
+            **{"trajectory": number, "meta_episode": number.clone()},
+        }
+        read = Unbounded(2 * belief.latent_dim if key == "belief" else belief.latent_dim)
+        values: dict[Any, float] = {
+            name: -1.0 if name[1] in ("trajectory", "meta_episode") else 0.0 for name in KEYS.values()
+        }
+        primers = Composite({key: read, "context": Composite(context)})
+        super().__init__(primers, default_value={key: 0.0, **values}, expand_specs=True)
+
+    def carry(self, before: Mapping[Any, Any], after: Mapping[Any, Any]) -> dict[NestedKey, Tensor]:
+        reward: Any = after.get("reward")
+        observation: Any = after.get("observation")
+        return {KEYS["reached"]: observation, KEYS["reward"]: before.get(KEYS["reward"]) + reward}

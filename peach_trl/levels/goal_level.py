@@ -1,0 +1,112 @@
+"""A goal-reaching level of the hierarchy: actor, critics, loss, targets and optimiser behind one ``update``."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from tensordict import TensorDictBase
+from tensordict.nn import TensorDictModule
+from torch import Tensor, nn
+from torchrl.data import TensorSpec
+from torchrl.modules import ValueOperator
+from torchrl.objectives import SoftUpdate
+
+from peach_trl.config import option
+from peach_trl.hierarchy.structure import Hierarchy
+from peach_trl.modules.networks import (
+    BoundedValue,
+    FeatureNet,
+    Features,
+    NetworkConfig,
+    deterministic_actor,
+    stochastic_actor,
+)
+from peach_trl.objectives.goal import GoalLossConfig, make_goal_loss
+
+
+@dataclass(frozen=True)
+class LowerConfig(GoalLossConfig, NetworkConfig):
+    """The goal-reaching levels; see ``configs/`` for values."""
+
+    tau: float = option(above=0, high=1, help="rate of the target networks")
+    learning_rate: float = option(above=0, help="learning rate of actors and critics")
+
+
+class GoalLevel(nn.Module):
+    """A goal-reaching level pi_i(s, g_i) with two critics Q_i(s, g_i, a) in [-H, 0].
+
+    Args:
+        hierarchy: the hierarchy it belongs to.
+        level: its index from the bottom.
+        observation_spec: spec of s, [..., D].
+        config: networks, loss and rates.
+
+    Attributes:
+        actor: pi_i, a TensorDictModule from ``observation`` and ``goal`` to ``action`` in [-1, 1].
+        loss: TorchRL's ``TD3Loss`` or ``SACLoss`` with bounded targets.
+
+    Examples:
+        >>> from peach_trl.experiment import PeachConfig, make_agent, make_library
+        >>> from peach_trl.utils import load_config
+        >>> config = load_config(PeachConfig, "peach", "configs")
+        >>> level = make_agent(config, make_library(config)).levels[0]
+        >>> from tensordict import TensorDict
+        >>> s, g, done = torch.zeros(8, 4), torch.ones(8, 2), torch.zeros(8, 1, dtype=torch.bool)
+        >>> after = {"observation": s, "goal": g, "reward": -torch.ones(8, 1), "done": done, "terminated": done}
+        >>> batch = TensorDict({"observation": s, "goal": g, "action": torch.zeros(8, 2), "next": after}, [8])
+        >>> sorted(level.update(batch).keys())
+        ['loss_actor', 'loss_qvalue']
+    """
+
+    def __init__(self, hierarchy: Hierarchy, level: int, observation_spec: TensorSpec, config: LowerConfig) -> None:
+        super().__init__()
+        self.actor, critics = make_goal_networks(hierarchy, level, observation_spec, config.algorithm == "sac", config)
+        self.loss = make_goal_loss(self.actor, critics, hierarchy.k, config)
+        self.targets = SoftUpdate(self.loss, tau=config.tau)
+        learnt = leaves(self.loss.actor_network_params) + leaves(self.loss.qvalue_network_params)
+        self.optimiser = torch.optim.Adam(learnt, lr=config.learning_rate, fused=True)
+
+    def update(self, batch: TensorDictBase) -> TensorDictBase:
+        """One gradient step on a batch [B] of the level's transitions; returns the losses, detached."""
+        losses = self.loss(batch).select("loss_actor", "loss_qvalue")
+        (losses["loss_actor"] + losses["loss_qvalue"]).backward()
+        self.optimiser.step()
+        self.optimiser.zero_grad()
+        self.targets.step()
+        return losses.detach()
+
+
+def make_goal_networks(
+    hierarchy: Hierarchy, level: int, observation_spec: TensorSpec, stochastic: bool, config: NetworkConfig
+) -> tuple[TensorDictModule, list[TensorDictModule]]:
+    """Actor and two critics of a goal-reaching level.
+
+    Args:
+        hierarchy: for the goal's space and range, and H.
+        level: index from the bottom.
+        observation_spec: spec of s.
+        stochastic: a squashed Gaussian (SAC) rather than a deterministic actor (TD3).
+        config: hidden layers.
+    """
+    space, dim, keys = hierarchy.space_of(level), hierarchy.proposal_dims[level], ["observation", "goal"]
+    if space is None:
+        raise ValueError(f"level {level} follows the task's reward: build it as a TopLevel")
+    near = level < hierarchy.top and hierarchy.config.subgoal == "relative"
+
+    def net(extra: int, out: int, cells: Sequence[int], norm: bool = False) -> FeatureNet:
+        features = Features(observation_spec, space, hierarchy.reach[level + 1] if near else None)
+        return FeatureNet(features, extra, out, cells, norm)
+
+    if stochastic:
+        actor = stochastic_actor(net(0, 2 * dim, config.actor_cells), keys)
+    else:
+        actor = deterministic_actor(net(0, dim, config.actor_cells), keys)
+    nets = [BoundedValue(net(dim, 1, config.critic_cells, config.critic_norm), float(hierarchy.k)) for _ in range(2)]
+    return actor, [ValueOperator(net, in_keys=[*keys, "action"]) for net in nets]
+
+
+def leaves(params: TensorDictBase) -> list[Tensor]:
+    """The parameters in a TensorDict of parameters, each once."""
+    return [p for p in params.values(True, True) if isinstance(p, nn.Parameter)]

@@ -1,0 +1,302 @@
+"""The top level: actor, critics and belief, their losses, targets and optimiser behind one ``update``.
+
+One gradient step of Algorithm 1 is :meth:`TopLevel.update`: what was believed at each decision, L_critic, L_actor and
+L_KL of it, and a step with the three learning rates. ``recipes/peach.py`` writes the same out.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from tensordict import TensorDict, TensorDictBase
+from torch import Tensor, nn
+from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
+from torchrl.data import TensorSpec
+from torchrl.modules import ProbabilisticActor, ValueOperator
+from torchrl.objectives import SoftUpdate, ValueEstimators
+
+from peach_trl.config import option
+from peach_trl.context.belief import Belief, BeliefConfig, make_belief, parameters
+from peach_trl.context.encoder import Transition
+from peach_trl.context.tracker import READINGS, UPDATES, context_key
+from peach_trl.envs.goal_space import GoalSpace
+from peach_trl.hierarchy.structure import Hierarchy
+from peach_trl.levels.goal_level import leaves
+from peach_trl.modules.networks import FeatureNet, Features, NetworkConfig, stochastic_actor
+from peach_trl.objectives.context import ContextSACLoss
+from peach_trl.objectives.kl import KLLoss
+from peach_trl.objectives.sac import make_sac
+from peach_trl.seeding import named_generator
+
+LOSSES = ("loss_qvalue", "loss_actor", "loss_test", "loss_kl")
+
+
+@dataclass(frozen=True)
+class TopConfig(NetworkConfig):
+    """The top level: networks, SAC and the learning rates of Algorithm 1; see ``configs/`` for values."""
+
+    objective: str = option(choices=("reward", "goal"), help="the task's reward, or the known goal as HAC's top level")
+    observe_goal: bool = option(help="whether the top level is told the task's goal (the oracle, and HAC)")
+    gamma: float = option(low=0, high=1, help="discount per environment step")
+    alpha: float = option(above=0, help="SAC's entropy coefficient, fixed")
+    tau: float = option(above=0, high=1, help="rate of the target networks")
+    alpha_1: float = option(above=0, help="learning rate of the encoder")
+    alpha_2: float = option(above=0, help="learning rate of the top actor")
+    alpha_3: float = option(above=0, help="learning rate of the top critics")
+    lr_end: float = option(above=0, high=1, help="share of the learning rates left at the end; they fall linearly")
+    average: float = option(above=0, high=1, help="rate of the averaged weights that act in tests; 1: the last weights")
+    batch: int | None = option(low=1, help="most decisions in a gradient step, drawn at random; null: all")
+    test_penalty: float = option(low=0, help="what a missed subgoal test costs, in scaled reward")
+    loss_qvalue: float = option(low=0, help="coefficient of loss_qvalue, L_critic")
+    loss_actor: float = option(low=0, help="coefficient of loss_actor, L_actor")
+    loss_test: float = option(low=0, help="coefficient of loss_test, missed subgoal tests")
+    loss_kl: float = option(low=0, help="coefficient of loss_kl, beta")
+
+
+@dataclass(frozen=True)
+class ReadingConfig(BeliefConfig):
+    """How the top level reads its belief; see ``configs/`` for values and comments."""
+
+    read: str = option(choices=READINGS, help="the parameters of q(z | c), or a sample z of it")
+    next: str = option(
+        choices=("after", "same"), help="what a target reads: the belief after the decision, or the same"
+    )
+    update: str = option(choices=UPDATES, help="the belief is read anew at every decision, or once a trajectory")
+    slow: float = option(above=0, high=1, help="rate of the slow encoder behind targets; 1: they see the current one")
+    bootstrap: bool = option(help="values go on from a trajectory's last decision to the next trajectory's first")
+
+
+class TopLevel(nn.Module):
+    """The top level pi_h(s, b) that follows the task's reward, with two critics Q(s, b, a), and q_phi behind b.
+
+    Args:
+        hierarchy: the hierarchy whose top it is.
+        observation_spec: spec of s, [..., D].
+        config: networks, SAC and rates.
+        context: the belief, and how it is read.
+        goal: the space of a known goal that the top reads (the oracle), else ``None``.
+        encoder: an encoder of one's own, see :func:`~peach_trl.context.belief.make_belief`.
+
+    Attributes:
+        actor: pi_h, from ``observation`` and the context to ``action`` in [-1, 1].
+        belief: ``None`` without a context variable.
+        loss: L_critic, L_actor and the loss of missed tests.
+        kl_loss: L_KL.
+        coefficients: of the losses, by their names.
+
+    Examples:
+        >>> from peach_trl.experiment import PeachConfig, make_agent, make_library
+        >>> from peach_trl.utils import load_config
+        >>> config = load_config(PeachConfig, "peach", "configs")
+        >>> top = make_agent(config, make_library(config)).top
+        >>> shape, no = (2, 6), torch.zeros(2, 6, 1, dtype=torch.bool)  # 2 sequences of 6 decisions
+        >>> sequences = TensorDict({"observation": torch.zeros(*shape, 4), "action": torch.zeros(*shape, 2),
+        ...     "steps_to_next_obs": torch.full((*shape, 1), 20), "missed": no, "proposal": torch.zeros(*shape, 2),
+        ...     "mask": torch.ones(shape, dtype=torch.bool), "part": torch.zeros(shape, dtype=torch.int64),
+        ...     "next": {"observation": torch.zeros(*shape, 4), "reward": torch.ones(*shape, 1), "done": no,
+        ...     "terminated": no}}, shape)
+        >>> sorted(top.update(sequences).keys())
+        ['entropy', 'loss_actor', 'loss_kl', 'loss_qvalue', 'loss_test']
+    """
+
+    belief: Belief | None
+
+    def __init__(
+        self,
+        hierarchy: Hierarchy,
+        observation_spec: TensorSpec,
+        config: TopConfig,
+        context: ReadingConfig,
+        goal: GoalSpace | None = None,
+        encoder: nn.Module | None = None,
+    ) -> None:
+        super().__init__()
+        self.config, self.context, action_dim = config, context, hierarchy.proposal_dims[-1]
+        self.actor, critics = make_top_networks(action_dim, observation_spec, context, goal, config)
+        self.loss = _make_loss(self.actor, critics, config, context_key(context.read))
+        self.kl_loss = KLLoss()
+        self.belief = make_belief(context, observation_spec, action_dim, encoder) if context.latent_dim else None
+        self.coefficients = {name: getattr(config, name) for name in LOSSES}
+        self.targets = SoftUpdate(self.loss, tau=config.tau)
+        self._rates = [config.alpha_2, config.alpha_3] + [config.alpha_1] * (self.belief is not None)
+        learnt = [leaves(self.loss.actor_network_params), leaves(self.loss.qvalue_network_params)]
+        learnt += [] if self.belief is None else [list(self.belief.parameters())]
+        groups = [{"params": params, "lr": rate} for params, rate in zip(learnt, self._rates, strict=True)]
+        self.optimiser = torch.optim.Adam(groups, fused=True)
+        self._noise = named_generator("update latent")
+        self._acting = nn.ModuleDict({"actor": self.actor} | ({} if self.belief is None else {"belief": self.belief}))
+        self.slow: AveragedModel | None = None
+        if self.belief is not None and context.slow < 1:
+            self.slow = AveragedModel(self.belief, multi_avg_fn=get_ema_multi_avg_fn(1 - context.slow))
+        self.average: AveragedModel | None = None
+        if config.average < 1:
+            self.average = AveragedModel(self._acting, multi_avg_fn=get_ema_multi_avg_fn(1 - config.average))
+
+    def acting(self, average: bool = False) -> tuple[ProbabilisticActor, Belief | None]:
+        """Actor and belief to act with: those that learn, or with ``average`` their averaged copies."""
+        modules: nn.ModuleDict = self._acting
+        if average and self.average is not None:
+            modules = self.average.module  # type: ignore[assignment]
+        return modules["actor"], modules["belief"] if "belief" in modules else None  # type: ignore[return-value]
+
+    # The gradient step of Algorithm 1, in its parts.
+
+    def believe(self, sequences: TensorDictBase) -> tuple[TensorDictBase, TensorDictBase]:
+        """What was believed before and after each decision of sequences.
+
+        Args:
+            sequences: decisions [B, L] with ``mask`` and ``part`` as :class:`SequenceSampler` gives them.
+
+        Returns:
+            ``(b, q)``: the decisions [n] with the context that actor, critics and targets read, and the Gaussians
+            ``z_loc`` and ``z_scale`` [m, Z] of all beliefs, the prior included, for L_KL; Z = 0 without a context.
+        """
+        mask, evidence = sequences.get("mask"), Transition.of(sequences)
+        sequences = _link(sequences) if self.context.bootstrap else sequences.copy()
+        if self.belief is None:
+            nothing = torch.zeros(1, 0, device=mask.device)
+            return self._decisions(sequences, mask), TensorDict({"z_loc": nothing, "z_scale": nothing}, [1])
+        loc, scale = self.belief.posterior(self.belief.scan(evidence, mask))  # [B, L + 1, Z]
+        now, after = self._reading(loc, scale, sequences.get("part"))
+        if self.slow is not None and self.context.next == "after":
+            slow: Belief = self.slow.module  # type: ignore[assignment]
+            with torch.no_grad():
+                after = self._reading(*slow.posterior(slow.scan(evidence, mask)), sequences.get("part"))[1]
+        key = self.loss.tensor_keys.context
+        sequences.set(key, now)
+        sequences.set(("next", key), (after if self.context.next == "after" else now).detach())
+        everywhere = torch.cat([torch.ones_like(mask[:, :1]), mask], 1)
+        q = TensorDict({"z_loc": loc[everywhere], "z_scale": scale[everywhere]}, [int(everywhere.sum())])
+        return self._decisions(sequences, mask), q
+
+    def _decisions(self, sequences: TensorDictBase, mask: Tensor) -> TensorDictBase:
+        """The decisions [n] of sequences [B, L], at most ``batch`` of them."""
+        chosen = mask.flatten().nonzero().squeeze(-1)
+        if self.config.batch is not None and self.config.batch < len(chosen):
+            chosen = chosen[torch.randperm(len(chosen), generator=self._noise)[: self.config.batch]]
+        rows = sequences.exclude("mask", "part").reshape(-1)
+        return rows if len(chosen) == len(rows) else rows[chosen]
+
+    def _reading(self, loc: Tensor, scale: Tensor, part: Tensor) -> tuple[Tensor, Tensor]:
+        """What is read before and after each decision, [B, L, ...] each, of beliefs [B, L + 1, Z]."""
+        if self.context.read == "belief":
+            reading = parameters(loc, scale)
+        else:
+            noise = torch.randn(loc.shape, generator=self._noise)
+            reading = loc + scale * noise
+        if self.context.update == "decision":
+            return reading[:, :-1], reading[:, 1:]
+        # Read at the first decision of a trajectory: until the trajectory ends, what follows is the same.
+        index = torch.arange(part.shape[1] + 1, device=part.device)
+        opens = torch.cat([torch.ones_like(part[:, :1]), part[:, 1:] != part[:, :-1]], 1).bool()
+        first = torch.where(opens, index[:-1], 0).cummax(1).values
+        closes = torch.cat([opens[:, 1:], torch.ones_like(opens[:, :1])], 1)
+        following = torch.where(closes, index[1:], first)
+
+        def at(steps: Tensor) -> Tensor:
+            return reading.gather(1, steps.unsqueeze(-1).expand(-1, -1, reading.shape[-1]))
+
+        return at(first), at(following)
+
+    def infer(self, batch: TensorDictBase, context: TensorDictBase) -> tuple[TensorDictBase, TensorDictBase]:
+        """The source's reading: one context c^i a task, apart from the RL batch, and one z ~ q(z | c^i).
+
+        Args:
+            batch: b^i, decisions [M, B] of M tasks.
+            context: c^i, transitions [M, C] with a ``mask``.
+
+        Returns:
+            ``(b, q)`` as :meth:`believe` gives them: the batch with its context, which targets read too.
+        """
+        assert self.belief is not None
+        loc, scale = self.belief(Transition.of(context), context.get("mask"))
+        reading = parameters(loc, scale)
+        if self.context.read == "sample":
+            reading = loc + scale * torch.randn(loc.shape, generator=self._noise)
+        key = self.loss.tensor_keys.context
+        batch = batch.copy().set(key, reading.unsqueeze(1).expand(*batch.shape, -1))
+        return batch, TensorDict({"z_loc": loc, "z_scale": scale}, loc.shape[:1])
+
+    def weigh(self, losses: TensorDictBase) -> Tensor:
+        """The sum of the losses, each times its coefficient."""
+        names = [name for name in self.coefficients if name in losses.keys()]
+        return torch.stack([self.coefficients[name] * losses.get(name) for name in names]).sum()
+
+    def step(self) -> None:
+        """phi, theta_pi and theta_Q take a step down their gradients; then the targets and the averaged weights."""
+        self.optimiser.step()
+        self.optimiser.zero_grad()
+        self.targets.step()
+        if self.slow is not None:
+            self.slow.update_parameters(self.belief)  # type: ignore[arg-type]
+        if self.average is not None:
+            self.average.update_parameters(self._acting)
+
+    def update(self, batch: TensorDictBase, context: TensorDictBase | None = None) -> TensorDictBase:
+        """One gradient step of Algorithm 1 for encoder, actor and critics.
+
+        Args:
+            batch: sequences of decisions [B, L]; with ``context`` decisions [M, B] of M tasks.
+            context: contexts c^i [M, C] of these tasks, for the source's literal algorithm.
+
+        Returns:
+            The losses by name, and ``entropy``, detached.
+        """
+        b, q = self.believe(batch) if context is None else self.infer(batch, context)
+        losses = self.loss(b)
+        losses.update(self.kl_loss(q))
+        self.weigh(losses).backward()
+        self.step()
+        return losses.select(*LOSSES, "entropy", strict=False).detach()
+
+    def anneal(self, progress: float) -> None:
+        """Sets the learning rates alpha_1, alpha_2, alpha_3 for ``progress`` in [0, 1] through training."""
+        share = 1 - (1 - self.config.lr_end) * progress
+        for group, rate in zip(self.optimiser.param_groups, self._rates, strict=True):
+            group["lr"] = share * rate
+
+
+def make_top_networks(
+    action_dim: int, observation_spec: TensorSpec, context: ReadingConfig, goal: GoalSpace | None, config: NetworkConfig
+) -> tuple[ProbabilisticActor, list[ValueOperator]]:
+    """pi_h(s, b) and two critics Q(s, b, a).
+
+    Args:
+        action_dim: dimensions of the top's proposal, P.
+        observation_spec: spec of s.
+        context: what is read: ``belief`` [..., 2 Z], ``z`` [..., Z], or with ``latent_dim`` 0 nothing.
+        goal: the space of a known goal that is read, else ``None``.
+        config: hidden layers.
+    """
+    read = context.latent_dim * (2 if context.read == "belief" else 1)
+    keys = ["observation"] + ["goal"] * (goal is not None) + [context_key(context.read)] * (read > 0)
+
+    def net(extra: int, out: int, cells: Sequence[int], norm: bool) -> FeatureNet:
+        return FeatureNet(Features(observation_spec, goal), read + extra, out, cells, norm)
+
+    actor = stochastic_actor(net(0, 2 * action_dim, config.actor_cells, False), keys)
+    nets = [net(action_dim, 1, config.critic_cells, config.critic_norm) for _ in range(2)]
+    return actor, [ValueOperator(net, in_keys=[*keys, "action"]) for net in nets]
+
+
+def _make_loss(
+    actor: ProbabilisticActor, critics: list[ValueOperator], config: TopConfig, context: str
+) -> ContextSACLoss:
+    loss = make_sac(ContextSACLoss, actor, critics, config.alpha, test_penalty=config.test_penalty)
+    loss.set_keys(context=context)
+    loss.make_value_estimator(ValueEstimators.TD0, gamma=config.gamma)
+    return loss
+
+
+def _link(sequences: TensorDictBase) -> TensorDictBase:
+    """Lets the value of a trajectory's last decision go on from the first state of the next one, if there is one."""
+    mask, part, after = sequences.get("mask"), sequences.get("part"), sequences.get("next").copy()
+    goes_on = torch.zeros_like(mask)
+    goes_on[:, :-1] = mask[:, 1:] & (part[:, 1:] != part[:, :-1])
+    goes_on = goes_on.unsqueeze(-1)
+    observation = sequences.get("observation")
+    after.set("observation", torch.where(goes_on, observation.roll(-1, 1), after.get("observation")))
+    after.set("terminated", after.get("terminated") & ~goes_on)
+    return sequences.copy().set("next", after)

@@ -1,0 +1,159 @@
+"""Losses of a top level that reads a context: who learns from which gradient.
+
+Algorithm 1: the encoder learns from L_critic and L_KL, never from L_actor (PEARL, Rakelly et al. 2019, arXiv
+1903.08254, algorithm 1). Bootstrapped values read the context of the next decision, which has no gradient.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, cast
+
+from tensordict import NestedKey, TensorDictBase
+from torch import Tensor
+from torchrl.objectives import SACLoss
+
+if TYPE_CHECKING:
+    from torchrl.objectives import LossModule
+
+    _Loss = LossModule
+else:
+    _Loss = object
+
+
+class ContextMixin(_Loss):
+    """Routes gradients of a context through one of TorchRL's actor-critic losses, such as SACLoss or CrossQLoss.
+
+    Put it before the loss among the base classes, and add the key ``context`` to the accepted keys. The loss must have
+    a method ``actor_loss``, called by its ``forward``, as SACLoss, CrossQLoss and TD3Loss do.
+
+    - ``actor_loss`` sees the context detached, and refuses any other input of the actor that carries a gradient: it
+      would be the encoder's.
+    - Critics see it with its gradient.
+    - Targets see ``("next", context)`` detached: the belief after the decision. Where there is none, they see the same
+      context as the critics, as PEARL has it.
+
+    Examples:
+        >>> from torchrl.objectives import CrossQLoss
+        >>> class ContextCrossQLoss(ContextMixin, CrossQLoss):
+        ...     @dataclass
+        ...     class _AcceptedKeys(CrossQLoss._AcceptedKeys):
+        ...         context: NestedKey = "belief"
+        ...     default_keys = _AcceptedKeys
+        >>> ContextCrossQLoss.default_keys().context
+        'belief'
+    """
+
+    def forward(self, tensordict: TensorDictBase) -> TensorDictBase:
+        """The losses, as the class behind the mixin has them, of a batch with a context."""
+        key: NestedKey = self.tensor_keys.context  # type: ignore[attr-defined]
+        now = tensordict.get(key, None)
+        if now is None:
+            return super().forward(tensordict)
+        tensordict = tensordict.copy()
+        after = tensordict.get(("next", *_path(key)), None)
+        tensordict.set(("next", *_path(key)), (now if after is None else after).detach())
+        return super().forward(tensordict)
+
+    def actor_loss(self, tensordict: TensorDictBase) -> tuple[Tensor, dict[str, Tensor]]:
+        """L_actor, with the context held fixed."""
+        key: NestedKey = self.tensor_keys.context  # type: ignore[attr-defined]
+        context = tensordict.get(key, None)
+        if context is not None:
+            tensordict = tensordict.copy().set(key, context.detach())
+        for name in self.actor_network.in_keys:  # type: ignore[attr-defined]
+            value = tensordict.get(name, None)
+            if value is not None and value.requires_grad:
+                raise ValueError(
+                    f"the actor reads {name!r}, which carries a gradient: L_actor must not reach the encoder; call "
+                    f"set_keys(context={name!r}), or detach it (the context is {key!r} now)"
+                )
+        return super().actor_loss(tensordict)  # type: ignore[misc]
+
+
+class ContextSACLoss(ContextMixin, SACLoss):
+    """TorchRL's ``SACLoss`` (Haarnoja et al. 2018, arXiv 1812.05905) for a top level that reads a context.
+
+    The batch may have any shape, such as [decisions] or [tasks, decisions]. The context, ``belief`` [..., 2 Z] or by
+    ``set_keys(context="z")`` a sample z [..., Z], is made *before* the loss is called: within a LossModule TorchRL
+    turns draws into means. Without a context in the batch this is ``SACLoss`` itself, for HAC's and SAC's top levels.
+
+    With ``missed`` bool [..., 1] in the batch there is one more loss, of decisions whose tested ``proposal`` [..., P]
+    the level below missed: ``loss_test``, the mean over the batch of (Q(s, b, proposal) + penalty)^2 where missed,
+    summed over the critics (HAC, Levy et al. 2019, arXiv 1712.00948, section 4.3; here a column, no row of its own).
+
+    Args:
+        args: as ``SACLoss`` has them.
+        test_penalty: what a missed test costs, in scaled reward.
+        kwargs: likewise; ``deactivate_vmap=True`` is the default, which is faster.
+
+    Examples:
+        >>> import torch
+        >>> from tensordict import TensorDict
+        >>> from tensordict.nn import NormalParamExtractor, TensorDictModule
+        >>> from torch import nn
+        >>> from torchrl.modules import MLP, ProbabilisticActor, TanhNormal, ValueOperator
+        >>> from torchrl.objectives import ValueEstimators
+        >>> class Concat(MLP):
+        ...     def forward(self, *inputs):
+        ...         return super().forward(torch.cat(inputs, -1))
+        >>> class Policy(nn.Module):
+        ...     def __init__(self):
+        ...         super().__init__()
+        ...         self.net, self.head = Concat(4 + 5, 2 * 2), NormalParamExtractor()
+        ...     def forward(self, *inputs):
+        ...         return self.head(self.net(*inputs))
+        >>> keys = ["observation", "z"]
+        >>> actor = ProbabilisticActor(TensorDictModule(Policy(), keys, ["loc", "scale"]), in_keys=["loc", "scale"],
+        ...     out_keys=["action"], distribution_class=TanhNormal, return_log_prob=True)
+        >>> critics = [ValueOperator(Concat(4 + 5 + 2, 1), in_keys=[*keys, "action"]) for _ in range(2)]
+        >>> loss = ContextSACLoss(actor, critics, fixed_alpha=True, alpha_init=0.1, target_entropy=-2.0)
+        >>> loss.set_keys(context="z")
+        >>> loss.make_value_estimator(ValueEstimators.TD0, gamma=0.85)
+        >>> z = torch.randn(3, 1, 5, requires_grad=True)  # one z a task
+        >>> batch = TensorDict({"observation": torch.randn(3, 8, 4), "action": torch.rand(3, 8, 2),
+        ...     "z": z.expand(3, 8, 5), "next": {"observation": torch.randn(3, 8, 4), "reward": torch.randn(3, 8, 1),
+        ...     "done": torch.zeros(3, 8, 1, dtype=torch.bool), "terminated": torch.zeros(3, 8, 1, dtype=torch.bool)}},
+        ...     [3, 8])
+        >>> losses = loss(batch)
+        >>> torch.autograd.grad(losses["loss_actor"], z, allow_unused=True, retain_graph=True)
+        (None,)
+        >>> bool(torch.autograd.grad(losses["loss_qvalue"], z)[0].abs().sum() > 0)
+        True
+    """
+
+    @dataclass
+    class _AcceptedKeys(SACLoss._AcceptedKeys):
+        """``SACLoss``'s, and ``context``, ``missed`` and ``proposal``."""
+
+        context: NestedKey = "belief"
+        missed: NestedKey = "missed"
+        proposal: NestedKey = "proposal"
+
+    default_keys = _AcceptedKeys
+    tensor_keys: _AcceptedKeys
+
+    def __init__(self, *args: Any, test_penalty: float = 0.0, **kwargs: Any) -> None:
+        kwargs.setdefault("deactivate_vmap", True)
+        super().__init__(*args, **kwargs)
+        self.test_penalty = test_penalty
+
+    def forward(self, tensordict: TensorDictBase) -> TensorDictBase:
+        """``loss_actor``, ``loss_qvalue``, and ``loss_test`` where there are tests, scalars; see the class."""
+        losses = super().forward(tensordict)
+        missed = tensordict.get(self.tensor_keys.missed, None)
+        if missed is not None:
+            losses.set("loss_test", self._test(tensordict, missed.squeeze(-1)))
+        return losses
+
+    def _test(self, tensordict: TensorDictBase, missed: Tensor) -> Tensor:
+        keys = [key for key in self.qvalue_network.in_keys if key != self.tensor_keys.action]
+        rows = cast(TensorDictBase, tensordict.select(*keys)[missed])
+        rows.set(self.tensor_keys.action, tensordict.get(self.tensor_keys.proposal)[missed])
+        critics: Any = self._vmap_qnetworkN0
+        values = critics(rows, self.qvalue_network_params).get(self.tensor_keys.state_action_value)
+        return (values + self.test_penalty).square().sum() / missed.numel()
+
+
+def _path(key: NestedKey) -> tuple[Any, ...]:
+    return key if isinstance(key, tuple) else (key,)

@@ -1,0 +1,87 @@
+"""PEACH as the source has it, to the letter: Algorithm 1 with z sampled once a trajectory and contexts drawn from B^i.
+
+    python recipes/source.py
+    python recipes/source.py hierarchy.depth=3 context.read=belief
+
+What z knows of the task comes from the task's replay, whoever collected it, not from the row's own trajectories;
+critics and their targets read the same z. Values and their meaning: configs/common.yaml and configs/source.yaml.
+recipes/pearl.py is the same with a flat policy. Results: the run's folder under runs/.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from peach_trl.experiment import (
+    SourceConfig,
+    collecting,
+    make_agent,
+    make_context_sampler,
+    make_level_buffer,
+    make_library,
+    make_task_buffer,
+    phases,
+    seed_everything,
+)
+from peach_trl.hierarchy.transitions import LevelTransitions
+from peach_trl.report import Report
+from peach_trl.utils.cli import recipe
+from peach_trl.utils.run import Run
+
+
+def meta_train(config: SourceConfig, run_dir: Path) -> None:
+    """Algorithm 1, in the symbols of the paper."""
+    seed_everything(config)
+    library = make_library(config)
+    T = library.split("train")  # T_i ~ p(T)
+    agent = make_agent(config, library)
+    lower, top = agent.levels, agent.top
+    policy = agent.make_policy(num_tasks=library.num_tasks)  # pi_h(s, z), ..., pi_0(s, g_0)
+    q = policy.tracker  # q(z | c^i) of every task
+    assert q is not None
+    B = make_task_buffer(config, library)  # one B^i a task
+    replays = [make_level_buffer(config, level) for level in range(len(lower))]  # one a goal-reaching level
+    S_c = make_context_sampler(config, B)
+    transitions = LevelTransitions(agent.hierarchy, config.transitions, config.seed)
+    train, source, update = config.train, config.source, 0
+
+    with Run(run_dir, config) as run, collecting(config, library, policy) as trajectories:
+        report = Report(run, agent, config, library)
+        for phase in phases(config, agent):
+            policy.set_top_random(1.0 if phase.at_random else config.hierarchy.top_random_share)
+            if phase.forgets:
+                B.empty()  # what the top level met while nothing below it worked
+
+            q.reset(T)  # c^i = {}
+            for l in range(train.trajectories):
+                batch = next(trajectories)  # z ~ q(z | c^i); TRAIN-LEVEL(top, s, z)
+                *rows_lower, rows_top = transitions(batch)
+                B.extend(rows_top)
+                report.collected(batch, l)
+                for i, (level, replay, rows) in enumerate(zip(lower, replays, rows_lower, strict=True)):
+                    replay.extend(rows)
+                    for _ in range(phase.lower_updates):
+                        report.losses(f"level_{i}", level.update(replay.sample()))
+                q.condition(T, S_c(T))  # c^i ~ B^i
+
+            top.anneal(phase.progress)
+            for _ in range(phase.top_updates):
+                update += 1
+                top.coefficients["loss_kl"] = config.top.loss_kl * min(
+                    1.0, update / max(source.kl_annealing, 1)
+                )  # beta
+                T_i = B.draw_tasks(T, train.meta_batch)  # the meta-batch
+                c = S_c(T_i)  # c^i ~ S_c(B^i)
+                b = B.sample_tasks(
+                    T_i, source.batch, best_fraction=source.best_fraction, best_of=source.best_of, recent=source.recent
+                )  # b^i ~ B^i
+                report.losses("top", top.update(b, c))  # L_critic, L_actor, L_KL; alpha_1, alpha_2, alpha_3
+
+            report.iteration(phase)
+        report.finish()
+
+
+main = recipe(SourceConfig, config_name="source")(meta_train)
+
+if __name__ == "__main__":
+    main()
