@@ -247,7 +247,7 @@ def make_env(
     config: Config, library: TaskLibrary, tasks: Tensor, policy: TensorDictModuleBase | None = None
 ) -> EnvBase:
     """A batched environment with one row for each of ``tasks`` [N], and with the primers that ``policy`` needs."""
-    env = config.env.make_env(library, tasks, known_goal=config.top.observe_goal, seed=config.seed)
+    env = config.env.make_env(library, tasks, observe_goal=config.top.observe_goal, seed=config.seed)
     if policy is None:
         return env
     return TransformedEnv(env, cast(Transform, get_primers_from_module(policy)))

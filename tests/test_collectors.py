@@ -53,7 +53,7 @@ def make_parts(changes):
 
 def ending_env(config, library, tasks, policy):
     env = make_env(config, library, tasks, policy)
-    base = Ending(config.env, len(tasks), library=library, tasks=tasks, known_goal=config.top.observe_goal)
+    base = Ending(config.env, len(tasks), library=library, tasks=tasks, observe_goal=config.top.observe_goal)
     return TransformedEnv(base, env.transform.clone())
 
 

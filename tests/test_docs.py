@@ -26,3 +26,17 @@ def test_example_runs(block, tmp_path, monkeypatch):
 
 def test_there_are_examples():
     assert len(BLOCKS) >= 5
+
+
+NAMED = re.findall(r"`([\w/.]+\.py):(\d+)` `([^`]+)`", (ROOT / "docs" / "algorithm.md").read_text())
+
+
+@pytest.mark.parametrize(("path", "line", "code"), NAMED, ids=[f"{path}:{line}" for path, line, _ in NAMED])
+def test_lines_that_are_named_say_so(path, line, code):
+    lines = (ROOT / path).read_text().splitlines()
+    now = [number for number, text in enumerate(lines, start=1) if code in text]
+    assert int(line) in now, f"docs/algorithm.md: {path}:{line} `{code}` stands in lines {now} now"
+
+
+def test_lines_are_named():
+    assert len(NAMED) >= 30

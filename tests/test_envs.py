@@ -123,15 +123,15 @@ def test_subset_renumbers_and_remembers():
 # The environment's contract.
 
 
-@pytest.mark.parametrize("known_goal", [False, True])
-def test_specs(known_goal):
-    env = PointEnv(CONFIG, 3, known_goal=known_goal, seed=0)
+@pytest.mark.parametrize("observe_goal", [False, True])
+def test_specs(observe_goal):
+    env = PointEnv(CONFIG, 3, observe_goal=observe_goal, seed=0)
     check_env_specs(env)
-    assert ("goal" in env.reset().keys()) == known_goal
+    assert ("goal" in env.reset().keys()) == observe_goal
 
 
-def test_known_goal_is_the_tasks_goal():
-    env = PointEnv(CONFIG, 3, known_goal=True, split="test")
+def test_observe_goal_is_the_tasks_goal():
+    env = PointEnv(CONFIG, 3, observe_goal=True, split="test")
     rollout = env.rollout(2)
     wanted = env.library.parameters[env.library.split("test")[:3]]
     assert torch.equal(rollout["goal"][:, 0], wanted) and torch.equal(rollout["next", "goal"][:, -1], wanted)
@@ -226,7 +226,7 @@ def test_stepping_some_rows_leaves_the_others():
 @pytest.mark.parametrize("shape", [(3,), (3, 1)])
 @pytest.mark.parametrize("order", ["fixed", "random"])
 def test_full_reset_honours_task_ids(shape, order):
-    env = PointEnv(CONFIG, 3, task_order=order, known_goal=True, seed=0)
+    env = PointEnv(CONFIG, 3, task_order=order, observe_goal=True, seed=0)
     ids = torch.tensor([9, 40, 2])
     td = env.reset(TensorDict(task_id=ids.reshape(shape), batch_size=[3]))
     assert td["task_id"][:, 0].tolist() == env.task_id.tolist() == [9, 40, 2]

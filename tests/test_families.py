@@ -46,9 +46,16 @@ def test_the_yaml_of_a_family_holds_the_published_values(name):
 
 def test_there_is_a_yaml_for_each_family_and_no_other():
     files = {path.stem for path in (ROOT / "configs" / "env").glob("*.yaml")}
-    assert files == {*FAMILIES, "point"}
+    assert files == {*FAMILIES, "point", "HalfCircleV"}
     assert OmegaConf.load(ROOT / "configs" / "env" / "point.yaml").arena == 10.0
     assert isinstance(load_config(PeachConfig, "peach", ROOT / "configs").env, PointConfig)
+
+
+def test_half_circle_v_is_the_sparse_point_robot_for_longer():
+    config = config_of("HalfCircleV")
+    assert (config.env.family, config.env.horizon, config.hierarchy.top_steps) == ("SparsePointRobot", 100, 5)
+    assert config.transitions.reward_scale == 40 / 100 and config.top.test_penalty == 0.1 * 5 * 0.4
+    assert config.top.gamma**5 == pytest.approx(1 - 1 / 20, abs=1e-4)
 
 
 def test_a_recipes_own_values_stand_over_those_of_the_task():
@@ -72,7 +79,7 @@ def test_wrong_values_name_the_key(override, message):
         config_of("AntGoal", override)
 
 
-def test_a_task_that_is_no_state_to_reach_cannot_be_a_known_goal():
+def test_a_task_that_is_no_state_to_reach_cannot_be_a_observe_goal():
     config = config_of("AntDir", "top.observe_goal=true", "context.latent_dim=0", recipe="hac")
     with pytest.raises(ConfigError, match="top.observe_goal = True"):
         make_agent(config, make_library(config))

@@ -98,14 +98,14 @@ def rollout(env, seed, actions, options=None):
 ACTIONS = np.linspace(-1, 0.5, 5, dtype=np.float32)[:, None]
 
 
-@pytest.mark.parametrize("known_goal", [False, True])
-def test_gymnasiums_own_checks_pass(known_goal):
+@pytest.mark.parametrize("observe_goal", [False, True])
+def test_gymnasiums_own_checks_pass(observe_goal):
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         for harmless in ("infinity", "for normal usage"):
             warnings.filterwarnings("ignore", f".*{harmless}")
-        check_env(make(known_goal=known_goal), skip_render_check=True)
-        check_env(FamilyGymnasiumEnv(Slider, known_goal=known_goal), skip_render_check=True)
+        check_env(make(observe_goal=observe_goal), skip_render_check=True)
+        check_env(FamilyGymnasiumEnv(Slider, observe_goal=observe_goal), skip_render_check=True)
 
 
 def test_it_is_registered_once_and_for_gymnasium_make():
@@ -129,7 +129,7 @@ def test_specs_become_spaces():
     assert env.action_space == gymnasium.spaces.Box(-1, 1, (1,), np.float32)
     low, high = np.array([[-np.inf, -50], [np.inf, 50]], np.float32)
     assert env.observation_space == gymnasium.spaces.Box(low, high, dtype=np.float32)
-    known = make(known_goal=True).observation_space
+    known = make(observe_goal=True).observation_space
     assert list(known) == ["desired_goal", "observation"] and known["desired_goal"].shape == (1,)
     assert known["observation"] == env.observation_space
     assert env.metadata["render_fps"] == 50 and FamilyGymnasiumEnv.metadata["render_fps"] == 25
@@ -152,7 +152,7 @@ def test_it_is_a_row_of_the_batched_environment():
     td = batch.reset()
     starts = batch._qpos.copy()
     for row, task in enumerate([0, 3, 7, 10]):
-        env = make(known_goal=True)
+        env = make(observe_goal=True)
         env.reset(seed=1, options={"task_id": task})
         env.batched._qpos[0] = starts[row]
         step = td.clone()
@@ -255,7 +255,7 @@ def test_gymnasiums_vector_environments(mode):
 
 
 def test_any_batched_environment():
-    env = FamilyGymnasiumEnv(partial(PointEnv, tiny_config().env), split="test", known_goal=True)
+    env = FamilyGymnasiumEnv(partial(PointEnv, tiny_config().env), split="test", observe_goal=True)
     observation, info = env.reset(seed=0, options={"task_id": 6})
     goal = env.batched.library.parameters[6].numpy()
     assert np.array_equal(observation["desired_goal"], goal) and observation in env.observation_space

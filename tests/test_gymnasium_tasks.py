@@ -92,7 +92,7 @@ def step(env, td, *values):
 def test_specs(kind, vectorization):
     keys = ("observation", "achieved_goal") if kind == "dict" else None
     env = make(
-        kind, observation_keys=keys, known_goal=kind == "dict", success_key="success", vectorization=vectorization
+        kind, observation_keys=keys, observe_goal=kind == "dict", success_key="success", vectorization=vectorization
     )
     check_env_specs(env)
     td = env.reset()
@@ -102,7 +102,7 @@ def test_specs(kind, vectorization):
 
 
 def test_dict_observations_are_concatenated_in_order_and_hide_the_goal():
-    env = make("dict", observation_keys=("achieved_goal", "observation"), known_goal=True)
+    env = make("dict", observation_keys=("achieved_goal", "observation"), observe_goal=True)
     td = step(env, env.reset(), 1.0, 0.5, 1.0)
     assert td["observation"][:, :3].tolist() == [[1.0, 1.0, 1.0], [1.0, 1.0, 1.0], [1.0, 3.0, 1.0]]
     assert td["observation"].shape == (3, 6) and td["goal"].tolist() == [[1.0], [2.0], [3.0]]
@@ -207,7 +207,7 @@ def test_tasks_are_set_in_the_rows_that_they_are_for(set_task):
 
 
 def test_subsets_of_a_library_play_the_tasks_that_they_are_made_of():
-    env = make(library=LIBRARY.subset([5, 2], repeats=2), split="all", num_envs=4, known_goal=True)
+    env = make(library=LIBRARY.subset([5, 2], repeats=2), split="all", num_envs=4, observe_goal=True)
     td = env.reset()
     assert td["task_id"][:, 0].tolist() == [0, 1, 2, 3]
     assert td["observation"][:, GAIN].tolist() == td["goal"][:, 0].tolist() == [6.0, 6.0, 3.0, 3.0]
@@ -444,7 +444,7 @@ class Words(Drift):
         ({"vectorization": "threads"}, "vectorization = 'threads'"),
         ({"kind": "dict"}, "among the entries of the observation, .*'achieved_goal'"),
         ({"kind": "dict", "observation_keys": ("obs",)}, r"observation_keys = \('obs',\)"),
-        ({"kind": "dict", "observation_keys": ("observation", "desired_goal")}, "known_goal=True"),
+        ({"kind": "dict", "observation_keys": ("observation", "desired_goal")}, "observe_goal=True"),
         ({"observation_keys": ("observation",)}, "no dict"),
         ({"observation_low": torch.zeros(5)}, "both or neither"),
         ({"observation_low": torch.zeros(4), "observation_high": torch.ones(4)}, r"observation_low of shape \(4,\)"),

@@ -34,12 +34,12 @@ def uniform(env, generator):
 @every_family
 def test_specs(family):
     check_env_specs(family(2, seed=0, horizon=4))
-    check_env_specs(family(2, seed=0, horizon=4, known_goal=True))
+    check_env_specs(family(2, seed=0, horizon=4, observe_goal=True))
 
 
 @every_family
 def test_goal_is_shown_when_known_only(family):
-    hidden, known = family(3, split="test", seed=0), family(3, split="test", seed=0, known_goal=True)
+    hidden, known = family(3, split="test", seed=0), family(3, split="test", seed=0, observe_goal=True)
     first, second = hidden.reset(), known.reset()
     assert "goal" not in first.keys() and torch.equal(first["observation"], second["observation"])
     goals = known.library.parameters[known.library.split("test")[:3]]
@@ -251,7 +251,7 @@ def test_pendulum_goal_position_is_the_bob():
 
 @every_family
 def test_reward_is_one_at_the_goal(family):
-    env = family(4, seed=0, known_goal=True)
+    env = family(4, seed=0, observe_goal=True)
     td = env.reset()
     goal = td["goal"].double().numpy()
     if family is Pendulum:
@@ -285,7 +285,7 @@ def test_ur5_starts():
 
 @pytest.mark.parametrize(("family", "limit"), [(AntReacher, 9.5), (AntFourRooms, 6.5)])
 def test_ant_starts(family, limit):
-    td = family(500, seed=0, known_goal=True, task_order="random").reset()
+    td = family(500, seed=0, observe_goal=True, task_order="random").reset()
     start, goal = td["observation"], td["goal"]
     pose = [0.55, 1, 0, 0, 0, 0, 1, 0, -1, 0, -1, 0, 1] + [0] * 14
     assert torch.allclose(start[:, 2:], torch.tensor(pose))
@@ -327,7 +327,7 @@ def test_pendulum_turns_and_cannot_be_lifted_at_once():
 
 
 def test_servos_bring_the_ur5_to_its_goals():
-    env = UR5Reacher(8, seed=0, known_goal=True)
+    env = UR5Reacher(8, seed=0, observe_goal=True)
     td = env.reset()
     for _ in range(150):
         asked = 60 * (td["goal"] - td["observation"][:, :3])

@@ -430,7 +430,7 @@ def test_bounds_hold(family):
 
 @pytest.mark.parametrize("family", FAMILIES)
 def test_specs_and_silence(family, tmp_path, capfd):
-    check_env_specs(family(2, seed=0, known_goal=True))
+    check_env_specs(family(2, seed=0, observe_goal=True))
     env = pickle.loads(pickle.dumps(partial(family, 2, library=family.make_library(), seed=0)))()
     assert env.rollout(3).shape == (2, 3)
     capfd.readouterr()

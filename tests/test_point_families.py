@@ -61,8 +61,8 @@ def test_specs(family):
 
 
 @pytest.mark.parametrize("family", [PointRobot, PointUMaze, AntUMaze])
-def test_known_goal_is_shown(family):
-    env = family(3, known_goal=True, split="train", seed=0)
+def test_observe_goal_is_shown(family):
+    env = family(3, observe_goal=True, split="train", seed=0)
     check_env_specs(env)
     assert torch.equal(env.reset()["goal"], env.library.parameters[:3])
 

@@ -335,6 +335,14 @@ def test_ablations_are_one_key_each(key, tmp_path):
     assert manifest_of(run)["finished"] is True and manifest_of(run)["top_updates"] == 2
 
 
+def test_the_flat_policy_with_a_belief(tmp_path):
+    overrides = [argument for argument in TINY if not argument.startswith("train.prefill")]
+    (run,) = start(tmp_path, "peach", "--config-name", "flat", *overrides, "train.prefill=1", plots=False)
+    config = OmegaConf.load(run / "config.yaml")
+    assert run.parent.name == "flat" and config.hierarchy.depth == 1 and config.hierarchy.top_random_hold == 20
+    assert not any(name.startswith("levels.") for name in tensors_of(run))
+
+
 def test_an_encoder_of_ones_own_by_its_name(tmp_path, monkeypatch):
     """In recipe, rollout, meta-test and checkpoint, without touching the package."""
     monkeypatch.syspath_prepend(ROOT / "examples")

@@ -144,7 +144,7 @@ def test_ml1_episodes_of_a_task_start_alike(metaworld):
 
 
 def test_reach_goals_are_for_the_hand(metaworld):
-    env = meta_world(2, tasks=[3, 55], known_goal=True)
+    env = meta_world(2, tasks=[3, 55], observe_goal=True)
 
     def drive(td):
         return torch.nn.functional.pad(10 * (td["goal"] - td["observation"][:, :3]), (0, 1)).clamp(-1, 1)
@@ -161,7 +161,7 @@ def test_reach_goals_are_for_the_hand(metaworld):
 
 @pytest.mark.parametrize("name", ["push-v3", "pick-place-v3"])
 def test_object_goals_agree_with_success(metaworld, name):
-    env = meta_world(2, task_name=name, tasks=[3, 55], known_goal=True)
+    env = meta_world(2, task_name=name, tasks=[3, 55], observe_goal=True)
     td = env.reset()
     for row, single in enumerate(env._vector.envs):
         assert single.unwrapped._env._target_pos == pytest.approx(td["goal"][row].numpy(), abs=1e-6)
@@ -196,7 +196,7 @@ def test_meta_world_rejects(metaworld, arguments, message):
 
 @pytest.mark.parametrize(("env_id", "size"), [("PointMaze_UMaze-v3", 4), ("AntMaze_UMaze-v5", 107)])
 def test_robotics_maze(robotics, env_id, size):
-    env = robotics_maze(3, env_id=env_id, horizon=10, known_goal=True, seed=0)
+    env = robotics_maze(3, env_id=env_id, horizon=10, observe_goal=True, seed=0)
     check_env_specs(env)
     td = env.reset()
     assert td["observation"].shape == (3, size)
@@ -222,7 +222,7 @@ def test_robotics_goals_hide_in_each_free_cell(robotics):
 
 
 def test_robotics_success_is_the_goal_space(robotics):
-    env = robotics_maze(2, env_id="PointMaze_Open-v3", tasks=[0, 1], known_goal=True, horizon=300)
+    env = robotics_maze(2, env_id="PointMaze_Open-v3", tasks=[0, 1], observe_goal=True, horizon=300)
 
     def drive(td):
         return (3 * (td["goal"] - td["observation"][:, :2]) - td["observation"][:, 2:]).clamp(-1, 1)
@@ -254,7 +254,7 @@ def test_robotics_rejects(robotics, arguments, message):
 
 @pytest.mark.parametrize(("env_id", "size"), [("pointmaze-medium-v0", 2), ("antmaze-medium-v0", 29)])
 def test_ogbench_maze(ogbench, env_id, size):
-    env = ogbench_maze(3, env_id=env_id, horizon=10, known_goal=True, seed=0)
+    env = ogbench_maze(3, env_id=env_id, horizon=10, observe_goal=True, seed=0)
     check_env_specs(env)
     td = env.reset()
     assert td["observation"].shape == (3, size)
@@ -280,7 +280,7 @@ def test_ogbench_tests_on_its_own_tasks(ogbench):
 
 @pytest.mark.parametrize("terminate", [False, True])
 def test_ogbench_success_is_the_goal_space(ogbench, terminate):
-    env = ogbench_maze(1, split="test", tasks=[2], known_goal=True, terminate_at_goal=terminate, seed=0)
+    env = ogbench_maze(1, split="test", tasks=[2], observe_goal=True, terminate_at_goal=terminate, seed=0)
     path = iter(torch.tensor([[8.0, 20.0], [0.0, 20.0], [0.0, 12.0], [4.0, 12.0]]))
     target = [next(path)]
 

@@ -32,7 +32,7 @@ _NO_ROWS = np.empty(0, dtype=np.int64)
 class EnvOptions(TypedDict, total=False):
     """What every batched environment takes besides its own arguments; see :class:`BatchedMujocoEnv`."""
 
-    known_goal: bool
+    observe_goal: bool
     task_order: TaskOrder
     threads: int
     seed: int | None
@@ -51,7 +51,7 @@ class BatchedMujocoEnv(EnvBase):
     Keys, for N rows:
         - ``"observation"`` ``[N, D]`` float32;
         - ``"task_id"`` ``[N, 1]`` int64, for bookkeeping such as per-task replay: not for the policy to read;
-        - ``"goal"`` ``[N, P]`` float32, the task's parameters, with ``known_goal=True`` only (an oracle);
+        - ``"goal"`` ``[N, P]`` float32, the task's parameters, with ``observe_goal=True`` only (an oracle);
         - ``"action"`` ``[N, A]`` float32 in [-1, 1], which stands for the range of each actuator;
         - ``"reward"`` ``[N, 1]`` float32; ``"done"``, ``"terminated"``, ``"truncated"`` ``[N, 1]`` bool, where
           truncated means that ``horizon`` steps were taken since the row's reset.
@@ -74,7 +74,7 @@ class BatchedMujocoEnv(EnvBase):
         observation_high: float ``[D]``, likewise.
         goal_space: when a task's goal is achieved; ``None`` where tasks are no states to reach, such as directions.
         subgoal_space: what a higher level of a hierarchy may ask of a lower one, and when that is achieved.
-        known_goal: whether to show the goal.
+        observe_goal: whether to show the goal.
         task_order: ``"fixed"``: row n starts with task ``tasks[n % len(tasks)]`` and keeps its task until told
             another; ``"random"``: a uniform draw from ``tasks`` at each reset.
         threads: threads that step the simulations; results do not depend on it.
@@ -110,7 +110,7 @@ class BatchedMujocoEnv(EnvBase):
         observation_high: Tensor,
         goal_space: GoalSpace | None,
         subgoal_space: GoalSpace,
-        known_goal: bool = False,
+        observe_goal: bool = False,
         task_order: TaskOrder = "fixed",
         threads: int = 1,
         seed: int | None = None,
@@ -126,7 +126,7 @@ class BatchedMujocoEnv(EnvBase):
         self.model, self.library, self.horizon = copy.copy(model), library, horizon
         self.model.opt.disableflags |= int(mujoco.mjtDisableBit.mjDSBL_AUTORESET)
         self.goal_space, self.subgoal_space = goal_space, subgoal_space
-        self.known_goal = known_goal
+        self.observe_goal = observe_goal
         self.not_finite: NotFinite = not_finite
         self._substeps, self._threads = frame_skip, threads
         #: seconds of an environment step
@@ -142,7 +142,7 @@ class BatchedMujocoEnv(EnvBase):
         wide = torch.Size([rows, self._dim])
         box = Bounded(low=low.float().expand(wide), high=high.float().expand(wide), shape=wide, dtype=torch.float32)
         action = Bounded(low=-1.0, high=1.0, shape=torch.Size([rows, self.model.nu]), dtype=torch.float32)
-        self._task_rows.set_specs(self, box, action, self.known_goal)
+        self._task_rows.set_specs(self, box, action, self.observe_goal)
 
     # What subclasses give.
 
@@ -365,6 +365,6 @@ class BatchedMujocoEnv(EnvBase):
     def _observed(self, observation: Tensor) -> dict[str, Tensor]:
         # Cloned: what is handed out may be written into.
         values = {"observation": observation, "task_id": self._task_rows.task_id.clone()}
-        if self.known_goal:
+        if self.observe_goal:
             values["goal"] = self._task_rows.goal.clone()
         return values

@@ -40,7 +40,7 @@ class FamilyGymnasiumEnv(gymnasium.Env):
     It is for single environments and for other libraries; to train here, the batched environment itself is many times
     faster than a vector of these.
 
-    The observation is a float32 array ``[D]``; with ``known_goal`` a dict of it, ``"observation"``, and of the task's
+    The observation is a float32 array ``[D]``; with ``observe_goal`` a dict of it, ``"observation"``, and of the task's
     parameters ``[P]``, ``"desired_goal"``. Actions are float32 ``[A]`` in [-1, 1], which stands for the range of each
     actuator. ``info["task_id"]`` is the task that is played. An episode is truncated after ``horizon`` steps, without
     any wrapper.
@@ -53,7 +53,7 @@ class FamilyGymnasiumEnv(gymnasium.Env):
         split: the split of the library whose tasks are played.
         tasks: ids of the tasks that are played, instead of a split.
         horizon: environment steps per episode; ``None`` for the family's own.
-        known_goal: whether to show the task's parameters (an oracle).
+        observe_goal: whether to show the task's parameters (an oracle).
         task_order: ``"random"``: each reset without a ``task_id`` draws a task; ``"fixed"``: it keeps the task that was
             played, at first the first of ``tasks``.
         render_mode: ``None`` or ``"rgb_array"``.
@@ -91,7 +91,7 @@ class FamilyGymnasiumEnv(gymnasium.Env):
         split: str = "train",
         tasks: Sequence[int] | Tensor | None = None,
         horizon: int | None = None,
-        known_goal: bool = False,
+        observe_goal: bool = False,
         task_order: TaskOrder = "random",
         render_mode: str | None = None,
         width: int = 480,
@@ -105,7 +105,7 @@ class FamilyGymnasiumEnv(gymnasium.Env):
             options["horizon"] = horizon
         make = _family(family) if isinstance(family, str) else family
         self.batched = make(
-            num_envs=1, split=split, tasks=tasks, known_goal=known_goal, task_order=task_order, **options
+            num_envs=1, split=split, tasks=tasks, observe_goal=observe_goal, task_order=task_order, **options
         )
         self.render_mode, self._picture = render_mode, {"width": width, "height": height, "camera": camera}
         self._renderer: RowRenderer | None = None
@@ -116,7 +116,7 @@ class FamilyGymnasiumEnv(gymnasium.Env):
     def _make_spaces(self) -> tuple[spaces.Space, spaces.Box]:
         specs = self.batched.observation_spec
         observation, action = _box(specs["observation"]), _box(self.batched.action_spec)
-        if not self.batched.known_goal:
+        if not self.batched.observe_goal:
             return observation, action
         goal = spaces.Box(-np.inf, np.inf, tuple(specs["goal"].shape[1:]), np.float32)
         return spaces.Dict({"observation": observation, "desired_goal": goal}), action
@@ -173,7 +173,7 @@ class FamilyGymnasiumEnv(gymnasium.Env):
     def _observed(self, result: Any) -> tuple[Observation, dict[str, Any]]:
         info = {"task_id": int(result["task_id"])}
         observation = result["observation"][0].numpy()
-        if self.batched.known_goal:
+        if self.batched.observe_goal:
             return {"observation": observation, "desired_goal": result["goal"][0].numpy()}, info
         return observation, info
 

@@ -30,7 +30,7 @@ Vectorization = Literal["sync", "async"]
 class TasksOptions(TypedDict, total=False):
     """What the task suites pass on to :class:`GymnasiumTasksEnv`, which explains them."""
 
-    known_goal: bool
+    observe_goal: bool
     task_order: TaskOrder
     seed: int | None
     vectorization: Vectorization
@@ -43,7 +43,7 @@ class GymnasiumTasksEnv(EnvBase):
     It has the keys of :class:`~peach_trl.envs.BatchedMujocoEnv`, and treats task ids and resets in the same way:
         - ``"observation"`` ``[N, D]`` float32;
         - ``"task_id"`` ``[N, 1]`` int64, in the observation and the state spec: not for the policy to read;
-        - ``"goal"`` ``[N, P]`` float32, the task's parameters, with ``known_goal=True`` only (an oracle);
+        - ``"goal"`` ``[N, P]`` float32, the task's parameters, with ``observe_goal=True`` only (an oracle);
         - ``"success"`` ``[N, 1]`` bool, with a ``success_key`` only;
         - ``"action"`` ``[N, A]`` float32 in the environment's own bounds, to which actions are clipped;
         - ``"reward"`` ``[N, 1]`` float32; ``"done"``, ``"terminated"``, ``"truncated"`` ``[N, 1]`` bool, where
@@ -71,7 +71,7 @@ class GymnasiumTasksEnv(EnvBase):
             there is none. By default none: the bounds that Gymnasium environments declare are often passed.
         observation_high: float ``[D]``, likewise; give both or neither.
         success_key: where ``info`` says whether a step ended in success; steps that do not say so count as failures.
-        known_goal: whether to show the goal.
+        observe_goal: whether to show the goal.
         task_order: ``"fixed"``: row n starts with task ``tasks[n % len(tasks)]`` and keeps its task until told
             another; ``"random"``: a uniform draw from ``tasks`` at each reset.
         seed: of the draws of tasks and, through them, of every copy, which is seeded at its first reset only; ``None``
@@ -122,7 +122,7 @@ class GymnasiumTasksEnv(EnvBase):
         observation_low: Tensor | None = None,
         observation_high: Tensor | None = None,
         success_key: str | None = None,
-        known_goal: bool = False,
+        observe_goal: bool = False,
         task_order: TaskOrder = "fixed",
         seed: int | None = None,
         vectorization: Vectorization = "sync",
@@ -139,7 +139,7 @@ class GymnasiumTasksEnv(EnvBase):
         super().__init__(device=torch.device("cpu"), batch_size=torch.Size([num_envs]))
         self.library, self.horizon = library, horizon
         self.goal_space, self.subgoal_space = goal_space, subgoal_space
-        self.known_goal, self.vectorization = known_goal, vectorization
+        self.observe_goal, self.vectorization = observe_goal, vectorization
         self.not_finite: NotFinite = not_finite
         self.task_order, self.tasks = task_order, self._task_rows.tasks
         self._success_key = success_key
@@ -169,7 +169,7 @@ class GymnasiumTasksEnv(EnvBase):
             more["success"] = Categorical(2, shape=torch.Size([rows, 1]), dtype=torch.bool)
         bounds = [torch.from_numpy(bound.astype(np.float32)).expand(rows, -1) for bound in (box.low, box.high)]
         action = Bounded(low=bounds[0], high=bounds[1], shape=bounds[0].shape, dtype=torch.float32)
-        self._task_rows.set_specs(self, observed, action, self.known_goal, **more)
+        self._task_rows.set_specs(self, observed, action, self.observe_goal, **more)
 
     # EnvBase's own methods.
 
@@ -268,7 +268,7 @@ class GymnasiumTasksEnv(EnvBase):
 
     def _result(self) -> TensorDict:
         values = {"observation": torch.from_numpy(self._last.copy()), "task_id": self._task_rows.task_id.clone()}
-        if self.known_goal:
+        if self.observe_goal:
             values["goal"] = self._task_rows.goal.clone()
         flags = {"terminated": self._terminated, "truncated": self._truncated}
         flags["done"] = self._terminated | self._truncated
@@ -382,7 +382,7 @@ def _observation_size(space: gymnasium.Space, keys: Sequence[str] | None) -> int
         if "desired_goal" in keys:
             raise ValueError(
                 f"observation_keys = {keys}: 'desired_goal' would tell the policy its task; leave it out, or give the"
-                " goal to all with known_goal=True"
+                " goal to all with observe_goal=True"
             )
         parts = [space.spaces[key] for key in keys]
     elif keys is not None:

@@ -58,14 +58,14 @@ class PointConfig:
         """The tasks, in the splits ``"train"``, ``"validation"`` and ``"test"``."""
         return PointEnv.make_library(self)
 
-    def make_env(self, library: TaskLibrary, tasks: Tensor, *, known_goal: bool, seed: int) -> PointEnv:
+    def make_env(self, library: TaskLibrary, tasks: Tensor, *, observe_goal: bool, seed: int) -> PointEnv:
         """One row for each of ``tasks`` [N]."""
         return PointEnv(
             self,
             len(tasks),
             library=library,
             tasks=tasks,
-            known_goal=known_goal,
+            observe_goal=observe_goal,
             seed=seed,
             not_finite=self.not_finite,  # type: ignore[arg-type]
         )
@@ -89,7 +89,7 @@ class PointEnv(BatchedMujocoEnv):
         library: the tasks; ``None`` makes :meth:`make_library`'s.
         split: the split of the library whose tasks are played.
         tasks: ids of the tasks that are played, instead of a split.
-        options: ``known_goal``, ``task_order``, ``seed`` and ``not_finite`` of :class:`BatchedMujocoEnv`.
+        options: ``observe_goal``, ``task_order``, ``seed`` and ``not_finite`` of :class:`BatchedMujocoEnv`.
 
     Examples:
         >>> config = PointConfig(

@@ -89,7 +89,7 @@ class TaskRows:
         self._set(task_id)
 
     def set_specs(
-        self, env: EnvBase, observation: TensorSpec, action: TensorSpec, known_goal: bool, **more: TensorSpec
+        self, env: EnvBase, observation: TensorSpec, action: TensorSpec, observe_goal: bool, **more: TensorSpec
     ) -> None:
         """Gives ``env`` the specs of an environment whose rows play tasks.
 
@@ -97,13 +97,13 @@ class TaskRows:
             env: the environment, of batch size ``[N]``.
             observation: spec of ``"observation"`` ``[N, D]``.
             action: spec of ``"action"`` ``[N, A]``.
-            known_goal: whether the task's parameters are observed, as ``"goal"``.
+            observe_goal: whether the task's parameters are observed, as ``"goal"``.
             more: specs of further observations.
         """
         shape, single = env.batch_size, self.task_id.shape
         task_id = Categorical(n=self.library.num_tasks, shape=single, dtype=torch.int64)
         observed = Composite({"observation": observation, "task_id": task_id, **more}, shape=shape)
-        if known_goal:
+        if observe_goal:
             observed["goal"] = Unbounded(shape=self.goal.shape, dtype=torch.float32)
         env.observation_spec = observed
         env.state_spec = Composite(task_id=task_id.clone(), shape=shape)

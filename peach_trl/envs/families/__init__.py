@@ -56,7 +56,7 @@ class FamilyConfig:
         counts = self.train_tasks, self.validation_tasks, self.test_tasks
         return FAMILIES[self.family].make_library(*counts, seed=self.task_seed)
 
-    def make_env(self, library: TaskLibrary, tasks: Tensor, *, known_goal: bool, seed: int) -> TaskFamily:
+    def make_env(self, library: TaskLibrary, tasks: Tensor, *, observe_goal: bool, seed: int) -> TaskFamily:
         """One row for each of ``tasks`` [N]."""
         return FAMILIES[self.family](
             len(tasks),
@@ -65,7 +65,7 @@ class FamilyConfig:
             horizon=self.horizon,
             threads=self.threads,
             not_finite=self.not_finite,  # type: ignore[arg-type]
-            known_goal=known_goal,
+            observe_goal=observe_goal,
             seed=seed,
         )
 

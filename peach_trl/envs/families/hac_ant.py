@@ -37,7 +37,7 @@ class AntReacher(TaskFamily):
       reward less one; levels that reach for goals compute theirs from the goal spaces.
     - Episodes start at rest, never terminate, and are truncated after 500 steps of 0.3 s.
 
-    With ``known_goal=True`` the goal is shown, as in the source; otherwise it has to be found.
+    With ``observe_goal=True`` the goal is shown, as in the source; otherwise it has to be found.
 
     Source of all values: github.com/andrew-j-levy/Hierarchical-Actor-Critc-HAC-, in ``ant_environments``:
     ``ant_reacher_2_levels/mujoco_files/ant_reacher.xml``, and ``environment.py`` and ``design_agent_and_env.py``

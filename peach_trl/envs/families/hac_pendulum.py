@@ -32,7 +32,7 @@ class Pendulum(TaskFamily):
       reward less one; levels that reach for goals compute theirs from the goal spaces.
     - Episodes never terminate; they are truncated after 1000 steps of 0.02 s.
 
-    With ``known_goal=True`` the goal is shown, as in the source; otherwise it has to be found.
+    With ``observe_goal=True`` the goal is shown, as in the source; otherwise it has to be found.
 
     Source of all values: github.com/andrew-j-levy/Hierarchical-Actor-Critc-HAC-, ``mujoco_files/pendulum.xml``,
     ``environment.py`` and ``example_designs/PENDULUM_LAY_3_design_agent_and_env.py``. Differences:
@@ -51,7 +51,7 @@ class Pendulum(TaskFamily):
         ValueError: for arguments that cannot be used.
 
     Examples:
-        >>> env = Pendulum(3, known_goal=True, seed=0)
+        >>> env = Pendulum(3, observe_goal=True, seed=0)
         >>> rollout = env.rollout(5)
         >>> rollout["observation"].shape, rollout["goal"].shape
         (torch.Size([3, 5, 4]), torch.Size([3, 5, 2]))

@@ -35,7 +35,7 @@ class UR5Reacher(TaskFamily):
       reward less one; levels that reach for goals compute theirs from the goal spaces.
     - Episodes start at rest with a random pan, never terminate, and are truncated after 600 steps of 0.03 s.
 
-    With ``known_goal=True`` the goal is shown, as in the source; otherwise it has to be found.
+    With ``observe_goal=True`` the goal is shown, as in the source; otherwise it has to be found.
 
     Source of all values: github.com/andrew-j-levy/Hierarchical-Actor-Critc-HAC-, ``UR5_LAY_3_design_agent_and_env.py``,
     ``environment.py`` and ``mujoco_files/ur5.xml``, the last as copied in github.com/AboudyKreidieh/h-baselines.

@@ -163,7 +163,7 @@ class PointMaze(MazeFamily):
         options: see :class:`~peach_trl.envs.families.base.TaskFamily`.
 
     Examples:
-        >>> env = PointUMaze(num_envs=2, known_goal=True, seed=0)
+        >>> env = PointUMaze(num_envs=2, observe_goal=True, seed=0)
         >>> rollout = env.rollout(3)
         >>> rollout["observation"].shape, rollout["goal"].shape
         (torch.Size([2, 3, 4]), torch.Size([2, 3, 2]))

@@ -69,7 +69,7 @@ def meta_world(
         library: the tasks, from :func:`meta_world_library` with the same arguments, or a subset; ``None`` makes them.
         split: the split of the library whose tasks are played.
         tasks: ids of the tasks that are played, instead of a split.
-        options: ``known_goal``, ``task_order``, ``seed``, ``vectorization`` and ``not_finite`` of
+        options: ``observe_goal``, ``task_order``, ``seed``, ``vectorization`` and ``not_finite`` of
             :class:`~peach_trl.envs.gymnasium_tasks.GymnasiumTasksEnv`.
 
     Raises:

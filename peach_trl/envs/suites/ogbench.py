@@ -58,7 +58,7 @@ def ogbench_maze(
             them.
         split: the split of the library whose tasks are played.
         tasks: ids of the tasks that are played, instead of a split.
-        options: ``known_goal``, ``task_order``, ``seed``, ``vectorization`` and ``not_finite`` of
+        options: ``observe_goal``, ``task_order``, ``seed``, ``vectorization`` and ``not_finite`` of
             :class:`~peach_trl.envs.gymnasium_tasks.GymnasiumTasksEnv`.
 
     Raises:
