@@ -9,6 +9,7 @@ from torch import nn
 from torchrl.envs import EnvBase
 
 from peach_trl.config import ConfigError
+from peach_trl.context.belief import Belief
 from peach_trl.context.tracker import BeliefTracker
 from peach_trl.envs.goal_space import GoalSpace
 from peach_trl.hierarchy.policy import HierarchyActor, HierarchyClock, HierarchyPolicy
@@ -28,6 +29,7 @@ class Agent(nn.Module):
         lower: the goal-reaching levels.
         reward_scale: factor on the task's rewards, the same as in the recorded transitions.
         encoder: a context encoder of one's own, any module; see :func:`~peach_trl.context.belief.make_belief`.
+        belief: a belief of one's own, encoder included.
 
     Attributes:
         levels: the goal-reaching levels, bottom up; all of them where the top level's objective is a goal.
@@ -54,6 +56,7 @@ class Agent(nn.Module):
         lower: LowerConfig,
         reward_scale: float = 1.0,
         encoder: nn.Module | None = None,
+        belief: Belief | None = None,
     ) -> None:
         super().__init__()
         self.reward_scale = reward_scale
@@ -73,7 +76,7 @@ class Agent(nn.Module):
         self.top = (
             None  # type: ignore[assignment]
             if reaches
-            else TopLevel(self.hierarchy, self.observation_spec, top, context, known, encoder)
+            else TopLevel(self.hierarchy, self.observation_spec, top, context, known, encoder, belief)
         )
 
     def make_policy(

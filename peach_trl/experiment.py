@@ -21,6 +21,7 @@ from torchrl.modules import get_primers_from_module
 from peach_trl.agent import Agent
 from peach_trl.collectors.lockstep import LockstepCollector
 from peach_trl.config import ConfigError, build, option
+from peach_trl.context.belief import Belief
 from peach_trl.context.contexts import ContextConfig, ContextSampler
 from peach_trl.context.sequences import SequenceConfig, SequenceSampler
 from peach_trl.data.task_replay import TaskReplayBuffer
@@ -258,11 +259,13 @@ def make_library(config: Config) -> TaskLibrary:
     return config.env.make_library()
 
 
-def make_agent(config: Config, library: TaskLibrary, encoder: nn.Module | None = None) -> Agent:
-    """The learner for the environment that ``config`` names, with an encoder of one's own, if given."""
+def make_agent(
+    config: Config, library: TaskLibrary, encoder: nn.Module | None = None, belief: Belief | None = None
+) -> Agent:
+    """The learner for the environment that ``config`` names, with an encoder or belief of one's own, if given."""
     env = make_env(config, library, library.split("train")[:1])
     scale = config.transitions.reward_scale
-    agent = Agent(env, config.hierarchy, config.context, config.top, config.lower, scale, encoder)
+    agent = Agent(env, config.hierarchy, config.context, config.top, config.lower, scale, encoder, belief)
     env.close()
     return agent
 

@@ -12,7 +12,7 @@ from peach_trl.config import ConfigError
 from peach_trl.context import Attention, BeliefTracker, ContextEncoder, GaussianProduct, Recurrent, Transition
 from peach_trl.context.belief import make_belief
 from peach_trl.envs import PointEnv
-from peach_trl.experiment import make_env, make_library
+from peach_trl.experiment import make_agent, make_env, make_library
 from peach_trl.hierarchy.transitions import LevelTransitions
 
 HIGH = torch.tensor([10.0, 5.0, 1.0, 0.5])
@@ -188,6 +188,11 @@ def test_an_encoder_is_handed_in_as_an_object_or_by_name():
     assert isinstance(agent.make_policy().tracker.belief.encoder, OwnEncoder)
     named = tiny_agent(tiny_config(context__encoder=f"{__name__}:OwnEncoder"))
     assert isinstance(named.top.belief.encoder, OwnEncoder)
+    belief = GaussianProduct(OwnEncoder(SPEC, 2, 10), 5)
+    agent = make_agent(config, make_library(config), belief=belief)
+    assert agent.top.belief is belief and agent.make_policy().tracker.belief is belief
+    with pytest.raises(ConfigError, match="context.latent_dim = 5: the belief that was handed over has 3"):
+        make_agent(config, make_library(config), belief=make("product"))
     with pytest.raises(ConfigError, match=r"OwnEncoder: puts out \[7\] for a transition; this belief needs \[10\]"):
         tiny_agent(config, encoder=OwnEncoder(SPEC, 2, 7))
     for path in ("nowhere:Encoder", f"{__name__}:Nothing", "OwnEncoder"):

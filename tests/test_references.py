@@ -56,7 +56,7 @@ def test_point(on_point):
     *_, played = on_point
     assert means(played["oracle"]) == pytest.approx([0.88] * 3, abs=0.02)  # .86 to .90
     assert means(played["search"]) == pytest.approx([0.66, 0.89, 0.89], abs=0.02)
-    drawn = thompson(point(300), [[0.0, 1.0], [2.5, 1.0]], 3)
+    drawn = thompson(point(240), [[0.0, 1.0], [2.5, 1.0]], 3)
     assert drawn.tolist() == pytest.approx([0.16, 0.33, 0.47], abs=0.05)  # standard error 0.02
     # A disc of 2.5 m covers 2 * 18.2 of the 180 degrees, which are 0.2 of the goals.
     assert means(played["no context"]) == pytest.approx([0.2 * 0.9] * 3, abs=0.02)
@@ -120,9 +120,10 @@ def test_reward_counts_at_decisions(on_point):
     assert same[before].all() and not same[:, -1].any()
 
 
-@pytest.mark.parametrize("env", [point(4, horizon=60), robot(4, horizon=60)], ids=["point", "robot"])
-def test_control(env):
-    """Arrives, does not pass the place by much and stays there; a second meta-test on the same rows is the same."""
+@pytest.mark.parametrize("make", [point, robot])
+def test_control(make):
+    """Arrives, does not pass the place by much and stays there; the next trajectory is the same."""
+    env = make(4, horizon=60)
     place = env.library.parameters[env.task_id]
     played = play(env, Stay(place), 2)
     offset = (place[:, None] - played.positions[:, 0]) * place.sign()[:, None]  # negative: passed

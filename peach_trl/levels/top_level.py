@@ -17,7 +17,7 @@ from torchrl.data import TensorSpec
 from torchrl.modules import ProbabilisticActor, ValueOperator
 from torchrl.objectives import SoftUpdate, ValueEstimators
 
-from peach_trl.config import option
+from peach_trl.config import ConfigError, option
 from peach_trl.context.belief import Belief, BeliefConfig, make_belief, parameters
 from peach_trl.context.encoder import Transition
 from peach_trl.context.tracker import READINGS, UPDATES, context_key
@@ -78,6 +78,10 @@ class TopLevel(nn.Module):
         context: the belief, and how it is read.
         goal: the space of a known goal that the top reads (the oracle), else ``None``.
         encoder: an encoder of one's own, see :func:`~peach_trl.context.belief.make_belief`.
+        belief: a belief of one's own, encoder included, instead of the one that ``context`` names.
+
+    Raises:
+        ConfigError: if ``belief`` has other dimensions than ``context.latent_dim``.
 
     Attributes:
         actor: pi_h, from ``observation`` and the context to ``action`` in [-1, 1].
@@ -111,13 +115,21 @@ class TopLevel(nn.Module):
         context: ReadingConfig,
         goal: GoalSpace | None = None,
         encoder: nn.Module | None = None,
+        belief: Belief | None = None,
     ) -> None:
         super().__init__()
+        if belief is not None and belief.latent_dim != context.latent_dim:
+            raise ConfigError(
+                f"context.latent_dim = {context.latent_dim}: the belief that was handed over has {belief.latent_dim}; "
+                f"set context.latent_dim={belief.latent_dim}"
+            )
         self.config, self.context, action_dim = config, context, hierarchy.proposal_dims[-1]
         self.actor, critics = make_top_networks(action_dim, observation_spec, context, goal, config)
         self.loss = _make_loss(self.actor, critics, config, context_key(context.read))
         self.kl_loss = KLLoss()
-        self.belief = make_belief(context, observation_spec, action_dim, encoder) if context.latent_dim else None
+        if belief is None and context.latent_dim:
+            belief = make_belief(context, observation_spec, action_dim, encoder)
+        self.belief = belief
         self.coefficients = {name: getattr(config, name) for name in LOSSES}
         self.targets = SoftUpdate(self.loss, tau=config.tau)
         self._rates = [config.alpha_2, config.alpha_3] + [config.alpha_1] * (self.belief is not None)

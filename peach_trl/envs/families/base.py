@@ -54,7 +54,8 @@ class TaskFamily(BatchedMujocoEnv):
         split: the split of the library whose tasks are played.
         tasks: ids of the tasks that are played, instead of a split.
         horizon: environment steps per episode; ``None`` for the family's own.
-        options: ``observe_goal``, ``task_order``, ``threads``, ``seed`` and ``not_finite`` of :class:`BatchedMujocoEnv`.
+        options: ``observe_goal``, ``task_order``, ``threads``, ``seed`` and ``not_finite``, of
+            :class:`BatchedMujocoEnv`.
 
     Attributes:
         version: of the list of tasks; it goes up whenever the same seed would give other tasks.
