@@ -434,3 +434,10 @@ def test_every_belief_collects_and_learns(belief, read, update):
     after = agent.top.belief.state_dict()
     assert all(not torch.equal(after[name], before[name]) for name in before if not name.endswith("scale"))
     assert isinstance(agent.make_policy().tracker, BeliefTracker)
+
+
+def test_missed_tests_cost_nothing_where_their_loss_has_no_weight():
+    rows = random_sequences(TASKS, 9, seed=0)
+    losses = tiny_agent(tiny_config(top__loss_test=0.0)).top.update(rows)
+    assert "loss_test" not in losses.keys()
+    assert tiny_agent(tiny_config(top__loss_test=1.0)).top.update(rows)["loss_test"] > 0

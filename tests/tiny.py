@@ -24,7 +24,7 @@ TINY = [
     *("train.iterations=2", "train.warmup=1", "train.prefill=1", "train.envs_per_task=1", "train.trajectories=2"),
     *("train.warmup_updates=2", "train.lower_updates=2", "train.top_updates=2", "train.lower_batch=8"),
     *("train.meta_batch=2", "evaluation.every=2", "evaluation.rollouts=1"),
-    "evaluation.trajectories=2",
+    *("evaluation.trajectories=2", "top.loss_test=1"),
 ]
 
 

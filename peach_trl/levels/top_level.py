@@ -102,7 +102,7 @@ class TopLevel(nn.Module):
         ...     "next": {"observation": torch.zeros(*shape, 4), "reward": torch.ones(*shape, 1), "done": no,
         ...     "terminated": no}}, shape)
         >>> sorted(top.update(sequences).keys())
-        ['entropy', 'loss_actor', 'loss_kl', 'loss_qvalue', 'loss_test']
+        ['entropy', 'loss_actor', 'loss_kl', 'loss_qvalue']
     """
 
     belief: Belief | None
@@ -188,7 +188,8 @@ class TopLevel(nn.Module):
         chosen = mask.flatten().nonzero().squeeze(-1)
         if self.config.batch is not None and self.config.batch < len(chosen):
             chosen = chosen[torch.randperm(len(chosen), generator=self._noise)[: self.config.batch]]
-        rows = sequences.exclude("mask", "part").reshape(-1)
+        unread = ["mask", "part"] + ["missed", "proposal"] * (self.config.loss_test == 0)
+        rows = sequences.exclude(*unread).reshape(-1)
         return rows if len(chosen) == len(rows) else rows[chosen]
 
     def _reading(self, loc: Tensor, scale: Tensor, part: Tensor) -> tuple[Tensor, Tensor]:
