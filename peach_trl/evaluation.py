@@ -81,7 +81,7 @@ def meta_test(policy: HierarchyPolicy, env: EnvBase, trajectories: int) -> MetaT
     Args:
         policy: a hierarchy, with a tracker whose meta-episodes are at least ``trajectories`` long.
         env: a batched environment, without transforms; each row is a meta-test of its task. Rows of the same task
-            differ where z is drawn.
+            differ where z is drawn. It is closed in the end.
         trajectories: K.
 
     Raises:
@@ -108,12 +108,11 @@ def meta_test(policy: HierarchyPolicy, env: EnvBase, trajectories: int) -> MetaT
     lockstep.reset()
     task_ids = base.task_id
     goals = base.library.parameters[task_ids]
-    with set_exploration_type(ExplorationType.DETERMINISTIC):
-        batch = lockstep.run(trajectories * base.horizon)
-    loc = scale = None
-    if tracker is not None:
-        loc, scale = tracker.belief.posterior(tracker.taken_in(lockstep.frame))  # type: ignore[arg-type]
-    lockstep.env.close()
+    try:
+        with set_exploration_type(ExplorationType.DETERMINISTIC):
+            batch = lockstep.run(trajectories * base.horizon)
+    finally:
+        lockstep.env.close()
     hierarchy = policy.actor.hierarchy
     steps, length = _episodes(batch["next", "done"].squeeze(-1), trajectories, base.horizon)
 
@@ -125,6 +124,9 @@ def meta_test(policy: HierarchyPolicy, env: EnvBase, trajectories: int) -> MetaT
     last, reward = reward[..., -1] > 0, reward * within
     if base.goal_space is not None:
         last = base.goal_space.achieved(reached[:, :, -1], goals.unsqueeze(1))
+    loc = scale = None
+    if tracker is not None:
+        loc, scale = tracker.belief.posterior(tracker.after(batch[torch.arange(len(goals)), steps[:, -1, -1]]))
     return MetaTest(
         task_ids=task_ids,
         goals=goals,

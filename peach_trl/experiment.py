@@ -130,6 +130,11 @@ class PeachConfig(Config):
         super().check()
         if self.top.objective == "goal":
             raise ConfigError("top.objective = 'goal': this top level follows the reward; use recipes/hac.py")
+        if self.sequences.consecutive > 0 and self.train.trajectories > self.sequences.episodes:
+            raise ConfigError(
+                f"sequences.episodes = {self.sequences.episodes}: a meta-episode has train.trajectories = "
+                f"{self.train.trajectories}, whose later ones would never be trained on; raise sequences.episodes"
+            )
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -181,6 +186,11 @@ class SourceConfig(Config):
             raise ConfigError(
                 f"context.update = {self.context.update!r}, context.next = {self.context.next!r}: contexts drawn from "
                 "B^i tell what is known for a whole trajectory; set trajectory and same, or use recipes/peach.py"
+            )
+        if self.context.bootstrap or self.top.batch is not None:
+            raise ConfigError(
+                f"context.bootstrap = {self.context.bootstrap}, top.batch = {self.top.batch}: decisions are drawn one "
+                "by one here, source.batch of each task; set false and null, or use recipes/peach.py"
             )
         if self.source.recent > self.replay.episodes:
             raise ConfigError(
@@ -270,14 +280,18 @@ def make_agent(
     return agent
 
 
-def load_agent(checkpoint: str) -> tuple[Config, TaskLibrary, Agent]:
+def load_agent(
+    checkpoint: str, encoder: nn.Module | None = None, belief: Belief | None = None
+) -> tuple[Config, TaskLibrary, Agent]:
     """An agent as it was trained, with the common part of its configuration and its tasks.
 
     Args:
         checkpoint: a run's ``checkpoints/final.pt``.
+        encoder: one of the same class as it was trained with, where it was handed over as an object.
+        belief: likewise.
 
     Raises:
-        ConfigError: if the file is missing or damaged, or of a version with other keys.
+        ConfigError: if the file is missing or damaged, of a version with other keys, or of other networks.
     """
     try:
         state = load_checkpoint(checkpoint)
@@ -286,8 +300,12 @@ def load_agent(checkpoint: str) -> tuple[Config, TaskLibrary, Agent]:
     config = common_config(state["config"])
     seed_everything(config)
     library = make_library(config)
-    agent = make_agent(config, library)
-    agent.load_state_dict(state["agent"])
+    agent = make_agent(config, library, encoder, belief)
+    try:
+        agent.load_state_dict(state["agent"])
+    except RuntimeError as error:
+        first = " ".join(str(error).split())[:300]
+        raise ConfigError(f"checkpoint = {checkpoint}: {first}; hand over the encoder it was trained with") from None
     return config, library, agent
 
 

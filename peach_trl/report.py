@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import math
 import time
 from collections import defaultdict
 from collections.abc import Mapping
 from dataclasses import asdict
 from typing import Any, cast
 
+import numpy as np
 import torch
 from tensordict import TensorDictBase
+from torch import Tensor
 
 from peach_trl.agent import Agent
 from peach_trl.envs.families.maze_layouts import maze_walls
@@ -26,7 +29,7 @@ from peach_trl.utils.run import Run, progress
 LOGGED = (*LOSSES, "entropy")
 
 
-def test_agent(agent: Agent, config: Config, library: TaskLibrary, split: str, seed: int) -> MetaTest:
+def run_meta_test(agent: Agent, config: Config, library: TaskLibrary, split: str, seed: int) -> MetaTest:
     """A meta-test as ``config.evaluation`` has it, with the averaged weights of actor and encoder.
 
     Args:
@@ -93,7 +96,7 @@ class Report:
 
     def test(self, split: str) -> MetaTest:
         """A meta-test of the current agent; draws of z depend on the run's seed only."""
-        return test_agent(self.agent, self.config, self.library, split, self.config.seed)
+        return run_meta_test(self.agent, self.config, self.library, split, self.config.seed)
 
     def finish(self) -> MetaTest:
         """Checkpoint, plots and the meta-test of the final agent on ``evaluation.final``'s tasks, which it prints."""
@@ -122,7 +125,7 @@ def bounds_of(config: Config, library: TaskLibrary, split: str) -> dict[str, lis
             env,  # type: ignore[arg-type]
             trajectories=config.evaluation.trajectories,
             decision_steps=steps,
-            reach=config.hierarchy.subgoal_reach * steps,
+            reach=config.hierarchy.subgoal_reach * steps if config.hierarchy.subgoal == "relative" else math.inf,
             seed=0,
         )
     finally:
@@ -140,9 +143,11 @@ def save_meta_test(
     """
     result.save_csv(run.folder / "meta_test.csv", split)
     goals = result.goals
-    places = goals.shape[1] == 2
-    if places and result.goal_space is not None and result.positions.shape[-1] == 2:
-        _plot_paths(run, config, library, result, tasks)
+    env = make_env(config, library, library.split("train")[:1])
+    places = _in_the_plane(env, goals[0])
+    if places and result.positions.shape[-1] == 2:
+        _plot_paths(run, config, library, result, tasks, maze_walls(env))
+    env.close()
     if result.loc is not None:
         values = torch.atan2(goals[:, 1], goals[:, 0]).rad2deg() if places else goals[:, 0]
         label = "direction of the goal, degrees" if places else "first parameter of the task"
@@ -150,13 +155,20 @@ def save_meta_test(
     return bounds_of(config, library, split)
 
 
-def _plot_paths(run: Run, config: Config, library: TaskLibrary, result: MetaTest, tasks: int) -> None:
+def _in_the_plane(env: Any, goal: Tensor) -> bool:
+    """Whether goals [2] are places x, y in metres, and not angles, say."""
+    if env.goal_space is None or len(goal) != 2:
+        return False
+    place = env.goal_position(goal.double().numpy(), *env.simulation(0))
+    return place is not None and bool(abs(place[:2] - goal.double().numpy()).max() < 1e-6)
+
+
+def _plot_paths(
+    run: Run, config: Config, library: TaskLibrary, result: MetaTest, tasks: int, walls: np.ndarray | None
+) -> None:
     space = cast(GoalSpace, result.goal_space)
     first = torch.arange(0, len(result.goals), config.evaluation.rollouts)  # the first rollout of each task
     rows = first[torch.linspace(0, len(first) - 1, min(tasks, len(first))).round().long()]
-    env = make_env(config, library, library.split("train")[:1])
-    walls = maze_walls(env)
-    env.close()
     plot_trajectories(
         run.folder / "trajectories.png",
         result.positions[rows],

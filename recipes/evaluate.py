@@ -8,12 +8,13 @@ Values and their meaning: configs/evaluate.yaml. Results: the run's folder under
 
 from __future__ import annotations
 
+import json
 from dataclasses import dataclass, replace
 from pathlib import Path
 
 from peach_trl.config import option
 from peach_trl.experiment import load_agent
-from peach_trl.report import print_meta_test, save_meta_test, test_agent
+from peach_trl.report import print_meta_test, run_meta_test, save_meta_test
 from peach_trl.utils.cli import recipe
 from peach_trl.utils.run import Run
 
@@ -37,11 +38,19 @@ def main(config: EvaluateConfig, run_dir: Path) -> None:
     trained = replace(trained, evaluation=evaluation)
 
     with Run(run_dir, config) as run:
-        result = test_agent(agent, trained, library, config.split, config.seed)
+        result = run_meta_test(agent, trained, library, config.split, config.seed)
         bounds = save_meta_test(run, trained, library, result, config.split)
         run.log(0, result.metrics())
-        run.finish(**result.metrics(), references=bounds)
+        trained_run = {"seed": trained.seed, **training_seconds(config.checkpoint)}
+        tasks = {"list": library.name, "fingerprint": library.fingerprint()}
+        run.finish(**result.metrics(), references=bounds, tasks=tasks, trained=trained_run)
     print_meta_test(result, config.split, bounds)
+
+
+def training_seconds(checkpoint: str) -> dict[str, float]:
+    """How long the training took, as the manifest beside the checkpoint has it; nothing where there is none."""
+    manifest = Path(checkpoint).parent.parent / "manifest.json"
+    return {"wall_seconds": json.loads(manifest.read_text())["wall_seconds"]} if manifest.is_file() else {}
 
 
 if __name__ == "__main__":

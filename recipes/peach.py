@@ -51,7 +51,7 @@ def main(config: PeachConfig, run_dir: Path) -> None:
             if phase.forgets:
                 B.empty()  # what the top level met while nothing below it worked
 
-            for l in range(train.trajectories):  # c^i = {} before the first; every row keeps its own
+            for l in range(train.trajectories):  # every row keeps its own c^i, {} before the first
                 batch = next(trajectories)  # TRAIN-LEVEL(top, s, q(z | c^i)), which adds its decisions to c^i
                 *rows_lower, rows_top = transitions(batch)
                 B.extend(rows_top)

@@ -205,6 +205,27 @@ def test_the_recipes_gradient_step_is_update():
         torch.testing.assert_close(one, other, atol=1e-6, rtol=0)
 
 
+def test_a_sample_is_kept_for_a_trajectory_in_critics_and_targets():
+    """context.update=trajectory: z and what targets read of it change at the ends of trajectories only."""
+    rows = random_sequences(TASKS, 9, seed=3, parts=3)
+    for slow in (1.0, 0.02):
+        config = tiny_config(context__read="sample", context__update="trajectory", context__slow=slow, top__batch=None)
+        b, _ = tiny_agent(config).top.believe(rows.copy())
+        z, after = b["z"].detach(), b["next", "z"]
+        part, row = rows["part"][rows["mask"]], torch.arange(TASKS).repeat_interleave(rows["mask"].sum(1))
+        here = list(zip(row.tolist(), part.tolist(), strict=True))
+        for i, place in enumerate(here):
+            last = i + 1 == len(here) or here[i + 1] != place
+            first = here.index(place)
+            assert torch.equal(z[i], z[first])
+            if not last:
+                assert torch.allclose(after[i], z[i], atol=1e-6)
+            else:
+                assert not torch.allclose(after[i], z[i], atol=1e-3)
+            if last and i + 1 < len(here) and here[i + 1][0] == place[0]:
+                assert torch.allclose(after[i], z[i + 1], atol=1e-6)
+
+
 def test_most_decisions_of_a_gradient_step():
     rows = random_sequences(TASKS, 9, seed=0)
     for most, expected in ((5, 5), (None, int(rows["mask"].sum())), (1000, int(rows["mask"].sum()))):

@@ -1,5 +1,7 @@
 """The context variable: encoder, beliefs, and the belief that the policy carries along."""
 
+import dataclasses
+
 import pytest
 import torch
 from tiny import random_context, random_transitions, record, tiny_agent, tiny_config
@@ -12,8 +14,9 @@ from peach_trl.config import ConfigError
 from peach_trl.context import Attention, BeliefTracker, ContextEncoder, GaussianProduct, Recurrent, Transition
 from peach_trl.context.belief import make_belief
 from peach_trl.envs import PointEnv
-from peach_trl.experiment import make_agent, make_env, make_library
+from peach_trl.experiment import load_agent, make_agent, make_env, make_library
 from peach_trl.hierarchy.transitions import LevelTransitions
+from peach_trl.utils import Run
 
 HIGH = torch.tensor([10.0, 5.0, 1.0, 0.5])
 SPEC = Bounded(-HIGH, HIGH, shape=(4,))
@@ -72,6 +75,17 @@ def test_a_window_forgets_all_but_the_last_decisions(kind, window):
         torch.testing.assert_close(states[:, t + 1], state)
         last = Transition(*(part[:, max(0, t + 1 - window) : t + 1] for part in c))
         torch.testing.assert_close(belief.posterior(state), whole(last), atol=1e-5, rtol=1e-4)
+
+
+@pytest.mark.parametrize("kind", SETS)
+def test_a_window_slides_over_transitions_only(kind):
+    belief, (c, mask) = make(kind, 3), context(6, 12, seed=2)
+    for row in range(1, 6):
+        last = Transition(*(part[row : row + 1, max(0, row - 3) : row] for part in c))
+        found = [value[row : row + 1] for value in belief(c, mask)]
+        torch.testing.assert_close(found, list(make(kind)(last)), atol=1e-5, rtol=1e-4)
+    with pytest.raises(ValueError, match="mask first: pack each row to the left"):
+        belief.scan(c, mask.flip(1))
 
 
 @pytest.mark.parametrize("kind", SETS)
@@ -195,9 +209,23 @@ def test_an_encoder_is_handed_in_as_an_object_or_by_name():
         make_agent(config, make_library(config), belief=make("product"))
     with pytest.raises(ConfigError, match=r"OwnEncoder: puts out \[7\] for a transition; this belief needs \[10\]"):
         tiny_agent(config, encoder=OwnEncoder(SPEC, 2, 7))
+    with pytest.raises(ValueError, match="encoder and belief are both given"):
+        make_agent(config, make_library(config), OwnEncoder(SPEC, 2, 10), belief)
     for path in ("nowhere:Encoder", f"{__name__}:Nothing", "OwnEncoder"):
         with pytest.raises(ConfigError, match="write module:Class"):
             tiny_agent(tiny_config(context__encoder=path))
+
+
+def test_an_agent_with_an_encoder_of_ones_own_is_loaded(tmp_path):
+    config = tiny_config()
+    agent = tiny_agent(config, encoder=OwnEncoder(SPEC, 2, 10))
+    run = Run(tmp_path, config, tensorboard=False)
+    path = run.checkpoint("final", {"config": dataclasses.asdict(config), "agent": agent.state_dict()})
+    _, _, loaded = load_agent(str(path), encoder=OwnEncoder(SPEC, 2, 10))
+    for name, value in agent.state_dict().items():
+        assert torch.equal(loaded.state_dict()[name], value), name
+    with pytest.raises(ConfigError, match="hand over the encoder it was trained with"):
+        load_agent(str(path))
 
 
 # The tracker.

@@ -14,7 +14,7 @@ from peach_trl.envs import PointEnv
 from peach_trl.evaluation import COLUMNS, meta_test
 from peach_trl.experiment import make_env, make_library, make_task_buffer
 from peach_trl.hierarchy.transitions import LevelTransitions
-from peach_trl.report import test_agent as run_meta_test  # by its own name, pytest would take it for a test
+from peach_trl.report import run_meta_test
 
 
 class Ending(PointEnv):
@@ -106,6 +106,12 @@ def test_short_episodes_count_as_episodes():
                     result.positions[row, episode, length:], step["observation"][:2].expand(20 - length, 2)
                 )
                 episode, total, length = episode + 1, 0.0, 0
+        done = batch["next", "done"][row, :, 0].cumsum(0)
+        steps = batch[row : row + 1, : int((done < 3).sum()) + 1]
+        rows = LevelTransitions(agent.hierarchy, config.transitions)(steps)[-1]
+        loc, scale = agent.top.belief(Transition(*(part.unsqueeze(0) for part in Transition.of(rows))))
+        torch.testing.assert_close(result.loc[row], loc[0].detach())
+        torch.testing.assert_close(result.scale[row], scale[0].detach())
 
 
 def test_a_policy_that_forgets_too_early_is_refused():

@@ -117,7 +117,9 @@ def test_an_actor_input_with_the_encoders_gradient_is_refused():
     agent = tiny_agent(config)
     b, _ = agent.top.believe(random_sequences(TASKS, ROWS, seed=2))
     agent.top.loss.set_keys(context="belief")
-    with pytest.raises(ValueError, match=r"the actor reads 'z', which carries a gradient: .*set_keys\(context='z'\)"):
+    with pytest.raises(
+        ValueError, match=r"the actor's loss reads 'z', which carries a gradient: .*set_keys\(context='z'\)"
+    ):
         agent.top.loss(b)
     agent.top.loss.set_keys(context="z")
     agent.top.loss(b)

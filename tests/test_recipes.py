@@ -27,6 +27,7 @@ from peach_trl.experiment import SourceConfig, make_collector, make_env, make_li
 from peach_trl.levels import GoalLevel, TopLevel
 from peach_trl.report import Report
 from peach_trl.utils import load_checkpoint, load_config
+from peach_trl.utils.tables import read_run
 
 sys.path.insert(0, str(ROOT / "recipes"))  # as for a script: recipes/pearl.py imports its neighbour
 SECONDS = 240  # after which a run or a collector hangs
@@ -365,6 +366,8 @@ def test_evaluate_repeats_the_final_meta_test(peach, tmp_path):
     pictures = {f"{name}.{kind}" for name in ("trajectories", "posterior") for kind in ("png", "pdf")}
     assert {path.name for path in run.iterdir()} == names | pictures
     assert (run / "meta_test.csv").read_text() == (trained / "meta_test.csv").read_text()
+    one, other = read_run(run), read_run(trained)  # comparable: the seed, tasks and minutes are the training's
+    assert (one.seed, one.fingerprint, one.minutes) == (other.seed, other.fingerprint, other.minutes)
     expected, found = manifest_of(trained)["test"], manifest_of(run)
     assert found["finished"] is True and {name: found[name] for name in expected} == expected
     assert {name: float(cell) for name, cell in rows_of(run)[0].items() if name != "step"} == pytest.approx(expected)
@@ -448,6 +451,9 @@ def test_sweep(tmp_path):
         (["top.batch=-1"], ["top.batch = -1: must be >= 1", "set top.batch"]),
         (["context.latent_dim=65"], ["context.latent_dim = 65: must be <= 64", "set context.latent_dim"]),
         (["context.belief=gru"], ["context.belief = 'gru': must be one of product, attention, recurrent"]),
+        (["context.encoder=nowhere:Encoder"], ["context.encoder = 'nowhere:Encoder'", "write module:Class"]),
+        (["sequences.per_task=3"], ["sequences.consecutive = 0.5: of per_task = 3 sequences", "change one of them"]),
+        (["train.trajectories=5"], ["sequences.episodes = 3", "raise sequences.episodes"]),
         (["context.belief=recurrent", "context.decisions=3"], ["context.decisions = 3", "set it to null"]),
         (["replay.top_capacity=0"], ["replay.top_capacity = 0: must be >= 1", "set replay.top_capacity"]),
         (["top.actor_cells=[64,-64]"], ["top.actor_cells[1] = -64: must be >= 1", "set top.actor_cells"]),
@@ -482,6 +488,8 @@ def test_bad_values_end_before_anything_runs(tmp_path, capsys, overrides, parts)
         ("pearl", ["context.latent_dim=0"], ["context.latent_dim", "hac.py"]),
         ("source", ["context.update=decision"], ["context.update = 'decision'", "use recipes/peach.py"]),
         ("source", ["context.next=after"], ["context.next = 'after'", "use recipes/peach.py"]),
+        ("source", ["context.bootstrap=true"], ["context.bootstrap = True", "set false and null"]),
+        ("source", ["top.batch=960"], ["top.batch = 960", "use recipes/peach.py"]),
         ("source", ["source.recent=200"], ["source.recent = 200", "replay.episodes = 100", "lower source.recent"]),
         ("source", ["source.transitions=2"], ["source.transitions = 2", "raise transitions"]),
         ("hac", ["context.latent_dim=5"], ["context.latent_dim = 5", "use recipes/peach.py"]),

@@ -107,6 +107,8 @@ def test_short_supply():
         SequenceSampler(other)(torch.tensor([0]))
     with pytest.raises(ValueError, match="keeps no episodes"):
         SequenceSampler(TaskReplayBuffer(TASKS, 10))
+    with pytest.raises(ValueError, match="consecutive \\* per_task a whole number"):
+        SequenceSampler(other, per_task=3, consecutive=0.5)
     with pytest.raises(ValueError, match="consecutive = 2"):
         SequenceSampler(other, consecutive=2)
 

@@ -2,7 +2,8 @@
 
 TorchRL's Collector spends one to three milliseconds a step on TensorDicts, whatever the number of rows: more than the
 physics of a small model. Here the same modules read and write a plain dict, and the TensorDict ``[N, T]`` is made once
-a batch. Batches are the same, bit for bit, as those of TorchRL's Collector.
+a batch. What it writes is the same, bit for bit, as what TorchRL's Collector writes; copies of the policy's state under
+``"next"`` are left out.
 """
 
 from __future__ import annotations
@@ -94,13 +95,6 @@ class Lockstep:
         self._initial = {key: value for key, value in leaves.items() if key not in own}  # as the primers have it
         self._state = [key for key in leaves if key not in self._observed and key not in DONE_KEYS]
         self._frame = Frame(leaves, self.base.batch_size)
-
-    @property
-    def frame(self) -> Frame:
-        """What the next step starts from."""
-        if self._frame is None:
-            self.reset()
-        return cast(Frame, self._frame)
 
     def run(self, steps: int) -> TensorDict:
         """The next ``steps`` of all rows, ``[N, steps]``; rows that are done are reset on the way.

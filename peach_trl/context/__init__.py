@@ -8,7 +8,7 @@ from peach_trl.context.belief import (
     Recurrent,
     SummedBelief,
     make_belief,
-    parameters,
+    reading,
 )
 from peach_trl.context.encoder import ContextEncoder, Transition
 from peach_trl.context.sequences import SequenceConfig, SequenceSampler
@@ -28,5 +28,5 @@ __all__ = [
     "Transition",
     "context_key",
     "make_belief",
-    "parameters",
+    "reading",
 ]

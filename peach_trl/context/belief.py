@@ -15,7 +15,7 @@ The first two do not depend on the order of the decisions.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
@@ -24,7 +24,7 @@ from torch.nn.functional import pad, softplus
 from torchrl.data import TensorSpec
 
 from peach_trl.config import ConfigError, option
-from peach_trl.context.encoder import ContextEncoder, Transition, import_encoder
+from peach_trl.context.encoder import ContextEncoder, Transition, find_encoder
 
 BELIEFS = ("product", "attention", "recurrent")
 
@@ -45,7 +45,9 @@ class BeliefConfig:
     decisions: int | None = option(low=1, help="the belief is made of the last so many decisions; null: of all")
 
     def check(self) -> None:
-        """Refuses a window where there is none."""
+        """Refuses a window where there is none, and an encoder that is not there."""
+        if self.encoder is not None:
+            find_encoder(self.encoder)
         if self.belief == "recurrent" and self.decisions is not None:
             raise ConfigError(
                 f"decisions = {self.decisions}: a recurrent belief cannot forget; set it to null, or belief=product"
@@ -83,7 +85,8 @@ class Belief(nn.Module):
 
         Args:
             transitions: [B, L, ...], in order of time.
-            mask: bool [B, L], False where there is no transition; what lies behind the last one does not matter.
+            mask: bool [B, L], False where there is no transition. A recurrent belief and a window want the transitions
+                of a row first.
         """
         raise NotImplementedError
 
@@ -91,23 +94,28 @@ class Belief(nn.Module):
         """Mean and standard deviation of q(z | c) for states [..., S], [..., Z] each."""
         raise NotImplementedError
 
-    def read(self, state: Tensor) -> Tensor:
-        """What a level reads of the belief: the mean and the logarithm of the deviation, [..., 2 Z]."""
-        return parameters(*self.posterior(state))
+    def read(self, state: Tensor, noise: Tensor | None = None) -> Tensor:
+        """What a level reads of states [..., S]: the parameters of q, [..., 2 Z], or with ``noise`` a sample of it.
+
+        Args:
+            state: of the belief.
+            noise: standard normal draws [..., Z], of which ``mean + deviation * noise`` is the sample z ~ q(z | c).
+        """
+        return reading(*self.posterior(state), noise)
 
     def forward(self, transitions: Transition, mask: Tensor | None = None) -> tuple[Tensor, Tensor]:
         """q(z | c) of whole contexts [B, L]: mean and standard deviation, [B, Z] each."""
         return self.posterior(self.scan(transitions, mask)[:, -1])
 
 
-def parameters(loc: Tensor, scale: Tensor) -> Tensor:
-    """A Gaussian as the numbers that a level reads, b = [mean, log deviation], [..., 2 Z].
+def reading(loc: Tensor, scale: Tensor, noise: Tensor | None = None) -> Tensor:
+    """A Gaussian as a level reads it: b = [mean, log deviation], [..., 2 Z], or with noise a sample, [..., Z].
 
     Examples:
-        >>> parameters(torch.zeros(2), torch.ones(2)).tolist()
+        >>> reading(torch.zeros(2), torch.ones(2)).tolist()
         [0.0, 0.0, 0.0, 0.0]
     """
-    return torch.cat([loc, scale.log()], -1)
+    return torch.cat([loc, scale.log()], -1) if noise is None else loc + scale * noise
 
 
 class SummedBelief(Belief):
@@ -151,7 +159,7 @@ class SummedBelief(Belief):
         if self.window is None:
             return pad(added.cumsum(-2), (0, 0, 1, 0))
         windows = pad(added, (0, 0, self.window, 0)).unfold(-2, self.window, 1)  # [B, L + 1, F, C]
-        return windows.transpose(-1, -2).flatten(-2)
+        return _stop(windows.transpose(-1, -2).flatten(-2), mask)
 
     def posterior(self, state: Tensor) -> tuple[Tensor, Tensor]:
         """See :meth:`Belief.posterior`."""
@@ -284,18 +292,21 @@ class Recurrent(Belief):
 
     def scan(self, transitions: Transition, mask: Tensor | None = None) -> Tensor:
         """See :meth:`Belief.scan`; the transitions of ``mask`` must come first."""
-        states = self.gru(self.encoder(*transitions))[0]
-        states = pad(states, (0, 0, 1, 0))
-        if mask is None:
-            return states
-        if bool((mask[:, 1:] & ~mask[:, :-1]).any()):
-            raise ValueError("a recurrent belief wants the transitions of its mask first: pack each row to the left")
-        step = torch.arange(states.shape[1], device=mask.device).minimum(mask.sum(1, keepdim=True))
-        return states.gather(1, step.unsqueeze(-1).expand_as(states))
+        return _stop(pad(self.gru(self.encoder(*transitions))[0], (0, 0, 1, 0)), mask)
 
     def posterior(self, state: Tensor) -> tuple[Tensor, Tensor]:
         """See :meth:`Belief.posterior`."""
         return self.head(state)
+
+
+def _stop(states: Tensor, mask: Tensor | None) -> Tensor:
+    """States [B, L + 1, S] that stay as they are behind the last transition of ``mask`` [B, L]."""
+    if mask is None:
+        return states
+    if bool((mask[:, 1:] & ~mask[:, :-1]).any()):
+        raise ValueError("this belief wants the transitions of its mask first: pack each row to the left")
+    step = torch.arange(states.shape[1], device=mask.device).minimum(mask.sum(1, keepdim=True))
+    return states.gather(1, step.unsqueeze(-1).expand_as(states))
 
 
 class GaussianHead(nn.Module):
@@ -336,7 +347,7 @@ def make_belief(
     """
     out = 2 * config.latent_dim if config.belief == "product" else config.features
     if encoder is None and config.encoder is not None:
-        encoder = import_encoder(config.encoder, observation_spec, action_dim, out)
+        encoder = find_encoder(config.encoder)(observation_spec, action_dim, out)
     if encoder is None:
         encoder = ContextEncoder(observation_spec, action_dim, out, config.cells, config.norm)
     _try(encoder, observation_spec.shape[-1], action_dim, out)
@@ -348,16 +359,12 @@ def make_belief(
             encoder,
             config.latent_dim,
             features=config.features,
-            heads=_heads(config.features),
+            heads=next(heads for heads in (4, 3, 2, 1) if config.features % heads == 0),
             decisions=config.decisions,
         ),
         "recurrent": lambda: Recurrent(encoder, config.latent_dim, features=config.features),
     }
     return make[config.belief]()
-
-
-def _heads(features: int, most: Sequence[int] = (4, 3, 2, 1)) -> int:
-    return next(heads for heads in most if features % heads == 0)
 
 
 def _try(encoder: nn.Module, observation_dim: int, action_dim: int, out: int) -> None:

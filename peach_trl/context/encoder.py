@@ -7,17 +7,16 @@ Source: PEARL (Rakelly et al. 2019, arXiv 1903.08254, section 4.1). What a whole
 from __future__ import annotations
 
 import importlib
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
 import torch
 from tensordict import TensorDictBase
 from torch import Tensor, nn
 from torchrl.data import TensorSpec
-from torchrl.modules import MLP
 
 from peach_trl.config import ConfigError
-from peach_trl.modules.networks import observation_scale
+from peach_trl.modules.networks import mlp, observation_scale
 
 
 class Transition(NamedTuple):
@@ -74,31 +73,27 @@ class ContextEncoder(nn.Module):
     ) -> None:
         super().__init__()
         self.register_buffer("scale", observation_scale(observation_spec))
-        norms = {"norm_class": nn.LayerNorm, "norm_kwargs": [{"normalized_shape": n} for n in cells]} if norm else {}
-        features = 2 * observation_spec.shape[-1] + action_dim + 1
-        self.net = MLP(features, out_features, num_cells=list(cells), activation_class=nn.ReLU, **norms)
+        self.net = mlp(2 * observation_spec.shape[-1] + action_dim + 1, out_features, cells, norm)
 
     def forward(self, observation: Tensor, action: Tensor, reward: Tensor, next_observation: Tensor) -> Tensor:
         """What each transition says, [..., E]; the arguments are those of :class:`Transition`."""
         return self.net(torch.cat([observation * self.scale, action, reward, next_observation * self.scale], -1))
 
 
-def import_encoder(path: str, observation_spec: TensorSpec, action_dim: int, out_features: int) -> nn.Module:
-    """A user's encoder, named by ``"module:Class"`` and called with the first three arguments of ContextEncoder.
+def find_encoder(path: str) -> Callable[[TensorSpec, int, int], nn.Module]:
+    """A user's encoder, named by ``"module:Class"``; it is called with the first three arguments of ContextEncoder.
 
     Raises:
         ConfigError: if there is no such class.
 
     Examples:
-        >>> from torchrl.data import Unbounded
-        >>> type(import_encoder("peach_trl.context:ContextEncoder", Unbounded((4,)), 2, 10)).__name__
+        >>> find_encoder("peach_trl.context:ContextEncoder").__name__
         'ContextEncoder'
     """
     module, _, name = path.partition(":")
     try:
-        cls = getattr(importlib.import_module(module), name)
+        return getattr(importlib.import_module(module), name)
     except (ImportError, AttributeError, ValueError) as error:
         raise ConfigError(
-            f"context.encoder = {path!r}: {error}; write module:Class, with the module on the PYTHONPATH"
+            f"encoder = {path!r}: {error}; write module:Class, with the module on the PYTHONPATH"
         ) from None
-    return cls(observation_spec, action_dim, out_features)

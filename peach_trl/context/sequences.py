@@ -14,7 +14,7 @@ import torch
 from tensordict import TensorDictBase
 from torch import Tensor
 
-from peach_trl.config import option
+from peach_trl.config import ConfigError, option
 from peach_trl.data.task_replay import TaskReplayBuffer, integers_below
 from peach_trl.seeding import named_generator
 
@@ -27,11 +27,19 @@ class SequenceConfig:
     episodes: int = option(low=1, help="episodes of a sequence")
     consecutive: float = option(low=0, high=1, help="share of the sequences that are a row's successive trajectories")
 
+    def check(self) -> None:
+        """Refuses a share of a sequence."""
+        if self.consecutive * self.per_task % 1:
+            raise ConfigError(
+                f"consecutive = {self.consecutive}: of per_task = {self.per_task} sequences that is no whole number; "
+                "change one of them"
+            )
+
 
 class SequenceSampler:
     """Draws sequences of whole episodes, with all their decisions.
 
-    The first ``round(consecutive * per_task)`` sequences of a task are the trajectories of one meta-episode each, in
+    The first ``consecutive * per_task`` sequences of a task are the trajectories of one meta-episode each, in
     order, at most ``episodes`` of them: that of an episode drawn uniformly from those remembered. The others are
     ``episodes`` different ones of those remembered, in random order. Without meta-episodes in the buffer all are
     random.
@@ -71,10 +79,10 @@ class SequenceSampler:
     ) -> None:
         if generator is torch.default_generator:
             raise ValueError("the global generator would tie sequences to all other draws: use named_generator(name)")
-        if per_task < 1 or episodes < 1 or not 0 <= consecutive <= 1:
+        if per_task < 1 or episodes < 1 or not 0 <= consecutive <= 1 or consecutive * per_task % 1:
             raise ValueError(
                 f"per_task = {per_task}, episodes = {episodes}, consecutive = {consecutive}: need per_task >= 1, "
-                "episodes >= 1 and 0 <= consecutive <= 1"
+                "episodes >= 1, 0 <= consecutive <= 1 and consecutive * per_task a whole number"
             )
         self.buffer, self.per_task, self.episodes = buffer, per_task, episodes
         self.consecutive = round(consecutive * per_task)
@@ -97,7 +105,10 @@ class SequenceSampler:
         writer.check_tasks(tasks.tolist())
         available = writer.available(tasks)
         if 0 in (counts := available.tolist()):
-            raise ValueError(f"task {tasks[counts.index(0)]} holds no whole episode: collect before sampling")
+            raise ValueError(
+                f"task {tasks[counts.index(0)]} holds no whole episode: collect before sampling, or raise the buffer's "
+                "capacity above the decisions of an episode"
+            )
         back, drawn = self._draw(tasks, available)  # [M, S, E] each
         start, length = writer.look_up(tasks, back)
         return self._read(tasks, start.flatten(0, 1), (length * drawn).flatten(0, 1))

@@ -124,6 +124,13 @@ class BeliefTracker(TensorDictModuleBase):
         tensordict.set(KEYS["reward"], torch.where(decides, 0.0, kept["reward"]))
         return tensordict
 
+    def after(self, recorded: TensorDictBase) -> Tensor:
+        """The belief's state [N, S] after recorded steps [N], the last ones of their decisions."""
+        end, state = recorded.get("next"), recorded.copy()
+        state.set(KEYS["reached"], end.get("observation"))
+        state.set(KEYS["reward"], recorded.get(KEYS["reward"]) + end.get("reward"))
+        return self.taken_in(state)
+
     @torch.no_grad()
     def taken_in(self, tensordict: TensorDictBase) -> Tensor:
         """The belief's state [N, S] once the decision in force has ended, where the last step left it."""
@@ -137,10 +144,10 @@ class BeliefTracker(TensorDictModuleBase):
         return torch.where(begun, self.belief.update(state, transition), state)
 
     def _reading(self, state: Tensor) -> Tensor:
-        loc, scale = self.belief.posterior(state)
         if self.read == "belief":
-            return torch.cat([loc, scale.log()], -1)
-        return loc + scale * torch.randn(loc.shape, generator=self._generator.get())
+            return self.belief.read(state)
+        noise = torch.randn(*state.shape[:-1], self.belief.latent_dim, generator=self._generator.get())
+        return self.belief.read(state, noise)  # z ~ q(z | c)
 
     # With a table.
 

@@ -80,10 +80,11 @@ class HierarchyClock(TensorDictModuleBase):
 class HierarchyActor(TensorDictModuleBase):
     """Lets the acting levels propose, from the top down, and writes the environment's action.
 
-    Reads ``observation`` [N, D], ``("hierarchy", "acts" | "goal" | "tested")`` and what the top actor reads (``z``,
-    ``goal``); writes ``action`` [N, A], ``("hierarchy", "goal")`` [N, h, G] (the subgoals in force, in the units of
-    the subgoal space), ``("hierarchy", "tested")`` bool [N, L] and ``("hierarchy", "proposal")`` [N, P], the top
-    level's proposal in force. Goals and proposals stay when a row is reset, until the levels propose anew.
+    Reads ``observation`` [N, D], ``("hierarchy", "acts" | "goal" | "tested")`` and what the top actor reads
+    (``belief``, ``z``, ``goal``); writes ``action`` [N, A], ``("hierarchy", "goal")`` [N, h, G] (the subgoals in force,
+    in the units of the subgoal space), ``("hierarchy", "tested")`` bool [N, L] and ``("hierarchy", "proposal")``
+    [N, P], the top level's proposal in force. Goals and proposals stay when a row is reset, until the levels propose
+    anew.
 
     Under ``ExplorationType.RANDOM`` levels explore: actors with a distribution sample from it, deterministic ones get
     Gaussian noise, and a share of proposals is uniform; with probability lambda a proposal is tested, and everything
@@ -116,7 +117,8 @@ class HierarchyActor(TensorDictModuleBase):
         self.in_keys = [
             "observation",
             ("hierarchy", "acts"),
-            *([("hierarchy", "held")] * self._holds),
+            ("hierarchy", "proposal"),
+            *([("hierarchy", "start"), ("hierarchy", "held")] * self._holds),
             *(key for key in actors[-1].in_keys if key != "observation"),
         ]
         self.out_keys = ["action", ("hierarchy", "proposal"), *([("hierarchy", "held")] * self._holds)]

@@ -64,7 +64,7 @@ class LevelTransitions:
 
     Args:
         hierarchy: the hierarchy that recorded the batches.
-        config: hindsight goals, reward scale and test penalty.
+        config: hindsight goals and reward scale.
         seed: for drawing hindsight goals.
 
     Examples:
@@ -85,10 +85,12 @@ class LevelTransitions:
     def __init__(self, hierarchy: Hierarchy, config: TransitionsConfig, seed: int | None = None) -> None:
         self.hierarchy, self.config = hierarchy, config
         self._generator = named_generator("hindsight", seed)
+        self._meta_episodes = self._offset = 0
         self.reset()
 
     def reset(self) -> None:
-        """Forgets the steps that were carried over."""
+        """Forgets the steps that were carried over; numbers of meta-episodes go on where they were."""
+        self._offset = self._meta_episodes
         self._tail: TensorDictBase | None = None
         self._tail_start: Tensor | None = None
 
@@ -134,7 +136,8 @@ class LevelTransitions:
         }
         number = batch.get(("context", "meta_episode"), None)
         if number is not None:  # one number for each row's meta-episodes
-            steps["meta_episode"] = number * len(number) + torch.arange(len(number)).view(-1, 1, 1)
+            steps["meta_episode"] = (self._offset + number) * len(number) + torch.arange(len(number)).view(-1, 1, 1)
+            self._meta_episodes = max(self._meta_episodes, self._offset + int(number.max()) + 1)
         if steps["draw"] is None:
             shape = (*batch.shape, max(self.config.hindsight_goals - 1, 0))
             steps["draw"] = torch.rand(shape, generator=self._generator)

@@ -18,7 +18,7 @@ from torchrl.modules import ProbabilisticActor, ValueOperator
 from torchrl.objectives import SoftUpdate, ValueEstimators
 
 from peach_trl.config import ConfigError, option
-from peach_trl.context.belief import Belief, BeliefConfig, make_belief, parameters
+from peach_trl.context.belief import Belief, BeliefConfig, make_belief, reading
 from peach_trl.context.encoder import Transition
 from peach_trl.context.tracker import READINGS, UPDATES, context_key
 from peach_trl.envs.goal_space import GoalSpace
@@ -118,6 +118,8 @@ class TopLevel(nn.Module):
         belief: Belief | None = None,
     ) -> None:
         super().__init__()
+        if belief is not None and encoder is not None:
+            raise ValueError("encoder and belief are both given: a belief brings its encoder; hand over one of them")
         if belief is not None and belief.latent_dim != context.latent_dim:
             raise ConfigError(
                 f"context.latent_dim = {context.latent_dim}: the belief that was handed over has {belief.latent_dim}; "
@@ -138,9 +140,10 @@ class TopLevel(nn.Module):
         groups = [{"params": params, "lr": rate} for params, rate in zip(learnt, self._rates, strict=True)]
         self.optimiser = torch.optim.Adam(groups, fused=True)
         self._noise = named_generator("update latent")
+        self._unread = ["missed", "proposal"] * (config.loss_test == 0)
         self._acting = nn.ModuleDict({"actor": self.actor} | ({} if self.belief is None else {"belief": self.belief}))
         self.slow: AveragedModel | None = None
-        if self.belief is not None and context.slow < 1:
+        if self.belief is not None and context.next == "after" and context.slow < 1:
             self.slow = AveragedModel(self.belief, multi_avg_fn=get_ema_multi_avg_fn(1 - context.slow))
         self.average: AveragedModel | None = None
         if config.average < 1:
@@ -171,11 +174,12 @@ class TopLevel(nn.Module):
             nothing = torch.zeros(1, 0, device=mask.device)
             return self._decisions(sequences, mask), TensorDict({"z_loc": nothing, "z_scale": nothing}, [1])
         loc, scale = self.belief.posterior(self.belief.scan(evidence, mask))  # [B, L + 1, Z]
-        now, after = self._reading(loc, scale, sequences.get("part"))
-        if self.slow is not None and self.context.next == "after":
+        noise, part = self._draw(loc.shape), torch.where(mask, sequences.get("part"), -1)
+        now, after = self._around(reading(loc, scale, noise), part)
+        if self.slow is not None:
             slow: Belief = self.slow.module  # type: ignore[assignment]
             with torch.no_grad():
-                after = self._reading(*slow.posterior(slow.scan(evidence, mask)), sequences.get("part"))[1]
+                after = self._around(slow.read(slow.scan(evidence, mask), noise), part)[1]
         key = self.loss.tensor_keys.context
         sequences.set(key, now)
         sequences.set(("next", key), (after if self.context.next == "after" else now).detach())
@@ -188,19 +192,17 @@ class TopLevel(nn.Module):
         chosen = mask.flatten().nonzero().squeeze(-1)
         if self.config.batch is not None and self.config.batch < len(chosen):
             chosen = chosen[torch.randperm(len(chosen), generator=self._noise)[: self.config.batch]]
-        unread = ["mask", "part"] + ["missed", "proposal"] * (self.config.loss_test == 0)
-        rows = sequences.exclude(*unread).reshape(-1)
+        rows = sequences.exclude("mask", "part", *self._unread).reshape(-1)
         return rows if len(chosen) == len(rows) else rows[chosen]
 
-    def _reading(self, loc: Tensor, scale: Tensor, part: Tensor) -> tuple[Tensor, Tensor]:
-        """What is read before and after each decision, [B, L, ...] each, of beliefs [B, L + 1, Z]."""
-        if self.context.read == "belief":
-            reading = parameters(loc, scale)
-        else:
-            noise = torch.randn(loc.shape, generator=self._noise)
-            reading = loc + scale * noise
+    def _draw(self, shape: torch.Size) -> Tensor | None:
+        """The noise of samples z [..., Z], or ``None`` where the parameters of q are read."""
+        return torch.randn(shape, generator=self._noise) if self.context.read == "sample" else None
+
+    def _around(self, read: Tensor, part: Tensor) -> tuple[Tensor, Tensor]:
+        """What is read before and after each decision, [B, L, ...] each, of the readings [B, L + 1, ...]."""
         if self.context.update == "decision":
-            return reading[:, :-1], reading[:, 1:]
+            return read[:, :-1], read[:, 1:]
         # Read at the first decision of a trajectory: until the trajectory ends, what follows is the same.
         index = torch.arange(part.shape[1] + 1, device=part.device)
         opens = torch.cat([torch.ones_like(part[:, :1]), part[:, 1:] != part[:, :-1]], 1).bool()
@@ -209,7 +211,7 @@ class TopLevel(nn.Module):
         following = torch.where(closes, index[1:], first)
 
         def at(steps: Tensor) -> Tensor:
-            return reading.gather(1, steps.unsqueeze(-1).expand(-1, -1, reading.shape[-1]))
+            return read.gather(1, steps.unsqueeze(-1).expand(-1, -1, read.shape[-1]))
 
         return at(first), at(following)
 
@@ -225,11 +227,9 @@ class TopLevel(nn.Module):
         """
         assert self.belief is not None
         loc, scale = self.belief(Transition.of(context), context.get("mask"))
-        reading = parameters(loc, scale)
-        if self.context.read == "sample":
-            reading = loc + scale * torch.randn(loc.shape, generator=self._noise)
         key = self.loss.tensor_keys.context
-        batch = batch.copy().set(key, reading.unsqueeze(1).expand(*batch.shape, -1))
+        read = reading(loc, scale, self._draw(loc.shape))
+        batch = batch.exclude(*self._unread).set(key, read.unsqueeze(1).expand(*batch.shape, -1))
         return batch, TensorDict({"z_loc": loc, "z_scale": scale}, loc.shape[:1])
 
     def weigh(self, losses: TensorDictBase) -> Tensor:

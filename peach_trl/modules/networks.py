@@ -75,6 +75,12 @@ class Features(nn.Module):
         return torch.cat([*parts, *others], -1)
 
 
+def mlp(features: int, out: int, cells: Sequence[int], norm: bool = False) -> MLP:
+    """TorchRL's MLP of ReLUs, with layer normalisation behind each hidden layer if asked for."""
+    norms = {"norm_class": nn.LayerNorm, "norm_kwargs": [{"normalized_shape": n} for n in cells]} if norm else {}
+    return MLP(features, out, num_cells=list(cells), activation_class=nn.ReLU, **norms)
+
+
 class FeatureNet(nn.Module):
     """An MLP over :class:`Features`.
 
@@ -89,8 +95,7 @@ class FeatureNet(nn.Module):
     def __init__(self, features: Features, extra: int, out: int, cells: Sequence[int], norm: bool = False) -> None:
         super().__init__()
         self.features = features
-        norms = {"norm_class": nn.LayerNorm, "norm_kwargs": [{"normalized_shape": n} for n in cells]} if norm else {}
-        self.net = MLP(features.dim + extra, out, num_cells=list(cells), activation_class=nn.ReLU, **norms)
+        self.net = mlp(features.dim + extra, out, cells, norm)
 
     def forward(self, *inputs: Tensor) -> Tensor:
         """[..., F_i] each to [..., out]."""

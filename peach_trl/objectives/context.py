@@ -27,8 +27,8 @@ class ContextMixin(_Loss):
     Put it before the loss among the base classes, and add the key ``context`` to the accepted keys. The loss must have
     a method ``actor_loss``, called by its ``forward``, as SACLoss, CrossQLoss and TD3Loss do.
 
-    - ``actor_loss`` sees the context detached, and refuses any other input of the actor that carries a gradient: it
-      would be the encoder's.
+    - ``actor_loss`` sees the context detached, and refuses any other input of actor and critics that carries a
+      gradient: it would be the encoder's.
     - Critics see it with its gradient.
     - Targets see ``("next", context)`` detached: the belief after the decision. Where there is none, they see the same
       context as the critics, as PEARL has it.
@@ -61,12 +61,13 @@ class ContextMixin(_Loss):
         context = tensordict.get(key, None)
         if context is not None:
             tensordict = tensordict.copy().set(key, context.detach())
-        for name in self.actor_network.in_keys:  # type: ignore[attr-defined]
+        networks: Any = (self.actor_network, self.qvalue_network)
+        for name in [name for network in networks for name in network.in_keys]:
             value = tensordict.get(name, None)
             if value is not None and value.requires_grad:
                 raise ValueError(
-                    f"the actor reads {name!r}, which carries a gradient: L_actor must not reach the encoder; call "
-                    f"set_keys(context={name!r}), or detach it (the context is {key!r} now)"
+                    f"the actor's loss reads {name!r}, which carries a gradient: L_actor must not reach the encoder; "
+                    f"call set_keys(context={name!r}), or detach it (the context is {key!r} now)"
                 )
         return super().actor_loss(tensordict)  # type: ignore[misc]
 

@@ -65,7 +65,7 @@ def read_run(folder: Path | str) -> Result:
     """Reads ``manifest.json`` and ``meta_test.csv`` of a finished run.
 
     The columns of the latter are ``split,task,rollout,trajectory,return,success,found``, one row a task, rollout and
-    trajectory (from 1).
+    trajectory (from 1). A run of recipes/evaluate.py counts with the seed and the duration of the training.
 
     Raises:
         FileNotFoundError: if one of the two files is missing.
@@ -85,7 +85,12 @@ def read_run(folder: Path | str) -> Result:
     if len(splits) != 1:
         raise ValueError(f"{folder}: meta_test.csv has the splits {splits}; keep one split in a file")
     tasks, scores = _scores(folder, rows)
-    seed, minutes = manifest["seeds"]["seed"], manifest["wall_seconds"] / 60
+    trained = {
+        "seed": manifest["seeds"]["seed"],
+        "wall_seconds": manifest["wall_seconds"],
+        **manifest.get("trained", {}),
+    }
+    seed, minutes = trained["seed"], trained["wall_seconds"] / 60
     return Result(folder, seed, splits[0], tasks, manifest["tasks"]["fingerprint"], scores, minutes)
 
 
