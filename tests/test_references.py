@@ -10,7 +10,7 @@ import torch
 import yaml
 
 from peach_trl.envs import FAMILIES, PointConfig, PointEnv, TaskLibrary
-from peach_trl.references import Arc, Belief, Stay, Thompson, has_references, play, policies, references
+from peach_trl.references import Arc, Candidates, Stay, Thompson, has_references, play, policies, references
 
 ROOT = Path(__file__).parent.parent
 SparsePointRobot = FAMILIES["SparsePointRobot"]
@@ -31,7 +31,7 @@ def means(played):
 
 
 def thompson(env, samples, trajectories):
-    belief = Belief(Arc.of(env), torch.tensor(samples), len(env.task_id))
+    belief = Candidates(Arc.of(env), torch.tensor(samples), len(env.task_id))
     return play(env, Thompson(belief, seed=0), trajectories).returns.mean(0)
 
 
@@ -160,7 +160,7 @@ def test_search_goes_on_in_the_next_trajectory():
     """What was searched in one trajectory is not searched again in the next."""
     env = robot(60, horizon=20)
     played = play(env, policies(env, 3, 1, math.inf, seed=0)["search"], 3, blind=True)
-    goals = Belief(Arc.of(env), torch.zeros(0, 2), 1).goals
+    goals = Candidates(Arc.of(env), torch.zeros(0, 2), 1).goals
     near = (torch.cdist(played.positions[0], goals) <= 0.2).any(1).float()  # [K, C]
     assert (near[0] * near[1]).mean() < 0.1 and near.amax(0).mean() > 0.98
 
@@ -199,7 +199,7 @@ def test_belief_is_exact():
     arc = Arc(radius=1.0, start=0.0, length=math.pi, tolerance=0.2)
     distance = torch.linspace(0, 0.2, 2001)
     goal, generator = torch.tensor([math.cos(1.0), math.sin(1.0)]), torch.Generator().manual_seed(0)
-    belief = Belief(arc, torch.stack([distance, 1 - distance], -1), rows=1)
+    belief = Candidates(arc, torch.stack([distance, 1 - distance], -1), rows=1)
     possible = [True] * len(belief.goals)
     for width, found in ((1.0, False), (0.4, True)):
         for place in goal + width * (torch.rand(20, 2, generator=generator) - 0.5):
