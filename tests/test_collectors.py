@@ -5,7 +5,7 @@ from functools import partial
 import pytest
 import torch
 from tensordict import TensorDict
-from tiny import tiny_agent, tiny_config
+from tiny import Ending, tiny_agent, tiny_config
 from torch import nn
 from torchrl.collectors import Collector, MultiAsyncCollector, MultiSyncCollector
 from torchrl.envs import ParallelEnv, SerialEnv, StepCounter, TransformedEnv
@@ -36,11 +36,8 @@ CASES = {
 }
 
 
-class Ending(PointEnv):
-    """Ends an episode for good where the point has moved 0.5 m to the right."""
-
-    def _terminated(self, observation):
-        return observation[:, :1] > 0.5
+class LateEnding(Ending):
+    limit = 0.5
 
 
 def make_parts(changes):
@@ -53,7 +50,7 @@ def make_parts(changes):
 
 def ending_env(config, library, tasks, policy):
     env = make_env(config, library, tasks, policy)
-    base = Ending(config.env, len(tasks), library=library, tasks=tasks, observe_goal=config.top.observe_goal)
+    base = LateEnding(config.env, len(tasks), library=library, tasks=tasks, observe_goal=config.top.observe_goal)
     return TransformedEnv(base, env.transform.clone())
 
 

@@ -4,7 +4,7 @@ import dataclasses
 
 import pytest
 import torch
-from tiny import random_context, random_transitions, record, tiny_agent, tiny_config
+from tiny import Ending, random_context, random_transitions, record, tiny_agent, tiny_config
 from torch import nn
 from torchrl.data import Bounded
 from torchrl.envs import TransformedEnv
@@ -13,7 +13,6 @@ from torchrl.envs.utils import ExplorationType, set_exploration_type
 from peach_trl.config import ConfigError
 from peach_trl.context import Attention, BeliefTracker, ContextEncoder, GaussianProduct, Recurrent, Transition
 from peach_trl.context.belief import make_belief
-from peach_trl.envs import PointEnv
 from peach_trl.experiment import load_agent, make_agent, make_env, make_library
 from peach_trl.hierarchy.transitions import LevelTransitions
 from peach_trl.utils import Run
@@ -229,13 +228,6 @@ def test_an_agent_with_an_encoder_of_ones_own_is_loaded(tmp_path):
 
 
 # The tracker.
-
-
-class Ending(PointEnv):
-    """Ends an episode for good where the point has moved 0.3 m to the right."""
-
-    def _terminated(self, observation):
-        return observation[:, :1] > 0.3
 
 
 def meta_episodes(config, agent, batch):

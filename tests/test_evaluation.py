@@ -4,24 +4,16 @@ import csv
 
 import pytest
 import torch
-from tiny import random_context, tiny_agent, tiny_config
+from tiny import Ending, random_context, tiny_agent, tiny_config
 from torchrl.envs import TransformedEnv
 from torchrl.envs.utils import ExplorationType, set_exploration_type
 from torchrl.modules import get_primers_from_module
 
 from peach_trl.context import Transition
-from peach_trl.envs import PointEnv
 from peach_trl.evaluation import COLUMNS, meta_test
 from peach_trl.experiment import make_env, make_library, make_task_buffer
 from peach_trl.hierarchy.transitions import LevelTransitions
 from peach_trl.report import run_meta_test
-
-
-class Ending(PointEnv):
-    """Ends an episode for good where the point has moved 0.3 m to the right."""
-
-    def _terminated(self, observation):
-        return observation[:, :1] > 0.3
 
 
 def same(one, other):

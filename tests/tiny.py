@@ -11,6 +11,7 @@ from tensordict import TensorDict
 from torchrl.envs.utils import ExplorationType, set_exploration_type
 
 from peach_trl.agent import Agent
+from peach_trl.envs import PointEnv
 from peach_trl.experiment import Config, PeachConfig, make_agent, make_env, make_library
 from peach_trl.utils import load_config
 
@@ -26,6 +27,15 @@ TINY = [
     *("train.meta_batch=2", "evaluation.every=2", "evaluation.rollouts=1"),
     *("evaluation.trajectories=2", "top.loss_test=1"),
 ]
+
+
+class Ending(PointEnv):
+    """Ends an episode for good where the point has moved ``limit`` metres to the right."""
+
+    limit = 0.3
+
+    def _terminated(self, observation):
+        return observation[:, :1] > self.limit
 
 
 @cache

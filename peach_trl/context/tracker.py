@@ -126,9 +126,9 @@ class BeliefTracker(TensorDictModuleBase):
 
     def after(self, recorded: TensorDictBase) -> Tensor:
         """The belief's state [N, S] after recorded steps [N], the last ones of their decisions."""
-        end, state = recorded.get("next"), recorded.copy()
-        state.set(KEYS["reached"], end.get("observation"))
-        state.set(KEYS["reward"], recorded.get(KEYS["reward"]) + end.get("reward"))
+        state = recorded.copy()
+        for key, value in _noted(recorded, recorded.get("next")).items():
+            state.set(key, value)
         return self.taken_in(state)
 
     @torch.no_grad()
@@ -190,6 +190,9 @@ class _TrackerState(CarriedState):
         super().__init__(primers, default_value={key: 0.0, **values}, expand_specs=True)
 
     def carry(self, before: Mapping[Any, Any], after: Mapping[Any, Any]) -> dict[NestedKey, Tensor]:
-        reward: Any = after.get("reward")
-        observation: Any = after.get("observation")
-        return {KEYS["reached"]: observation, KEYS["reward"]: before.get(KEYS["reward"]) + reward}
+        return _noted(before, after)
+
+
+def _noted(before: Any, after: Any) -> dict[NestedKey, Tensor]:
+    """What is kept of a step: where it led, and the rewards since the decision in force began."""
+    return {KEYS["reached"]: after.get("observation"), KEYS["reward"]: before.get(KEYS["reward"]) + after.get("reward")}
