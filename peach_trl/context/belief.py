@@ -15,8 +15,10 @@ The first two do not depend on the order of the decisions.
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -38,6 +40,7 @@ class BeliefConfig:
     encoder: str | None = option(help="an encoder of one's own, module:Class; null for ContextEncoder")
     cells: tuple[int, ...] = option(low=1, help="units of the encoder's hidden layers")
     norm: bool = option(help="layer normalisation in the encoder")
+    bf16: bool = option(help="compute the encoder in bfloat16")
     precision: str = option(
         choices=("exponential", "softplus"), help="belief=product: the precision of one factor as a function of x"
     )
@@ -93,6 +96,10 @@ class Belief(nn.Module):
     def posterior(self, state: Tensor) -> tuple[Tensor, Tensor]:
         """Mean and standard deviation of q(z | c) for states [..., S], [..., Z] each."""
         raise NotImplementedError
+
+    def trace(self, transitions: Transition, mask: Tensor | None = None) -> tuple[Tensor, Tensor]:
+        """The posteriors before, between and after L transitions: mean and deviation, [B, L + 1, Z] each."""
+        return self.posterior(self.scan(transitions, mask))
 
     def read(self, state: Tensor, noise: Tensor | None = None) -> Tensor:
         """What a level reads of states [..., S]: the parameters of q, [..., 2 Z], or with ``noise`` a sample of it.
@@ -209,11 +216,47 @@ class GaussianProduct(SummedBelief):
             precision = (softplus(x) + 1e-3).pow(-2)
         return torch.cat([precision, precision * mu], -1)
 
+    def trace(self, transitions: Transition, mask: Tensor | None = None) -> tuple[Tensor, Tensor]:
+        """See :meth:`Belief.trace`; its gradient is written out, as on a few numbers autograd is mostly overhead."""
+        if self.window is not None or self.precision != "exponential":
+            return super().trace(transitions, mask)
+        return _Products.apply(self.encoder(*transitions), mask)  # type: ignore[return-value]
+
     def conclude(self, total: Tensor) -> tuple[Tensor, Tensor]:
         """The product with the prior, [..., Z] each."""
         precision, precision_mean = total.chunk(2, -1)
         precision = 1 + precision
         return precision_mean / precision, precision.rsqrt()
+
+
+class _Products(torch.autograd.Function):
+    """What :meth:`GaussianProduct.trace` makes of the encoder's (mu, x) [B, L, 2 Z], as one node of autograd."""
+
+    @staticmethod
+    def forward(ctx: Any, raw: Tensor, mask: Tensor | None) -> tuple[Tensor, Tensor]:
+        """Lambda_t = 1 + sum lambda_j, mean sum lambda_j mu_j / Lambda_t, deviation Lambda_t^(-1/2)."""
+        mu, x = raw.chunk(2, -1)
+        factor = (x - 1).clamp_(-8, 10).exp_()
+        if mask is not None:
+            factor *= mask.unsqueeze(-1)
+        total = pad(torch.cat([factor, factor * mu], -1).cumsum(-2), (0, 0, 1, 0))
+        precision, precision_mean = total.chunk(2, -1)
+        precision = precision + 1
+        loc, scale = precision_mean / precision, precision.rsqrt()
+        ctx.save_for_backward(raw, factor, precision, loc, scale)
+        return loc, scale
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, None]:
+        """What a factor adds, it adds to all beliefs after it."""
+        raw, factor, precision, loc, scale = ctx.saved_tensors
+        mu, x = raw.chunk(2, -1)
+        d_sum = grads[0] / precision
+        d_precision = (d_sum * loc).addcdiv_(grads[1] * scale, precision, value=0.5).neg_()
+        d_total = torch.cat([d_precision, d_sum], -1)[..., 1:, :]
+        d_factor, d_product = d_total.flip(-2).cumsum(-2).flip(-2).chunk(2, -1)
+        d_x = (d_factor + d_product * mu) * factor * ((x >= -7) & (x <= 11))
+        return torch.cat([d_product * factor, d_x], -1), None
 
 
 class Attention(SummedBelief):
@@ -299,6 +342,46 @@ class Recurrent(Belief):
         return self.head(state)
 
 
+class BeliefOfSeeds(Belief):
+    """Several beliefs of one kind, one after the other: for those whose networks cannot be stacked.
+
+    Args:
+        belief: the first; the others are copies of it.
+        seeds: how many. Each reads one of so many equal parts of what is handed over.
+    """
+
+    def __init__(self, belief: Belief, seeds: int) -> None:
+        nn.Module.__init__(self)
+        self.copies = nn.ModuleList([belief, *(copy.deepcopy(belief) for _ in range(seeds - 1))])
+        self.latent_dim, self.state_dim = belief.latent_dim, belief.state_dim
+
+    def _each(self, name: str, *inputs: Any) -> Any:
+        """Calls a method of each belief with its part of the inputs, and joins the results."""
+        count = len(self.copies)
+
+        def part(value: Any, number: int) -> Any:
+            if isinstance(value, Transition):
+                return Transition(*(part(column, number) for column in value))
+            return None if value is None else value.reshape(count, -1, *value.shape[1:])[number]
+
+        found = [getattr(belief, name)(*(part(value, i) for value in inputs)) for i, belief in enumerate(self.copies)]
+        if isinstance(found[0], tuple):
+            return tuple(torch.cat(column) for column in zip(*found, strict=True))
+        return torch.cat(found)
+
+    def update(self, state: Tensor, transition: Transition) -> Tensor:
+        """See :meth:`Belief.update`."""
+        return self._each("update", state, transition)
+
+    def scan(self, transitions: Transition, mask: Tensor | None = None) -> Tensor:
+        """See :meth:`Belief.scan`."""
+        return self._each("scan", transitions, mask)
+
+    def posterior(self, state: Tensor) -> tuple[Tensor, Tensor]:
+        """See :meth:`Belief.posterior`."""
+        return self._each("posterior", state)
+
+
 def _stop(states: Tensor, mask: Tensor | None) -> Tensor:
     """States [B, L + 1, S] that stay as they are behind the last transition of ``mask`` [B, L]."""
     if mask is None:
@@ -331,7 +414,11 @@ class GaussianHead(nn.Module):
 
 
 def make_belief(
-    config: BeliefConfig, observation_spec: TensorSpec, action_dim: int, encoder: nn.Module | None = None
+    config: BeliefConfig,
+    observation_spec: TensorSpec,
+    action_dim: int,
+    encoder: nn.Module | None = None,
+    seeds: int | None = None,
 ) -> Belief:
     """The belief that ``config`` names, with the encoder that it names, or with ``encoder``.
 
@@ -341,16 +428,22 @@ def make_belief(
         action_dim: dimensions of the top level's proposal, P.
         encoder: any module that maps (s, a, r, s') to what the belief needs: 2 Z numbers for ``product``,
             ``config.features`` for the others.
+        seeds: with a number, the beliefs of so many agents at once.
 
     Raises:
         ConfigError: if the encoder puts out another number of features.
     """
     out = 2 * config.latent_dim if config.belief == "product" else config.features
+    own = encoder is not None or config.encoder is not None
+    if seeds is not None and (own or config.belief != "product"):
+        return BeliefOfSeeds(make_belief(config, observation_spec, action_dim, encoder), seeds)
     if encoder is None and config.encoder is not None:
         encoder = find_encoder(config.encoder)(observation_spec, action_dim, out)
     if encoder is None:
-        encoder = ContextEncoder(observation_spec, action_dim, out, config.cells, config.norm)
-    _try(encoder, observation_spec.shape[-1], action_dim, out)
+        encoder = ContextEncoder(
+            observation_spec, action_dim, out, config.cells, config.norm, seeds=seeds, bf16=config.bf16
+        )
+    _try(encoder, observation_spec.shape[-1], action_dim, out, seeds or 1)
     make: dict[str, Callable[[], Belief]] = {
         "product": lambda: GaussianProduct(
             encoder, config.latent_dim, decisions=config.decisions, precision=config.precision
@@ -367,12 +460,12 @@ def make_belief(
     return make[config.belief]()
 
 
-def _try(encoder: nn.Module, observation_dim: int, action_dim: int, out: int) -> None:
-    """Tries the encoder on two transitions of zeros."""
+def _try(encoder: nn.Module, observation_dim: int, action_dim: int, out: int, seeds: int) -> None:
+    """Tries the encoder on two transitions of zeros for each seed."""
     sizes = (observation_dim, action_dim, 1, observation_dim)
     with torch.no_grad():
-        shape = tuple(encoder(*(torch.zeros(2, size) for size in sizes)).shape)
-    if shape != (2, out):
+        shape = tuple(encoder(*(torch.zeros(2 * seeds, size) for size in sizes)).shape)
+    if shape != (2 * seeds, out):
         raise ConfigError(
             f"context.encoder = {type(encoder).__name__}: puts out {list(shape[1:])} for a transition; this belief "
             f"needs [{out}]"

@@ -16,7 +16,8 @@ from torch import Tensor, nn
 from torchrl.data import TensorSpec
 
 from peach_trl.config import ConfigError
-from peach_trl.modules.networks import mlp, observation_scale
+from peach_trl.modules.networks import observation_scale
+from peach_trl.modules.perceptron import Perceptron
 
 
 class Transition(NamedTuple):
@@ -52,6 +53,8 @@ class ContextEncoder(nn.Module):
         out_features: numbers to put out, E, as the belief asks for.
         cells: units of the hidden layers.
         norm: layer normalisation behind each hidden layer. Without it one seed of three never learnt.
+        seeds: how many networks at once, see :class:`~peach_trl.modules.perceptron.Perceptron`.
+        bf16: compute in bfloat16.
 
     Examples:
         >>> from torchrl.data import Unbounded
@@ -70,10 +73,14 @@ class ContextEncoder(nn.Module):
         out_features: int,
         cells: Sequence[int] = (64, 64),
         norm: bool = True,
+        *,
+        seeds: int | None = None,
+        bf16: bool = False,
     ) -> None:
         super().__init__()
         self.register_buffer("scale", observation_scale(observation_spec))
-        self.net = mlp(2 * observation_spec.shape[-1] + action_dim + 1, out_features, cells, norm)
+        features = 2 * observation_spec.shape[-1] + action_dim + 1
+        self.net = Perceptron(features, out_features, cells, norm, seeds=seeds, bf16=bf16)
 
     def forward(self, observation: Tensor, action: Tensor, reward: Tensor, next_observation: Tensor) -> Tensor:
         """What each transition says, [..., E]; the arguments are those of :class:`Transition`."""

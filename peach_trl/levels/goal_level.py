@@ -5,16 +5,16 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-import torch
 from tensordict import TensorDictBase
 from tensordict.nn import TensorDictModule
-from torch import Tensor, nn
+from torch import nn
 from torchrl.data import TensorSpec
 from torchrl.modules import ValueOperator
-from torchrl.objectives import SoftUpdate
 
 from peach_trl.config import option
 from peach_trl.hierarchy.structure import Hierarchy
+from peach_trl.levels.adam import FusedAdam
+from peach_trl.levels.targets import Targets, leaves
 from peach_trl.modules.networks import (
     BoundedValue,
     FeatureNet,
@@ -42,6 +42,7 @@ class GoalLevel(nn.Module):
         level: its index from the bottom.
         observation_spec: spec of s, [..., D].
         config: networks, loss and rates.
+        seeds: with a number S, the levels of S agents at once; each has one of S equal parts of a batch.
 
     Attributes:
         actor: pi_i, a TensorDictModule from ``observation`` and ``goal`` to ``action`` in [-1, 1].
@@ -52,6 +53,7 @@ class GoalLevel(nn.Module):
         >>> from peach_trl.utils import load_config
         >>> config = load_config(PeachConfig, "peach", "configs")
         >>> level = make_agent(config, make_library(config)).levels[0]
+        >>> import torch
         >>> from tensordict import TensorDict
         >>> s, g, done = torch.zeros(8, 4), torch.ones(8, 2), torch.zeros(8, 1, dtype=torch.bool)
         >>> after = {"observation": s, "goal": g, "reward": -torch.ones(8, 1), "done": done, "terminated": done}
@@ -60,26 +62,38 @@ class GoalLevel(nn.Module):
         ['loss_actor', 'loss_qvalue']
     """
 
-    def __init__(self, hierarchy: Hierarchy, level: int, observation_spec: TensorSpec, config: LowerConfig) -> None:
+    def __init__(
+        self,
+        hierarchy: Hierarchy,
+        level: int,
+        observation_spec: TensorSpec,
+        config: LowerConfig,
+        *,
+        seeds: int | None = None,
+    ) -> None:
         super().__init__()
-        self.actor, critics = make_goal_networks(hierarchy, level, observation_spec, config.algorithm == "sac", config)
+        stochastic = config.algorithm == "sac"
+        self.actor, critics = make_goal_networks(hierarchy, level, observation_spec, stochastic, config, seeds)
         self.loss = make_goal_loss(self.actor, critics, hierarchy.k, config)
-        self.targets = SoftUpdate(self.loss, tau=config.tau)
+        self.targets = Targets(self.loss, config.tau)
         learnt = leaves(self.loss.actor_network_params) + leaves(self.loss.qvalue_network_params)
-        self.optimiser = torch.optim.Adam(learnt, lr=config.learning_rate, fused=True)
+        self.optimiser = FusedAdam(learnt, lr=config.learning_rate)
 
     def update(self, batch: TensorDictBase) -> TensorDictBase:
         """One gradient step on a batch [B] of the level's transitions; returns the losses, detached."""
-        losses = self.loss(batch).select("loss_actor", "loss_qvalue")
-        (losses["loss_actor"] + losses["loss_qvalue"]).backward()
+        losses = self.loss.learn(batch)
         self.optimiser.step()
-        self.optimiser.zero_grad()
         self.targets.step()
-        return losses.detach()
+        return losses.select("loss_actor", "loss_qvalue")
 
 
 def make_goal_networks(
-    hierarchy: Hierarchy, level: int, observation_spec: TensorSpec, stochastic: bool, config: NetworkConfig
+    hierarchy: Hierarchy,
+    level: int,
+    observation_spec: TensorSpec,
+    stochastic: bool,
+    config: NetworkConfig,
+    seeds: int | None = None,
 ) -> tuple[TensorDictModule, list[TensorDictModule]]:
     """Actor and two critics of a goal-reaching level.
 
@@ -88,7 +102,8 @@ def make_goal_networks(
         level: index from the bottom.
         observation_spec: spec of s.
         stochastic: a squashed Gaussian (SAC) rather than a deterministic actor (TD3).
-        config: hidden layers.
+        config: hidden layers, and their precision.
+        seeds: how many of each, if there are several.
     """
     space, dim, keys = hierarchy.space_of(level), hierarchy.proposal_dims[level], ["observation", "goal"]
     if space is None:
@@ -97,7 +112,7 @@ def make_goal_networks(
 
     def net(extra: int, out: int, cells: Sequence[int], norm: bool = False) -> FeatureNet:
         features = Features(observation_spec, space, hierarchy.reach[level + 1] if near else None)
-        return FeatureNet(features, extra, out, cells, norm)
+        return FeatureNet(features, extra, out, cells, norm, seeds=seeds, bf16=config.bf16)
 
     if stochastic:
         actor = stochastic_actor(net(0, 2 * dim, config.actor_cells), keys)
@@ -105,8 +120,3 @@ def make_goal_networks(
         actor = deterministic_actor(net(0, dim, config.actor_cells), keys)
     nets = [BoundedValue(net(dim, 1, config.critic_cells, config.critic_norm), float(hierarchy.k)) for _ in range(2)]
     return actor, [ValueOperator(net, in_keys=[*keys, "action"]) for net in nets]
-
-
-def leaves(params: TensorDictBase) -> list[Tensor]:
-    """The parameters in a TensorDict of parameters, each once."""
-    return [p for p in params.values(True, True) if isinstance(p, nn.Parameter)]

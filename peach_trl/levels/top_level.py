@@ -12,10 +12,10 @@ from dataclasses import dataclass
 import torch
 from tensordict import TensorDict, TensorDictBase
 from torch import Tensor, nn
-from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
+from torch.nn.functional import pad
 from torchrl.data import TensorSpec
 from torchrl.modules import ProbabilisticActor, ValueOperator
-from torchrl.objectives import SoftUpdate, ValueEstimators
+from torchrl.objectives import ValueEstimators
 
 from peach_trl.config import ConfigError, option
 from peach_trl.context.belief import Belief, BeliefConfig, make_belief, reading
@@ -23,8 +23,10 @@ from peach_trl.context.encoder import Transition
 from peach_trl.context.tracker import READINGS, UPDATES, context_key
 from peach_trl.envs.goal_space import GoalSpace
 from peach_trl.hierarchy.structure import Hierarchy
-from peach_trl.levels.goal_level import leaves
+from peach_trl.levels.adam import FusedAdam
+from peach_trl.levels.targets import Targets, leaves
 from peach_trl.modules.networks import FeatureNet, Features, NetworkConfig, stochastic_actor
+from peach_trl.modules.slow_copy import SlowCopy
 from peach_trl.objectives.context import ContextSACLoss
 from peach_trl.objectives.kl import KLLoss
 from peach_trl.objectives.sac import make_sac
@@ -79,6 +81,8 @@ class TopLevel(nn.Module):
         goal: the space of a known goal that the top reads (the oracle), else ``None``.
         encoder: an encoder of one's own, see :func:`~peach_trl.context.belief.make_belief`.
         belief: a belief of one's own, encoder included, instead of the one that ``context`` names.
+        seeds: with a number S, the levels of S agents at once, which are told apart by position: the first of S equal
+            parts of a batch is the first agent's, and each loss is a vector [S].
 
     Raises:
         ConfigError: if ``belief`` has other dimensions than ``context.latent_dim``.
@@ -116,8 +120,11 @@ class TopLevel(nn.Module):
         goal: GoalSpace | None = None,
         encoder: nn.Module | None = None,
         belief: Belief | None = None,
+        *,
+        seeds: int | None = None,
     ) -> None:
         super().__init__()
+        self.seeds = seeds
         if belief is not None and encoder is not None:
             raise ValueError("encoder and belief are both given: a belief brings its encoder; hand over one of them")
         if belief is not None and belief.latent_dim != context.latent_dim:
@@ -126,28 +133,28 @@ class TopLevel(nn.Module):
                 f"set context.latent_dim={belief.latent_dim}"
             )
         self.config, self.context, action_dim = config, context, hierarchy.proposal_dims[-1]
-        self.actor, critics = make_top_networks(action_dim, observation_spec, context, goal, config)
+        self.actor, critics = make_top_networks(action_dim, observation_spec, context, goal, config, seeds)
         self.loss = _make_loss(self.actor, critics, config, context_key(context.read))
-        self.kl_loss = KLLoss()
+        self.kl_loss = KLLoss(seeds)
         if belief is None and context.latent_dim:
-            belief = make_belief(context, observation_spec, action_dim, encoder)
+            belief = make_belief(context, observation_spec, action_dim, encoder, seeds)
         self.belief = belief
         self.coefficients = {name: getattr(config, name) for name in LOSSES}
-        self.targets = SoftUpdate(self.loss, tau=config.tau)
+        self.targets = Targets(self.loss, config.tau)
         self._rates = [config.alpha_2, config.alpha_3] + [config.alpha_1] * (self.belief is not None)
         learnt = [leaves(self.loss.actor_network_params), leaves(self.loss.qvalue_network_params)]
         learnt += [] if self.belief is None else [list(self.belief.parameters())]
         groups = [{"params": params, "lr": rate} for params, rate in zip(learnt, self._rates, strict=True)]
-        self.optimiser = torch.optim.Adam(groups, fused=True)
+        self.optimiser = FusedAdam(groups)
         self._noise = named_generator("update latent")
-        self._unread = ["missed", "proposal"] * (config.loss_test == 0)
+        self._key = context_key(context.read)
+        paths = [key if isinstance(key, str) else key[-1] for key in self.loss.in_keys]
+        self._read = {*paths, "steps_to_next_obs", *(["missed", "proposal"] if config.loss_test else [])}
         self._acting = nn.ModuleDict({"actor": self.actor} | ({} if self.belief is None else {"belief": self.belief}))
-        self.slow: AveragedModel | None = None
+        self.slow: SlowCopy | None = None
         if self.belief is not None and context.next == "after" and context.slow < 1:
-            self.slow = AveragedModel(self.belief, multi_avg_fn=get_ema_multi_avg_fn(1 - context.slow))
-        self.average: AveragedModel | None = None
-        if config.average < 1:
-            self.average = AveragedModel(self._acting, multi_avg_fn=get_ema_multi_avg_fn(1 - config.average))
+            self.slow = SlowCopy(self.belief, context.slow)
+        self.average = SlowCopy(self._acting, config.average) if config.average < 1 else None
 
     def acting(self, average: bool = False) -> tuple[ProbabilisticActor, Belief | None]:
         """Actor and belief to act with: those that learn, or with ``average`` their averaged copies."""
@@ -168,32 +175,52 @@ class TopLevel(nn.Module):
             ``(b, q)``: the decisions [n] with the context that actor, critics and targets read, and the Gaussians
             ``z_loc`` and ``z_scale`` [m, Z] of all beliefs, the prior included, for L_KL; Z = 0 without a context.
         """
-        mask, evidence = sequences.get("mask"), Transition.of(sequences)
-        sequences = _link(sequences) if self.context.bootstrap else sequences.copy()
+        mask, part, evidence = sequences.get("mask"), sequences.get("part"), Transition.of(sequences)
+        full = bool(mask.all())
+        now, after = self._columns(sequences), self._columns(sequences.get("next"))
+        if self.context.bootstrap:
+            _link(now, after, mask, part)
         if self.belief is None:
             nothing = torch.zeros(1, 0, device=mask.device)
-            return self._decisions(sequences, mask), TensorDict({"z_loc": nothing, "z_scale": nothing}, [1])
-        loc, scale = self.belief.posterior(self.belief.scan(evidence, mask))  # [B, L + 1, Z]
-        noise, part = self._draw(loc.shape), torch.where(mask, sequences.get("part"), -1)
-        now, after = self._around(reading(loc, scale, noise), part)
+            return self._decisions(now, after, mask, full), TensorDict({"z_loc": nothing, "z_scale": nothing}, [1])
+        loc, scale = self.belief.trace(evidence, None if full else mask)  # [B, L + 1, Z]
+        noise, part, key = self._draw(loc.shape), part if full else torch.where(mask, part, -1), self._key
+        now[key], after[key] = self._around(reading(loc, scale, noise), part)
         if self.slow is not None:
             slow: Belief = self.slow.module  # type: ignore[assignment]
             with torch.no_grad():
-                after = self._around(slow.read(slow.scan(evidence, mask), noise), part)[1]
-        key = self.loss.tensor_keys.context
-        sequences.set(key, now)
-        sequences.set(("next", key), (after if self.context.next == "after" else now).detach())
-        everywhere = torch.cat([torch.ones_like(mask[:, :1]), mask], 1)
-        q = TensorDict({"z_loc": loc[everywhere], "z_scale": scale[everywhere]}, [int(everywhere.sum())])
-        return self._decisions(sequences, mask), q
+                after[key] = self._around(reading(*slow.trace(evidence, None if full else mask), noise), part)[1]
+        after[key] = (after[key] if self.context.next == "after" else now[key]).detach()
+        everywhere = None if full else self._chosen(pad(mask, (1, 0), value=True))
+        q = {"z_loc": _flat(loc, everywhere), "z_scale": _flat(scale, everywhere)}
+        return self._decisions(now, after, mask, full), TensorDict(q, q["z_loc"].shape[:1])
 
-    def _decisions(self, sequences: TensorDictBase, mask: Tensor) -> TensorDictBase:
+    def _columns(self, tensordict: TensorDictBase) -> dict[str, Tensor]:
+        """The entries that the losses read."""
+        return {key: column for key, column in tensordict.items() if key in self._read}
+
+    def _decisions(self, now: dict[str, Tensor], after: dict[str, Tensor], mask: Tensor, full: bool) -> TensorDictBase:
         """The decisions [n] of sequences [B, L], at most ``batch`` of them."""
-        chosen = mask.flatten().nonzero().squeeze(-1)
-        if self.config.batch is not None and self.config.batch < len(chosen):
-            chosen = chosen[torch.randperm(len(chosen), generator=self._noise)[: self.config.batch]]
-        rows = sequences.exclude("mask", "part", *self._unread).reshape(-1)
-        return rows if len(chosen) == len(rows) else rows[chosen]
+        most = self.config.batch
+        capped = most is not None and most * (self.seeds or 1) < mask.numel()
+        chosen = None if full and not capped else self._chosen(mask, most)
+        columns = [{key: _flat(column, chosen) for key, column in part.items()} for part in (now, after)]
+        shape = columns[0]["action"].shape[:1]
+        return TensorDict({**columns[0], "next": TensorDict(columns[1], shape)}, shape)
+
+    def _chosen(self, mask: Tensor, most: int | None = None) -> Tensor:
+        """Which decisions of a mask [B, L] count, int64 [n] into the flattened ones: all, or some, drawn at random.
+
+        Each of several seeds gets as many, as their batches are one tensor: the most that all of them have.
+        """
+        of_seeds = [part.flatten().nonzero().squeeze(-1) for part in mask.chunk(self.seeds or 1)]
+        count = min(most or mask.numel(), *(part.shape[0] for part in of_seeds))
+        size, chosen = mask.numel() // len(of_seeds), []
+        for seed, part in enumerate(of_seeds):
+            if count < part.shape[0]:
+                part = part[torch.randperm(part.shape[0], generator=self._noise)[:count]]
+            chosen.append(part + seed * size)
+        return torch.cat(chosen)
 
     def _draw(self, shape: torch.Size) -> Tensor | None:
         """The noise of samples z [..., Z], or ``None`` where the parameters of q are read."""
@@ -229,7 +256,8 @@ class TopLevel(nn.Module):
         loc, scale = self.belief(Transition.of(context), context.get("mask"))
         key = self.loss.tensor_keys.context
         read = reading(loc, scale, self._draw(loc.shape))
-        batch = batch.exclude(*self._unread).set(key, read.unsqueeze(1).expand(*batch.shape, -1))
+        unread = [key for key in ("missed", "proposal") if key not in self._read]
+        batch = batch.exclude(*unread).set(key, read.unsqueeze(1).expand(*batch.shape, -1))
         return batch, TensorDict({"z_loc": loc, "z_scale": scale}, loc.shape[:1])
 
     def weigh(self, losses: TensorDictBase) -> Tensor:
@@ -243,9 +271,9 @@ class TopLevel(nn.Module):
         self.optimiser.zero_grad()
         self.targets.step()
         if self.slow is not None:
-            self.slow.update_parameters(self.belief)  # type: ignore[arg-type]
+            self.slow.update(self.belief)  # type: ignore[arg-type]
         if self.average is not None:
-            self.average.update_parameters(self._acting)
+            self.average.update(self._acting)
 
     def update(self, batch: TensorDictBase, context: TensorDictBase | None = None) -> TensorDictBase:
         """One gradient step of Algorithm 1 for encoder, actor and critics.
@@ -272,7 +300,12 @@ class TopLevel(nn.Module):
 
 
 def make_top_networks(
-    action_dim: int, observation_spec: TensorSpec, context: ReadingConfig, goal: GoalSpace | None, config: NetworkConfig
+    action_dim: int,
+    observation_spec: TensorSpec,
+    context: ReadingConfig,
+    goal: GoalSpace | None,
+    config: NetworkConfig,
+    seeds: int | None = None,
 ) -> tuple[ProbabilisticActor, list[ValueOperator]]:
     """pi_h(s, b) and two critics Q(s, b, a).
 
@@ -281,13 +314,15 @@ def make_top_networks(
         observation_spec: spec of s.
         context: what is read: ``belief`` [..., 2 Z], ``z`` [..., Z], or with ``latent_dim`` 0 nothing.
         goal: the space of a known goal that is read, else ``None``.
-        config: hidden layers.
+        config: hidden layers, and their precision.
+        seeds: how many of each, if there are several.
     """
     read = context.latent_dim * (2 if context.read == "belief" else 1)
     keys = ["observation"] + ["goal"] * (goal is not None) + [context_key(context.read)] * (read > 0)
 
     def net(extra: int, out: int, cells: Sequence[int], norm: bool) -> FeatureNet:
-        return FeatureNet(Features(observation_spec, goal), read + extra, out, cells, norm)
+        features = Features(observation_spec, goal)
+        return FeatureNet(features, read + extra, out, cells, norm, seeds=seeds, bf16=config.bf16)
 
     actor = stochastic_actor(net(0, 2 * action_dim, config.actor_cells, False), keys)
     nets = [net(action_dim, 1, config.critic_cells, config.critic_norm) for _ in range(2)]
@@ -303,13 +338,14 @@ def _make_loss(
     return loss
 
 
-def _link(sequences: TensorDictBase) -> TensorDictBase:
+def _link(now: dict[str, Tensor], after: dict[str, Tensor], mask: Tensor, part: Tensor) -> None:
     """Lets the value of a trajectory's last decision go on from the first state of the next one, if there is one."""
-    mask, part, after = sequences.get("mask"), sequences.get("part"), sequences.get("next").copy()
-    goes_on = torch.zeros_like(mask)
-    goes_on[:, :-1] = mask[:, 1:] & (part[:, 1:] != part[:, :-1])
-    goes_on = goes_on.unsqueeze(-1)
-    observation = sequences.get("observation")
-    after.set("observation", torch.where(goes_on, observation.roll(-1, 1), after.get("observation")))
-    after.set("terminated", after.get("terminated") & ~goes_on)
-    return sequences.copy().set("next", after)
+    goes_on = pad(mask[:, 1:] & (part[:, 1:] != part[:, :-1]), (0, 1)).unsqueeze(-1)
+    after["observation"] = torch.where(goes_on, now["observation"].roll(-1, 1), after["observation"])
+    after["terminated"] = after["terminated"] & ~goes_on
+
+
+def _flat(column: Tensor, chosen: Tensor | None) -> Tensor:
+    """The entries of [B, L, ...] as [n, ...], all of them or those that are ``chosen``."""
+    flat = column.flatten(0, 1)
+    return flat if chosen is None else flat.index_select(0, chosen)

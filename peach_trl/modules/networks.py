@@ -2,18 +2,21 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
-from tensordict.nn import NormalParamExtractor, TensorDictModule
+from tensordict.nn import TensorDictModule
 from torch import Tensor, nn
+from torch.nn.functional import softplus
 from torchrl.data import Bounded, TensorSpec
-from torchrl.modules import MLP, ProbabilisticActor
+from torchrl.modules import ProbabilisticActor
 
 from peach_trl.config import option
 from peach_trl.distributions import UnitTanhNormal
 from peach_trl.envs.goal_space import GoalSpace
+from peach_trl.modules.perceptron import Perceptron
 
 
 @dataclass(frozen=True)
@@ -23,6 +26,7 @@ class NetworkConfig:
     actor_cells: tuple[int, ...] = option(low=1, help="units of the actor's hidden layers")
     critic_cells: tuple[int, ...] = option(low=1, help="units of each critic's hidden layers")
     critic_norm: bool = option(help="layer normalisation in the critics, against values that run away off the data")
+    bf16: bool = option(help="compute the networks in bfloat16, for large ones on processors that have it")
 
 
 def observation_scale(spec: TensorSpec) -> Tensor:
@@ -56,7 +60,11 @@ class Features(nn.Module):
     ) -> None:
         super().__init__()
         self.register_buffer("scale", observation_scale(observation_spec))
-        self.goal_space, self.goal_range = goal_space, goal_range
+        self.goal_space, self.relative = goal_space, goal_range is not None
+        if goal_space is not None:
+            middle = goal_space.low + goal_space.half_range
+            self.register_buffer("middle", torch.zeros_like(middle) if self.relative else middle)
+            self.register_buffer("half_range", goal_space.half_range if goal_range is None else goal_range)
 
     @property
     def dim(self) -> int:
@@ -65,24 +73,20 @@ class Features(nn.Module):
 
     def forward(self, observation: Tensor, *others: Tensor) -> Tensor:
         """[..., D] and the goal [..., G], if there is one, then further inputs as they are; returns [..., F]."""
-        parts = [observation * self.scale]
+        return self.functional(list(self.buffers()), observation, *others)
+
+    def functional(self, buffers: Sequence[Tensor], observation: Tensor, *others: Tensor) -> Tensor:
+        """With other buffers, in the order of ``self.buffers()``."""
+        parts = [observation * buffers[0]]
         if self.goal_space is not None:
             goal, others = others[0], others[1:]
-            if self.goal_range is not None:
-                parts.append((goal - self.goal_space.project(observation)) / self.goal_range)
-            else:
-                parts.append((goal - self.goal_space.low) / self.goal_space.half_range - 1)
+            zero = self.goal_space.project(observation) if self.relative else buffers[1]
+            parts.append((goal - zero) / buffers[2])
         return torch.cat([*parts, *others], -1)
 
 
-def mlp(features: int, out: int, cells: Sequence[int], norm: bool = False) -> MLP:
-    """TorchRL's MLP of ReLUs, with layer normalisation behind each hidden layer if asked for."""
-    norms = {"norm_class": nn.LayerNorm, "norm_kwargs": [{"normalized_shape": n} for n in cells]} if norm else {}
-    return MLP(features, out, num_cells=list(cells), activation_class=nn.ReLU, **norms)
-
-
 class FeatureNet(nn.Module):
-    """An MLP over :class:`Features`.
+    """A perceptron over :class:`Features`.
 
     Args:
         features: of observation and goal.
@@ -90,53 +94,136 @@ class FeatureNet(nn.Module):
         out: size of the output.
         cells: units of the hidden layers.
         norm: layer normalisation behind each hidden layer (Ball et al. 2023, arXiv 2302.02948, for critics).
+        seeds: how many networks at once, see :class:`~peach_trl.modules.perceptron.Perceptron`.
+        bf16: compute in bfloat16.
     """
 
-    def __init__(self, features: Features, extra: int, out: int, cells: Sequence[int], norm: bool = False) -> None:
+    def __init__(
+        self,
+        features: Features,
+        extra: int,
+        out: int,
+        cells: Sequence[int],
+        norm: bool = False,
+        *,
+        seeds: int | None = None,
+        bf16: bool = False,
+    ) -> None:
         super().__init__()
         self.features = features
-        self.net = mlp(features.dim + extra, out, cells, norm)
+        self.net = Perceptron(features.dim + extra, out, cells, norm, seeds=seeds, bf16=bf16)
 
     def forward(self, *inputs: Tensor) -> Tensor:
         """[..., F_i] each to [..., out]."""
-        x = self.features.forward(*inputs)
-        for layer in self.net:  # without nn.Module's hooks, which cost as much as a small layer itself
-            x = layer.forward(x)
-        return x
+        return self.net.forward(self.features.forward(*inputs))
+
+    @property
+    def seeds(self) -> int | None:
+        """How many networks at once."""
+        return self.net.seeds
 
 
-class BoundedValue(nn.Module):
-    """Q = -H sigmoid(x), a value in [-H, 0] (HAC's bounded critic); starts near -H / 2."""
+class Identity(nn.Identity):
+    """A network's output as it is."""
 
-    def __init__(self, net: nn.Module, horizon: float) -> None:
+    def gradient(self, x: Tensor, grad: Tensor) -> Tensor:
+        """From the gradient of the output to that of x."""
+        return grad
+
+
+class Bound(nn.Module):
+    """-H sigmoid(x), in [-H, 0]."""
+
+    def __init__(self, horizon: float) -> None:
         super().__init__()
-        self.net, self.horizon = net, horizon
+        self.horizon = horizon
 
-    def forward(self, *inputs: Tensor) -> Tensor:
-        """Bounded value, [..., 1]."""
-        return -self.horizon * torch.sigmoid(self.net(*inputs))
+    def forward(self, x: Tensor) -> Tensor:
+        """[..., 1] to [..., 1]."""
+        return torch.sigmoid(x).mul(-self.horizon)
+
+    def gradient(self, x: Tensor, grad: Tensor) -> Tensor:
+        """From the gradient of the output to that of x."""
+        share = torch.sigmoid(x)
+        return grad * (share - 1) * share * self.horizon
 
 
-class _Head(nn.Module):
-    """A network of several inputs, and a function of its output."""
+class Tanh(nn.Tanh):
+    """tanh(x), in [-1, 1]."""
 
-    def __init__(self, net: nn.Module, head: nn.Module) -> None:
+    def gradient(self, x: Tensor, grad: Tensor) -> Tensor:
+        """From the gradient of the output to that of x."""
+        return grad * (1 - x.tanh().square_())
+
+
+class Normal(nn.Module):
+    """A network's output [..., 2 P] as mean and standard deviation [..., P], as TorchRL's NormalParamExtractor has it.
+
+    The deviation is softplus(x + c) + 0.01, and 1 where x is 0.
+    """
+
+    def __init__(self) -> None:
         super().__init__()
-        self.net, self.head = net, head
+        self.least = 0.01
+        self.shift = math.log(math.expm1(1 - self.least))
+
+    def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        """Mean and deviation."""
+        loc, scale = x.chunk(2, -1)
+        return loc, softplus(scale + self.shift) + self.least
+
+    def gradient(self, x: Tensor, grad_loc: Tensor, grad_scale: Tensor) -> Tensor:
+        """From the gradients of mean and deviation to that of x."""
+        slope = torch.sigmoid(x[..., grad_loc.shape[-1] :] + self.shift)
+        return torch.cat([grad_loc, grad_scale * slope], -1)
+
+
+class EndedNet(nn.Module):
+    """A network of several inputs, and what follows its last layer: one of the above.
+
+    Args:
+        net: the network.
+        end: a module with a method ``gradient``.
+    """
+
+    def __init__(self, net: FeatureNet, end: Bound | Tanh | Normal | Identity) -> None:
+        super().__init__()
+        self.net, self.end = net, end
 
     def forward(self, *inputs: Tensor) -> Tensor | tuple[Tensor, ...]:
-        return self.head.forward(self.net.forward(*inputs))
+        """[..., F_i] each to what the end makes of the network's output."""
+        return self.end.forward(self.net.forward(*inputs))
+
+    @property
+    def seeds(self) -> int | None:
+        """How many networks at once."""
+        return self.net.seeds
 
 
-def deterministic_actor(net: nn.Module, in_keys: Sequence[str]) -> TensorDictModule:
+class BoundedValue(EndedNet):
+    """Q = -H sigmoid(x), a value in [-H, 0] (HAC's bounded critic); starts near -H / 2."""
+
+    def __init__(self, net: FeatureNet, horizon: float) -> None:
+        super().__init__(net, Bound(horizon))
+
+
+def features_and_end(network: nn.Module) -> tuple[FeatureNet, nn.Module]:
+    """The network behind what this module builds, and what follows its last layer."""
+    if isinstance(network, EndedNet):
+        return network.net, network.end
+    if isinstance(network, FeatureNet):
+        return network, Identity()
+    raise TypeError(f"network of type {type(network).__name__}: must be a FeatureNet or an EndedNet")
+
+
+def deterministic_actor(net: FeatureNet, in_keys: Sequence[str]) -> TensorDictModule:
     """pi(s, g) = tanh(net), written under ``action``."""
-    return TensorDictModule(_Head(net, nn.Tanh()), in_keys=list(in_keys), out_keys=["action"])
+    return TensorDictModule(EndedNet(net, Tanh()), in_keys=list(in_keys), out_keys=["action"])
 
 
-def stochastic_actor(net: nn.Module, in_keys: Sequence[str]) -> ProbabilisticActor:
+def stochastic_actor(net: FeatureNet, in_keys: Sequence[str]) -> ProbabilisticActor:
     """A tanh-squashed Gaussian over ``action`` in [-1, 1]; ``net`` puts out 2 x ``proposal_dim``."""
-    head = NormalParamExtractor(scale_lb=1e-3)  # type: ignore[arg-type]
-    params = TensorDictModule(_Head(net, head), list(in_keys), ["loc", "scale"])
+    params = TensorDictModule(EndedNet(net, Normal()), list(in_keys), ["loc", "scale"])
     return ProbabilisticActor(
         params,
         in_keys=["loc", "scale"],

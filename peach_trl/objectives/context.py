@@ -9,9 +9,13 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, cast
 
+import torch
 from tensordict import NestedKey, TensorDictBase
 from torch import Tensor
 from torchrl.objectives import SACLoss
+
+from peach_trl.modules.networks import features_and_end
+from peach_trl.objectives.sac import PlainSACLoss
 
 if TYPE_CHECKING:
     from torchrl.objectives import LossModule
@@ -48,7 +52,7 @@ class ContextMixin(_Loss):
         """The losses, as the class behind the mixin has them, of a batch with a context."""
         key: NestedKey = self.tensor_keys.context  # type: ignore[attr-defined]
         now = tensordict.get(key, None)
-        if now is None:
+        if now is None or self.is_plain(tensordict):
             return super().forward(tensordict)
         tensordict = tensordict.copy()
         after = tensordict.get(("next", *_path(key)), None)
@@ -57,22 +61,37 @@ class ContextMixin(_Loss):
 
     def actor_loss(self, tensordict: TensorDictBase) -> tuple[Tensor, dict[str, Tensor]]:
         """L_actor, with the context held fixed."""
+        return super().actor_loss(self.held(tensordict))  # type: ignore[misc]
+
+    def held(self, tensordict: TensorDictBase) -> TensorDictBase:
+        """A batch whose context has no gradient.
+
+        Raises:
+            ValueError: if any other input of actor and critics has one.
+        """
         key: NestedKey = self.tensor_keys.context  # type: ignore[attr-defined]
         context = tensordict.get(key, None)
-        if context is not None:
-            tensordict = tensordict.copy().set(key, context.detach())
         networks: Any = (self.actor_network, self.qvalue_network)
-        for name in [name for network in networks for name in network.in_keys]:
+        for name in {name for network in networks for name in network.in_keys if name != key}:
             value = tensordict.get(name, None)
             if value is not None and value.requires_grad:
-                raise ValueError(
-                    f"the actor's loss reads {name!r}, which carries a gradient: L_actor must not reach the encoder; "
-                    f"call set_keys(context={name!r}), or detach it (the context is {key!r} now)"
-                )
-        return super().actor_loss(tensordict)  # type: ignore[misc]
+                raise self.refused(name)
+        return tensordict if context is None else tensordict.copy().set(key, context.detach())
+
+    def refused(self, name: NestedKey) -> ValueError:
+        """The error of an input of the actor's that carries a gradient."""
+        key: NestedKey = self.tensor_keys.context  # type: ignore[attr-defined]
+        return ValueError(
+            f"the actor's loss reads {name!r}, which carries a gradient: L_actor must not reach the encoder; "
+            f"call set_keys(context={name!r}), or detach it (the context is {key!r} now)"
+        )
+
+    def is_plain(self, tensordict: TensorDictBase) -> bool:
+        """Whether the loss computes on plain tensors, see :class:`~peach_trl.objectives.adapter.PlainMixin`."""
+        return False
 
 
-class ContextSACLoss(ContextMixin, SACLoss):
+class ContextSACLoss(ContextMixin, PlainSACLoss):
     """TorchRL's ``SACLoss`` (Haarnoja et al. 2018, arXiv 1812.05905) for a top level that reads a context.
 
     The batch may have any shape, such as [decisions] or [tasks, decisions]. The context, ``belief`` [..., 2 Z] or by
@@ -147,7 +166,33 @@ class ContextSACLoss(ContextMixin, SACLoss):
             losses.set("loss_test", self._test(tensordict, missed.squeeze(-1)))
         return losses
 
+    def is_plain(self, tensordict: TensorDictBase) -> bool:
+        """See :class:`~peach_trl.objectives.adapter.PlainMixin`."""
+        return PlainSACLoss.is_plain(self, tensordict)
+
+    def inputs(self, tensordict: TensorDictBase, after: bool = False) -> list[Tensor]:
+        """What actor and critics read; where nothing is said of the context after a decision, it is the same."""
+        found = super().inputs(tensordict, after)
+        if after:
+            key = self.tensor_keys.context
+            now = (tensordict.get(name) if name == key else None for name in self.plain_keys)
+            found = [column if column is not None else same.detach() for column, same in zip(found, now, strict=True)]
+        return found
+
+    def held_inputs(self, tensordict: TensorDictBase) -> list[Tensor]:
+        """What L_actor reads: the context has no gradient there, and the rest must not have any."""
+        key, inputs = self.tensor_keys.context, self.inputs(tensordict)
+        for name, column in zip(self.plain_keys, inputs, strict=True):
+            if column.requires_grad and name != key:
+                raise self.refused(name)
+        return [column.detach() for column in inputs]
+
     def _test(self, tensordict: TensorDictBase, missed: Tensor) -> Tensor:
+        if self.is_plain(tensordict):
+            part, net = self.part("qvalue_network"), features_and_end(self.qvalue_network.module)[0].net
+            x = torch.cat([part.features(*self.inputs(tensordict)), tensordict.get(self.tensor_keys.proposal)], -1)
+            error = (net.functional(part.leaves, x) + self.test_penalty).square()
+            return self.mean(error.sum(0) * missed.unsqueeze(-1))
         keys = [key for key in self.qvalue_network.in_keys if key != self.tensor_keys.action]
         rows = cast(TensorDictBase, tensordict.select(*keys)[missed])
         rows.set(self.tensor_keys.action, tensordict.get(self.tensor_keys.proposal)[missed])

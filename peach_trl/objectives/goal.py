@@ -9,14 +9,19 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
+import torch
+from tensordict import TensorDict, TensorDictBase
 from tensordict.nn import TensorDictModule
 from torch import Tensor
-from torchrl.objectives import SACLoss, TD3Loss
+from torchrl.objectives import TD3Loss
 from torchrl.objectives.value import TD0Estimator
 
 from peach_trl.config import option
-from peach_trl.objectives.sac import make_sac
+from peach_trl.objectives.adapter import PlainMixin
+from peach_trl.objectives.plain import critic_loss, td3_actor_loss, td3_target
+from peach_trl.objectives.sac import PlainSACLoss, make_sac
 
 
 @dataclass(frozen=True)
@@ -57,9 +62,49 @@ class BoundedTD0Estimator(TD0Estimator):
         return super().value_estimate(*args, **kwargs).clamp(self.low, self.high)
 
 
+class GoalTD3Loss(PlainMixin, TD3Loss):
+    """TorchRL's ``TD3Loss`` (Fujimoto et al. 2018, arXiv 1802.09477), on plain tensors where its networks allow it.
+
+    The losses are the same but for rounding; see :class:`~peach_trl.objectives.adapter.PlainMixin`.
+    """
+
+    def forward(self, tensordict: TensorDictBase) -> TensorDictBase:
+        """``loss_actor`` and ``loss_qvalue``; the actor's loss evaluates one critic only."""
+        if not self.is_plain(tensordict):
+            return super().forward(tensordict)
+        losses, (by_actor, by_critics) = self.compute(tensordict)
+        if torch.is_grad_enabled():
+            losses["loss_actor"] = self.with_gradients(losses["loss_actor"], *by_actor)
+            losses["loss_qvalue"] = self.with_gradients(losses["loss_qvalue"], *by_critics)
+        return TensorDict(losses)
+
+    def compute(self, tensordict: TensorDictBase) -> tuple[dict[str, Tensor], list[Any]]:
+        """See :meth:`PlainMixin.compute`."""
+        names = ("actor_network", "qvalue_network", "target_actor_network", "target_qvalue_network")
+        pi, Q, target_pi, target_Q = (self.part(name) for name in names)
+        s, s_after = self.inputs(tensordict), self.inputs(tensordict, after=True)
+        a, r = tensordict.get(self.tensor_keys.action), tensordict.get(("next", self.tensor_keys.reward))
+        noise = torch.randn_like(a).mul_(self.policy_noise).clamp_(-self.noise_clip, self.noise_clip)
+        s_Q = Q.features(*s)
+        target = (target_pi.features(*s_after), target_Q.features(*s_after), r, self.discount(tensordict), noise)
+        learns, rows, found = torch.is_grad_enabled(), self.rows(tensordict), []
+        by_pi, by_Q = pi.learning(rows), Q.learning(rows)
+        nets = by_pi.nets, by_Q.nets, Q.nets(rows, first=True), target_pi.nets(rows), target_Q.nets(rows)
+        columns = self.by_seed(len(by_Q.nets), torch.cat([s_Q, a], -1), pi.features(*s), s_Q, *target)
+        with torch.inference_mode():
+            for (policy,), critics, (first,), (target_policy,), targets, (x, s, s_Q, *of_target) in zip(
+                *nets, columns, strict=True
+            ):
+                loss_actor = td3_actor_loss(policy, first, s, s_Q, learns)
+                y = self.bounded(td3_target(target_policy, targets, *of_target))
+                found.append((loss_actor, critic_loss(critics, x, y, learns, wants_x=False)[0]))
+        loss_actor, loss_qvalue = (self.joined(column) for column in zip(*found, strict=True))
+        return {"loss_actor": loss_actor, "loss_qvalue": loss_qvalue}, [(pi, by_pi), (Q, by_Q)]
+
+
 def make_goal_loss(
     actor: TensorDictModule, critics: Sequence[TensorDictModule], horizon: int, config: GoalLossConfig
-) -> TD3Loss | SACLoss:
+) -> GoalTD3Loss | PlainSACLoss:
     """TorchRL's ``TD3Loss`` or ``SACLoss`` for one goal-reaching level, with bounded targets.
 
     Reads a batch with ``observation``, ``goal``, ``action`` in [-1, 1] and the same under ``next``; returns
@@ -77,10 +122,10 @@ def make_goal_loss(
         >>> config = load_config(PeachConfig, "peach", "configs", ["lower.algorithm=sac"])
         >>> loss = make_agent(config, make_library(config)).levels[0].loss  # made by this function
         >>> type(loss).__name__, loss.value_estimator.low, loss.value_estimator.high
-        ('SACLoss', -20.0, 0.0)
+        ('PlainSACLoss', -20.0, 0.0)
     """
     if config.algorithm == "td3":
-        loss = TD3Loss(
+        loss = GoalTD3Loss(
             actor,
             list(critics),
             bounds=(-1.0, 1.0),  # type: ignore[arg-type]
@@ -89,7 +134,7 @@ def make_goal_loss(
             noise_clip=config.noise_clip,
         )
     else:
-        loss = make_sac(SACLoss, actor, critics, config.alpha)
+        loss = make_sac(PlainSACLoss, actor, critics, config.alpha)
     loss.make_value_estimator(
         BoundedTD0Estimator,  # type: ignore[arg-type]
         gamma=config.gamma,

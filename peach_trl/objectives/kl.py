@@ -14,6 +14,9 @@ class KLLoss(LossModule):
 
     Source: PEARL (Rakelly et al. 2019, arXiv 1903.08254, equation 1).
 
+    Args:
+        seeds: with a number S, the mean over each of S equal parts of the tasks, [S].
+
     Examples:
         >>> import torch
         >>> loss = KLLoss()
@@ -34,8 +37,9 @@ class KLLoss(LossModule):
     in_keys: list[NestedKey]
     out_keys: list[NestedKey] = ["loss_kl"]
 
-    def __init__(self) -> None:
+    def __init__(self, seeds: int | None = None) -> None:
         super().__init__()
+        self.seeds = seeds
         self.in_keys = [self.tensor_keys.loc, self.tensor_keys.scale]
 
     def _forward_value_estimator_keys(self, **kwargs) -> None:
@@ -46,4 +50,5 @@ class KLLoss(LossModule):
         """Returns a TensorDict with ``loss_kl``, a scalar; zero-dimensional z costs nothing."""
         loc, scale = tensordict.get(self.tensor_keys.loc), tensordict.get(self.tensor_keys.scale)
         kl = 0.5 * (loc.square() + scale.square() - 1) - scale.log()
-        return TensorDict({"loss_kl": kl.sum(-1).mean()}, [])
+        kl = kl.sum(-1)
+        return TensorDict({"loss_kl": kl.mean() if self.seeds is None else kl.reshape(self.seeds, -1).mean(-1)}, [])

@@ -1,0 +1,81 @@
+"""Adam for small networks."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor
+
+
+class FusedAdam(torch.optim.Adam):
+    """torch's Adam (Kingma and Ba 2015, arXiv 1412.6980) with one call a group and little around it.
+
+    Its steps and its state are those of ``torch.optim.Adam(fused=True)``, bit by bit; with a few thousand weights, the
+    bookkeeping there takes longer than the arithmetic.
+
+    Args:
+        params: as ``torch.optim.Adam`` takes them; no weight decay.
+        lr: learning rate.
+
+    Examples:
+        >>> weight = torch.nn.Parameter(torch.tensor([1.0]))
+        >>> adam = FusedAdam([weight], lr=0.1)
+        >>> weight.square().sum().backward()
+        >>> adam.step()
+        >>> weight.detach()
+        tensor([0.9000])
+    """
+
+    def __init__(self, params: Any, lr: float = 1e-3) -> None:
+        super().__init__(params, lr=lr, fused=True)
+        self._lists: list[list[list[Tensor]]] | None = None
+
+    @torch.no_grad()
+    def step(self, closure: Callable[[], float] | None = None) -> None:  # type: ignore[override]
+        """One step; parameters without a gradient stay as they are."""
+        if closure is not None:
+            raise ValueError("closure: FusedAdam takes none; compute the gradient first")
+        lists = self._lists
+        if lists is None:
+            lists = self._lists = [self._group(group["params"]) for group in self.param_groups]
+        for group, (params, means, squares, steps) in zip(self.param_groups, lists, strict=True):
+            grads = [param.grad for param in params]
+            if any(grad is None for grad in grads):
+                some = [i for i, grad in enumerate(grads) if grad is not None]
+                params, grads, means, squares, steps = (
+                    [column[i] for i in some] for column in (params, grads, means, squares, steps)
+                )
+            if not params:
+                continue
+            beta1, beta2 = group["betas"]
+            torch._foreach_add_(steps, 1)
+            options = {"lr": group["lr"], "beta1": beta1, "beta2": beta2, "eps": group["eps"]}
+            options |= {"weight_decay": 0.0, "amsgrad": False, "maximize": False}
+            torch._fused_adam_(params, grads, means, squares, [], steps, **options)
+
+    def _group(self, params: list[Tensor]) -> list[list[Tensor]]:
+        for param in params:
+            state = self.state[param]
+            if not state:
+                state["step"] = torch.zeros((), dtype=torch.float32, device=param.device)
+                state["exp_avg"], state["exp_avg_sq"] = torch.zeros_like(param), torch.zeros_like(param)
+        names = ("exp_avg", "exp_avg_sq", "step")
+        return [params, *([self.state[param][name] for param in params] for name in names)]
+
+    def forget(self) -> None:
+        """To be called when the tensors have become others, as on another device."""
+        self._lists = None
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """As ``torch.optim.Adam`` has it."""
+        super().load_state_dict(state_dict)
+        self.forget()
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {**super().__getstate__(), "_lists": None}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        super().__setstate__(state)
+        self._lists = None

@@ -1,0 +1,58 @@
+"""The target networks of a loss, and the parameters that it learns."""
+
+from __future__ import annotations
+
+from tensordict import TensorDictBase
+from torch import Tensor, nn
+from torchrl.objectives import LossModule
+
+from peach_trl.modules.slow_copy import follow
+
+
+class Targets:
+    """What TorchRL's ``SoftUpdate`` does, in one call for all tensors: targets follow their networks at the rate tau.
+
+    Args:
+        loss: with parameters ``target_x_params`` that are to follow ``x_params``.
+        tau: the rate, 0 to 1.
+
+    Examples:
+        >>> from peach_trl.experiment import PeachConfig, make_agent, make_library
+        >>> from peach_trl.utils import load_config
+        >>> config = load_config(PeachConfig, "peach", "configs")
+        >>> top = make_agent(config, make_library(config)).top
+        >>> targets = Targets(top.loss, tau=0.02)
+        >>> targets.step()
+    """
+
+    def __init__(self, loss: LossModule, tau: float) -> None:
+        self.loss, self.tau = loss, tau
+        self._pairs: tuple[list[Tensor], list[Tensor]] | None = None
+        for name in loss._has_update_associated:  # which TorchRL asks for, and warns of
+            loss._has_update_associated[name] = True
+
+    def step(self) -> None:
+        """Target <- (1 - tau) target + tau source."""
+        if self._pairs is None:
+            pairs: tuple[list[Tensor], list[Tensor]] = ([], [])
+            for name, targets in self.loss.named_children():
+                if name.startswith("target_") and name.endswith("_params"):
+                    sources = getattr(self.loss, name.removeprefix("target_"))
+                    for key, source in sources.items(True, True):
+                        if isinstance(source, nn.Parameter):
+                            pairs[0].append(targets.get(key).detach())
+                            pairs[1].append(source.detach())
+            self._pairs = pairs
+        follow(*self._pairs, self.tau)
+
+    def forget(self) -> None:
+        """To be called when the loss's tensors have become others, as on another device."""
+        self._pairs = None
+
+    def __getstate__(self) -> dict:
+        return {**self.__dict__, "_pairs": None}
+
+
+def leaves(params: TensorDictBase) -> list[Tensor]:
+    """The parameters in a TensorDict of parameters, each once."""
+    return [p for p in params.values(True, True) if isinstance(p, nn.Parameter)]

@@ -1,0 +1,276 @@
+"""Perceptrons that are fast when they are small, alone or many at once.
+
+A gradient step on networks of a few thousand weights is mostly overhead: a node of autograd an operation, a TensorDict
+a call, a module a layer. Here a whole perceptron is one node with its gradient written out, and parameters may have
+leading dimensions, for the critics of an ensemble or the agents of several seeds, which are then products of batched
+matrices.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any, TypeAlias
+
+import torch
+from torch import Tensor, nn
+
+_relu_backward = torch.ops.aten.threshold_backward.default
+_norm_backward = torch.ops.aten.native_layer_norm_backward.default
+_EPS = 1e-5  # of layer normalisation, as nn.LayerNorm has it
+Layers: TypeAlias = list[tuple[Tensor, ...]]
+
+
+class Perceptron(nn.Sequential):
+    """Linear layers with ReLUs between them, and layer normalisation before each ReLU if asked for.
+
+    The same network as ``nn.Sequential`` of ``nn.Linear``, ``nn.LayerNorm`` and ``nn.ReLU``, with the names of its
+    parameters, and initialised alike from torch's global generator.
+
+    Args:
+        features: size of the input.
+        out: size of the output.
+        cells: units of the hidden layers.
+        norm: layer normalisation behind each hidden layer (Ba et al. 2016, arXiv 1607.06450).
+        seeds: with a number S, that many networks at once: each parameter has a leading dimension [S, ...], and an
+            input is divided evenly among them along its first dimension. ``None`` for one network.
+        bf16: compute in bfloat16, with weights and results in float32.
+
+    Examples:
+        >>> net = Perceptron(3, 2, (64, 64), norm=True)
+        >>> net(torch.randn(5, 7, 3)).shape
+        torch.Size([5, 7, 2])
+        >>> four = Perceptron(3, 2, (64, 64), seeds=4)
+        >>> four(torch.randn(4 * 10, 3)).shape, four[0].weight.shape  # 10 rows for each of 4 networks
+        (torch.Size([40, 2]), torch.Size([4, 64, 3]))
+    """
+
+    def __init__(
+        self,
+        features: int,
+        out: int,
+        cells: Sequence[int],
+        norm: bool = False,
+        *,
+        seeds: int | None = None,
+        bf16: bool = False,
+    ) -> None:
+        sizes, layers = [features, *cells, out], []
+        for i, size in enumerate(sizes[:-1]):
+            layers.append(nn.Linear(size, sizes[i + 1]))
+            if i < len(cells):
+                layers += [nn.LayerNorm(sizes[i + 1])] * norm + [nn.ReLU()]
+        super().__init__(*layers)
+        self.features, self.out, self.norm, self.seeds, self.bf16 = features, out, norm, seeds, bf16
+        self.width = max(sizes[1:])
+        self._views: dict[tuple[int, ...], list[Layers]] = {}
+        if seeds is not None:
+            for layer in layers:
+                for name, parameter in layer.named_parameters():
+                    setattr(layer, name, nn.Parameter(torch.stack([parameter.detach()] * seeds)))
+
+    def forward(self, x: Tensor) -> Tensor:
+        """[..., F] to [..., out]."""
+        layers = [layer for layer in self if not isinstance(layer, nn.ReLU)]
+        return self.functional([part for layer in layers for part in (layer.weight, layer.bias)], x)
+
+    def functional(self, parameters: Sequence[Tensor], x: Tensor) -> Tensor:
+        """The network with other parameters.
+
+        Args:
+            parameters: in the order of ``self.parameters()``; a further leading dimension [E, ...] makes an ensemble,
+                whose members all read the same input.
+            x: [..., F].
+
+        Returns:
+            [..., out]; of an ensemble [E, ..., out].
+        """
+        if x.shape[-1] != self.features:
+            raise ValueError(f"an input of {x.shape[-1]} numbers: this network reads {self.features}")
+        members = parameters[0].shape[: parameters[0].ndim - (2 if self.seeds is None else 3)]
+        rows = x.reshape(self.seeds or 1, -1, self.features)
+        blocks = self.blocks(parameters, rows.shape[1])
+        if len(blocks) == 1 and not torch.is_grad_enabled():
+            y = run(shared(rows, blocks[0][0][0].shape[0]), blocks[0], self.bf16)
+            return y.view(*members, *x.shape[:-1], self.out)
+        y = _Perceptron.apply(rows, blocks, self.norm, self.bf16, *parameters)
+        return y.view(*members, *x.shape[:-1], self.out)
+
+    def together(self, rows: int) -> bool:
+        """Whether all networks are computed together, as batched matrices, or one after the other.
+
+        Together they are fewer operations; one by one their activations stay in the cache of a CPU.
+        """
+        return rows * self.width <= 32768 or self[0].weight.device.type != "cpu"
+
+    def blocks(self, parameters: Sequence[Tensor], rows: int) -> list[Layers]:
+        """The layers of the networks with these parameters, as views that are made once for the same memory."""
+        together = parameters[0].shape[:-2].numel() if self.together(rows) else 1
+        if parameters[0].device.type == "meta" or torch.compiler.is_compiling():
+            return blocks_of(parameters, self.norm, together)
+        key = (together, parameters[0].ndim, *[part.data_ptr() for part in parameters])
+        if key not in self._views:
+            if len(self._views) >= 16:
+                self._views.clear()
+            self._views[key] = blocks_of([part.detach() for part in parameters], self.norm, together)
+        return self._views[key]
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {**self.__dict__, "_views": {}}
+
+
+class _Perceptron(torch.autograd.Function):
+    """Forward and backward of perceptrons, [S, B, F] to [E, S, B, out], as one node of autograd."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, blocks: list[Layers], norm: bool, bf16: bool, *parameters: Tensor) -> Tensor:
+        keep = any(ctx.needs_input_grad)
+        ctx.norm, ctx.bf16, ctx.sizes, saved, out = norm, bf16, [], [], []
+        ctx.parameters = [part.shape for part in parameters]
+        for number, layers in enumerate(blocks):
+            size = layers[0][0].shape[0]
+            first = number * size % x.shape[0]
+            tape: list[Tensor] | None = [] if keep else None
+            out.append(run(shared(x[first : first + size], size), layers, bf16, tape))
+            saved += tape or []
+        ctx.save_for_backward(*saved)
+        ctx.blocks, ctx.seeds = len(blocks), x.shape[0]
+        y = out[0] if len(out) == 1 else torch.cat(out)
+        return y.float() if bf16 else y
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Any, ...]:
+        saved, count = ctx.saved_tensors, grads[0].shape[0]
+        wants_x, wants_weights = ctx.needs_input_grad[0], ctx.needs_input_grad[4]
+        each, size = len(saved) // ctx.blocks, count // ctx.blocks
+        into, inputs = [], []
+        if wants_weights:
+            matrix = len(ctx.parameters[0])
+            into = [grads[0].new_empty(count, *shape[matrix - 2 :]) for shape in ctx.parameters]
+        for number in range(ctx.blocks):
+            rows = slice(number * size, (number + 1) * size)
+            tape = list(saved[number * each : (number + 1) * each])
+            inputs.append(gradient(grads[0][rows], tape, ctx.norm, [part[rows] for part in into], wants_x))
+        parameters: list[Any] = [part.view(shape) for part, shape in zip(into, ctx.parameters, strict=False)]
+        x = None
+        if wants_x:
+            x = torch.cat(inputs) if len(inputs) > 1 else inputs[0]
+            x = x if count == ctx.seeds else x.view(-1, ctx.seeds, *x.shape[1:]).sum(0)
+        return x, None, None, None, *(parameters or [None] * len(ctx.parameters))
+
+
+def blocks_of(parameters: Sequence[Tensor], norm: bool, together: int) -> list[Layers]:
+    """The layers of networks [E, S, ...] or [S, ...], as views: so many of them ``together``, in their order.
+
+    Returns:
+        For each block its layers: weight [K, out, in], bias [K, 1, out], and gain and shift [K, out] if it has norms
+        and is not the last.
+    """
+    size, stack = 4 if norm else 2, parameters[0].shape[:-2].numel()
+    flat = [part.reshape(stack, *part.shape[parameters[0].ndim - 2 :]) for part in parameters]
+    flat = [part.unsqueeze(1) if i % size == 1 else part for i, part in enumerate(flat)]  # biases
+    parts = [part.split(together) if together < stack else (part,) for part in flat]
+    return [
+        [tuple(part[k] for part in parts[i : i + size]) for i in range(0, len(parts), size)]
+        for k in range(len(parts[0]))
+    ]
+
+
+def shared(x: Tensor, count: int) -> Tensor:
+    """Rows [S, B, F] as those of ``count`` networks [E S, B, F], of which every E-th reads the same."""
+    agents, *shape = x.shape
+    return x if agents == count else x.expand(count // agents, agents, *shape).reshape(count, *shape)
+
+
+def run(x: Tensor, layers: Layers, bf16: bool = False, tape: list[Tensor] | None = None) -> Tensor:
+    """K networks, [K, B, F] to [K, B, out], on plain tensors; notes on the ``tape`` what :func:`gradient` needs."""
+    last = layers[-1]
+    for layer in layers:
+        weight, bias, *affine = layer
+        if bf16:
+            x, weight, bias, affine = x.bfloat16(), weight.bfloat16(), bias.bfloat16(), [a.bfloat16() for a in affine]
+        h = torch.baddbmm(bias, x, weight.mT)
+        if tape is not None:
+            tape += [x, weight]
+        if layer is last:
+            return h.float() if bf16 else h
+        if not affine:
+            x = h.relu_()
+            continue
+        x, mean, deviation = _normalise(h, *affine)
+        x = x.relu_()
+        if tape is not None:
+            tape += [h, mean, deviation, affine[0]]
+    raise AssertionError
+
+
+def gradient(
+    grad: Tensor, tape: list[Tensor], norm: bool, into: Sequence[Tensor] = (), wants_x: bool = False
+) -> Tensor:
+    """From the gradient of what :func:`run` put out [K, B, out] to that of its input [K, B, F]; empties the tape.
+
+    Args:
+        grad: of the output.
+        tape: as :func:`run` left it.
+        norm: whether the networks have layer normalisation.
+        into: the gradients of the parameters [K, ...], in their order, which are written; none to leave them out.
+        wants_x: whether the input's gradient is of interest; else it is not that.
+    """
+    y: Tensor | None = None  # what the layer put out, after its ReLU
+    into = list(into)
+    if grad.dtype != tape[0].dtype:
+        grad = grad.to(tape[0].dtype)
+    while tape:
+        if y is not None:
+            grad = _relu_backward(grad, y, 0)
+            if norm:
+                gain, deviation, mean, h = tape.pop(), tape.pop(), tape.pop(), tape.pop()
+                grad, *affine = _normalise_backward(grad, h, mean, deviation, gain, bool(into))
+                if into:
+                    into.pop().copy_(affine[1])
+                    into.pop().copy_(affine[0])
+        weight, x = tape.pop(), tape.pop()
+        if into:
+            _sum(grad, into.pop())
+            _product(grad.mT, x, into.pop())
+        if tape or wants_x:
+            grad = torch.bmm(grad, weight)
+        y = x
+    return grad if grad.dtype == torch.float32 else grad.float()
+
+
+def _sum(grad: Tensor, into: Tensor) -> None:
+    if grad.dtype == into.dtype:
+        torch.sum(grad, 1, out=into)
+    else:
+        into.copy_(grad.sum(1))
+
+
+def _product(one: Tensor, other: Tensor, into: Tensor) -> None:
+    if one.dtype == into.dtype:
+        torch.bmm(one, other, out=into)
+    else:
+        into.copy_(torch.bmm(one, other))
+
+
+def _normalise(x: Tensor, gain: Tensor, shift: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """Layer normalisation [K, B, H], with gain and shift [K, H]; also mean and 1 / deviation, [K, B, 1] each."""
+    size = x.shape[-1:]
+    if x.shape[0] == 1:
+        return torch.native_layer_norm(x, size, gain[0], shift[0], _EPS)
+    parts = [torch.native_layer_norm(*rows, _EPS) for rows in zip(x, [size] * x.shape[0], gain, shift, strict=True)]
+    y, mean, deviation = (torch.stack(part) for part in zip(*parts, strict=True))
+    return y, mean, deviation
+
+
+def _normalise_backward(
+    grad: Tensor, x: Tensor, mean: Tensor, deviation: Tensor, gain: Tensor, affine: bool
+) -> Sequence[Tensor]:
+    """Gradients of x, and of gain and shift if asked for."""
+    backward, size, mask = _norm_backward, x.shape[-1:], [True, affine, affine]
+    if x.shape[0] == 1:
+        return backward(grad, x, size, mean, deviation, gain[0], gain[0], mask)
+    parts = [
+        backward(g, rows, size, m, d, w, w, mask)
+        for g, rows, m, d, w in zip(grad, x, mean, deviation, gain, strict=True)
+    ]
+    return [torch.stack(column) for column in list(zip(*parts, strict=True))[: 3 if affine else 1]]

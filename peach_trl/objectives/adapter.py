@@ -1,0 +1,252 @@
+"""How losses of TorchRL's come to compute on plain tensors, for one agent or for those of several seeds.
+
+A loss that has :class:`PlainMixin` among its base classes goes the short way where its networks, its estimator and the
+batch allow it: the networks are those of :mod:`peach_trl.modules.networks`. With any others it is TorchRL's own.
+"""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from typing import TYPE_CHECKING, Any
+
+import torch
+from tensordict import NestedKey, TensorDict, TensorDictBase
+from torch import Tensor, nn
+from torchrl.modules import ProbabilisticActor
+from torchrl.objectives.value import TD0Estimator
+
+from peach_trl.modules.networks import EndedNet, FeatureNet, features_and_end
+from peach_trl.modules.perceptron import Perceptron
+from peach_trl.objectives.plain import Net
+
+if TYPE_CHECKING:
+    from torchrl.objectives import LossModule
+
+    _Loss = LossModule
+else:
+    _Loss = object
+
+
+class Part:
+    """The actor or the critics of a loss: of S agents, and E of each.
+
+    Args:
+        leaves: the parameters, [E, S, ...], without these dimensions where there is one network.
+        net: the module that they are.
+        features: what the networks read of a batch's entries, [n, F].
+        end: what follows their last layers.
+        members: E, or ``None`` where the parameters have no such dimension.
+    """
+
+    def __init__(
+        self,
+        leaves: list[Tensor],
+        net: Perceptron,
+        features: Callable[..., Tensor],
+        end: nn.Module,
+        members: int | None,
+    ) -> None:
+        self.leaves, self.net, self.features, self.end, self.members = leaves, net, features, end, members
+        self.dims = [0 if members is None else 1] * len(leaves)  # of the seeds
+        self._made: dict[tuple[int, bool], list[list[Net]]] = {}
+        self._learning: dict[int, list[_Learning]] = {}
+
+    def nets(self, rows: int, first: bool = False) -> list[list[Net]]:
+        """The networks of each group of agents: of all, where they are computed together, or of one.
+
+        Args:
+            rows: of each agent's batch.
+            first: only the first member of each.
+        """
+        key = (rows, first)
+        if key not in self._made:
+            self._made[key] = self._make(rows, [leaf[0] for leaf in self.leaves] if first else self.leaves)
+        return self._made[key]
+
+    def learning(self, rows: int) -> _Learning:
+        """Networks with tensors for the gradients of the leaves, which nobody else holds at the moment."""
+        pool = self._learning.setdefault(rows, [])
+        for held in pool:
+            if sys.getrefcount(held) <= 3:  # the pool, the variable, the argument
+                return held
+        pool.append(_Learning(gradients := [torch.empty_like(leaf) for leaf in self.leaves], []))
+        pool[-1].nets = self._make(rows, self.leaves, gradients)
+        return pool[-1]
+
+    def _make(self, rows: int, leaves: list[Tensor], gradients: Sequence[Tensor] = ()) -> list[list[Net]]:
+        net, seeds = self.net, self.net.seeds or 1
+        blocks = net.blocks(leaves, rows)
+        into: list[Sequence[Tensor]] = [()] * len(blocks)
+        if gradients:
+            flat = [
+                part.view(seeds * (self.members or 1), *part.shape[self.leaves[0].ndim - 2 :]) for part in gradients
+            ]
+            into = [flat] if len(blocks) == 1 else list(zip(*(part.split(1) for part in flat), strict=True))
+        made = [Net(block, self.end, part, net.norm, net.bf16) for block, part in zip(blocks, into, strict=True)]
+        return [made] if len(made) == 1 else [made[seed::seeds] for seed in range(seeds)]
+
+
+@dataclass
+class _Learning:
+    """Gradients of the parameters [E, S, ...], and the networks that write them."""
+
+    gradients: list[Tensor]
+    nets: list[list[Net]]
+
+
+class PlainMixin(_Loss):
+    """What a loss of TorchRL's needs to go the short way; put it before the loss among the base classes."""
+
+    _parts: dict[str, Part] | None = None
+
+    @cached_property
+    def seeds(self) -> int | None:
+        """How many agents the networks are of; each then has a loss of its own, in a vector [S]."""
+        return getattr(_inner(self.qvalue_network).module, "seeds", None)
+
+    def is_plain(self, tensordict: TensorDictBase) -> bool:
+        """Whether networks, estimator and batch allow for the short way."""
+        actor, critic = _inner(self.actor_network), _inner(self.qvalue_network)
+        return (
+            all(isinstance(module.module, FeatureNet | EndedNet) for module in (actor, critic))
+            and critic.in_keys == [*actor.in_keys, self.tensor_keys.action]
+            and isinstance(self.value_estimator, TD0Estimator)
+            and not self.value_estimator.average_rewards
+            and self.loss_function == "l2"
+            and self.reduction == "mean"
+            and tensordict.get(self.tensor_keys.priority_weight, None) is None
+        )
+
+    @property
+    def plain_keys(self) -> list[NestedKey]:
+        """What actor and critics read, in their order, but for the action."""
+        return _inner(self.actor_network).in_keys
+
+    def learn(self, tensordict: TensorDictBase) -> TensorDictBase:
+        """The losses of a batch, detached, and the gradients of their sum in the parameters' ``grad``.
+
+        The same as ``loss(batch)``, ``backward`` and ``detach``, without autograd where the loss goes the short way.
+        """
+        if self.is_plain(tensordict):
+            losses, learnt = self.compute(tensordict)
+            for part, learning, *_ in learnt:
+                for leaf, gradient in zip(part.leaves, learning.gradients, strict=True):
+                    leaf.grad = gradient
+            return TensorDict(losses)
+        losses = self(tensordict)
+        (losses.get("loss_actor") + losses.get("loss_qvalue")).backward()
+        return losses.select("loss_actor", "loss_qvalue").detach()
+
+    def compute(self, tensordict: TensorDictBase) -> tuple[dict[str, Tensor], list[Any]]:
+        """The losses without their gradients, and how :meth:`with_gradients` adds these: parts and gradients."""
+        raise NotImplementedError
+
+    def rows(self, tensordict: TensorDictBase) -> int:
+        """How many rows each agent's batch has."""
+        return tensordict.numel() // (self.seeds or 1)
+
+    def inputs(self, tensordict: TensorDictBase, after: bool = False) -> list[Tensor]:
+        """What actor and critics read of a batch, or of what comes ``after``, as rows [n, ...]."""
+        source = tensordict.get("next") if after else tensordict
+        return [source.get(key, None) for key in self.plain_keys]
+
+    def part(self, name: str) -> Part:
+        """The networks whose parameters are ``name_params``, target networks included."""
+        if self._parts is None:
+            self._parts = {}
+        if name not in self._parts:
+            function = _inner(getattr(self, name.removeprefix("target_"))).module
+            self._parts[name] = _make_part(function, getattr(self, f"{name}_params"), self.seeds)
+        return self._parts[name]
+
+    def discount(self, tensordict: TensorDictBase) -> Tensor:
+        """gamma^k for decisions of k steps, and 0 where nothing follows, [..., 1]."""
+        gamma: Tensor = self.value_estimator.gamma
+        steps = tensordict.get(self.value_estimator.tensor_keys.steps_to_next_obs, None)
+        following = ~tensordict.get(("next", self.tensor_keys.terminated))
+        return following * (gamma if steps is None else gamma**steps)
+
+    def bounded(self, target: Tensor) -> Tensor:
+        """Targets within the estimator's bounds, if it has any."""
+        low, high = getattr(self.value_estimator, "low", None), getattr(self.value_estimator, "high", None)
+        return target if low is None else target.clamp_(low, high)
+
+    def by_seed(self, groups: int, *columns: Tensor) -> list[tuple[Tensor, ...]]:
+        """Rows [S n, ...] as those of each group of agents, [G, n, ...]; all leading dimensions become one."""
+        flat = [column.detach().reshape(self.seeds or 1, -1, column.shape[-1]) for column in columns]
+        return [tuple(flat)] if groups == 1 else list(zip(*(column.split(1) for column in flat), strict=True))
+
+    def joined(self, losses: Sequence[Tensor]) -> Tensor:
+        """The losses of all groups [G] as those of all seeds, [S], or the only one, []."""
+        return losses[0].squeeze(0).clone() if self.seeds is None else torch.cat(list(losses))
+
+    def with_gradients(
+        self, loss: Tensor, part: Part, learning: _Learning, x: Tensor | None = None, d_x: Sequence[Tensor] = ()
+    ) -> Tensor:
+        """A loss with the gradients of its parameters, and of features x [..., F] where those are of interest."""
+        of, gradients, dims = part.leaves, learning.gradients, part.dims
+        if x is not None:
+            whole = d_x[0].clone() if len(d_x) == 1 else torch.cat(list(d_x))
+            of, gradients, dims = [*of, x.view(whole.shape)], [*gradients, whole], [*dims, 0]
+        return WithGradients.apply(loss, learning, gradients, dims, *of)  # type: ignore[return-value]
+
+    def mean(self, x: Tensor) -> Tensor:
+        """The mean of a batch, of each seed's part of it where there are several, [S]."""
+        return x.mean() if self.seeds is None else x.reshape(self.seeds, -1).mean(-1)
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {**self.__dict__, "_parts": None}
+
+    def _apply(self, fn: Any, *args: Any, **kwargs: Any) -> Any:
+        self._parts = None  # tensors may be others after this
+        return super()._apply(fn, *args, **kwargs)
+
+
+class WithGradients(torch.autograd.Function):
+    """A loss whose gradients were found along with it: ``apply(loss, holder, gradients, dims, *of)``.
+
+    ``gradients`` are those of the tensors ``of``; with a vector of losses [S], ``dims`` says which dimension of each is
+    that of the seeds.
+    """
+
+    @staticmethod
+    def forward(ctx: Any, loss: Tensor, holder: Any, gradients: list[Tensor], dims: list[int], *of: Tensor) -> Tensor:
+        """The loss as it is; ``holder`` is kept as long as the gradients may be asked for."""
+        ctx.holder, ctx.gradients, ctx.dims = holder, gradients, dims
+        return loss.view_as(loss)
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Any, ...]:
+        """The gradients, times that of the loss."""
+        (grad,) = grads
+        if grad.ndim == 0:
+            return None, None, None, None, *torch._foreach_mul(ctx.gradients, grad)
+        scaled = []
+        for gradient, dim in zip(ctx.gradients, ctx.dims, strict=True):
+            shape = [1] * gradient.ndim
+            shape[dim] = len(grad)
+            scaled.append(gradient * grad.view(shape))
+        return None, None, None, None, *scaled
+
+
+def _make_part(function: nn.Module, params: TensorDictBase, seeds: int | None) -> Part:
+    flat = {".".join(key) if isinstance(key, tuple) else key: part for key, part in params.items(True, True)}
+
+    def find(name: str) -> Tensor:
+        return next(part for key, part in flat.items() if f".{key}".endswith(f".{name}"))
+
+    leaves = [find(name) for name, _ in function.named_parameters()]
+    net, end = features_and_end(function)
+    bare = 2 if seeds is None else 3
+    members = len(leaves[0]) if leaves[0].ndim > bare else None
+    buffers = [find(name) for name, _ in function.named_buffers()]
+    buffers = buffers if members is None else [part[0] for part in buffers]  # members share them
+    return Part(leaves, net.net, lambda *inputs: net.features.functional(buffers, *inputs), end, members)
+
+
+def _inner(network: Any) -> Any:
+    """The module of plain tensors with its keys: that of an actor without its distribution."""
+    return network[0] if isinstance(network, ProbabilisticActor) else network
