@@ -62,6 +62,8 @@ class Case:
         stepwise: one update that returns the losses and the draws behind them.
         problem: the same for the others.
         updates: in a turn, by default.
+        note: what it leaves out.
+        bf16: the same in bfloat16.
     """
 
     name: str
@@ -70,6 +72,7 @@ class Case:
     problem: Problem
     updates: int
     note: str = "the package's public components"
+    bf16: Case | None = None
 
     def run(self, n: int) -> None:
         """N updates."""
@@ -235,7 +238,11 @@ def pearl_cases() -> list[Case]:
         batch, context = columns(agent, (16, 256), 0, 1), columns(agent, (16, 100), 0)
         context["mask"] = torch.ones(16, 100, dtype=torch.bool)
         name = f"pearl: 16 x 256 transitions, networks of 3 x 300, critics with{'' if norm else 'out'} normalisation"
-        cases.append(top_case(name, config, agent, batch, context, 2))
+        case = top_case(name, config, agent, batch, context, 2)
+        short = load(SourceConfig, "pearl", [*overrides, "top.bf16=true", "context.bf16=true"])
+        case.bf16 = top_case(name, *short, batch, context, 2)
+        case.bf16.note = "the package's public components, computing in bfloat16: other rounding"
+        cases.append(case)
     return cases
 
 
@@ -371,7 +378,7 @@ def contenders(case: Case, words: dict[str, str]) -> dict[str, Any]:
         "sbx": ("SBX, one scan of all", p.reads is None, lambda: Baselines("sbx", p)),
         "oyster": ("oyster", p.reads == "sample" and words["oyster"] != "", lambda: Oyster(words["oyster"], p)),
     }
-    found: dict[str, Any] = {"ours": case}
+    found: dict[str, Any] = {"ours": case} | ({} if case.bf16 is None else {"ours, bfloat16": case.bf16})
     for name, fits, make in (makers[key] for key in words["peers"].split(",")):
         try:
             found |= {name: make()} if fits else {}

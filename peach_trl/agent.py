@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import cast
 
-from torch import nn
+from torch import Tensor, nn
 from torchrl.envs import EnvBase
 
 from peach_trl.config import ConfigError
@@ -30,6 +30,8 @@ class Agent(nn.Module):
         reward_scale: factor on the task's rewards, the same as in the recorded transitions.
         encoder: a context encoder of one's own, any module; see :func:`~peach_trl.context.belief.make_belief`.
         belief: a belief of one's own, encoder included.
+        seeds: with a number S, S independent agents whose networks are stacked; each has one of S equal parts of the
+            rows of an environment, and of each batch.
 
     Attributes:
         levels: the goal-reaching levels, bottom up; all of them where the top level's objective is a goal.
@@ -57,9 +59,11 @@ class Agent(nn.Module):
         reward_scale: float = 1.0,
         encoder: nn.Module | None = None,
         belief: Belief | None = None,
+        *,
+        seeds: int | None = None,
     ) -> None:
         super().__init__()
-        self.reward_scale = reward_scale
+        self.reward_scale, self.seeds = reward_scale, seeds
         if top.observe_goal and env.goal_space is None:
             raise ConfigError(
                 "top.observe_goal = True: the tasks of this environment are no states to reach; set it to false"
@@ -70,14 +74,33 @@ class Agent(nn.Module):
         )
         self.observation_spec = env.observation_spec["observation"]
         number = self.hierarchy.depth if reaches else self.hierarchy.top
-        levels = [GoalLevel(self.hierarchy, level, self.observation_spec, lower) for level in range(number)]
+        spec = self.observation_spec
+        levels = [GoalLevel(self.hierarchy, level, spec, lower, seeds=seeds) for level in range(number)]
         self.levels = nn.ModuleList(levels)  # type: ignore[assignment]
         known = goal_space if top.observe_goal else None
         self.top = (
             None  # type: ignore[assignment]
             if reaches
-            else TopLevel(self.hierarchy, self.observation_spec, top, context, known, encoder, belief)
+            else TopLevel(self.hierarchy, spec, top, context, known, encoder, belief, seeds=seeds)
         )
+
+    def state_of(self, seed: int, single: Agent) -> dict[str, Tensor]:
+        """The state of one of several agents, as an agent of its own has it.
+
+        Args:
+            seed: its number, from 0.
+            single: any agent of the same kind, alone.
+        """
+        state = {_name_of(name, seed): value for name, value in self.state_dict().items()}
+        return {name: _one_of(state[name], name, own, seed) for name, own in single.state_dict().items()}
+
+    def load_seeds(self, states: Sequence[Mapping[str, Tensor]]) -> None:
+        """Makes the agents what the states of so many single ones say."""
+        state = self.state_dict()
+        for seed, single in enumerate(states):
+            names = {_name_of(name, seed): name for name in state}
+            for name, own in single.items():
+                _one_of(state[names[name]], name, own, seed).copy_(own)
 
     def make_policy(
         self, trajectories: int = 1, *, num_tasks: int | None = None, average: bool = False, seed: int | None = None
@@ -108,3 +131,15 @@ class Agent(nn.Module):
                     seed=seed,
                 )
         return HierarchyPolicy(clock, HierarchyActor(self.hierarchy, actors), tracker)
+
+
+def _name_of(name: str, seed: int) -> str:
+    """The name in an agent alone of what is called ``name`` in that of several seeds, if it is that seed's."""
+    return name.replace(f".copies.{seed}.", ".")
+
+
+def _one_of(value: Tensor, name: str, own: Tensor, seed: int) -> Tensor:
+    """The part of a tensor of several agents that is one's, a view; of the critics, the first dimension is E."""
+    if value.ndim == own.ndim:
+        return value
+    return value[:, seed] if "qvalue_network_params" in name else value[seed]

@@ -105,7 +105,7 @@ def build(schema: type[Schema], values: Mapping[str, Any], path: str = "") -> Sc
     hints = _hints(schema)
     for key in values:
         if key not in hints:
-            raise _unknown(_join(path, key), values[key], [_join(path, name) for name in hints])
+            raise unknown_key(_join(path, key), values[key], [_join(path, name) for name in hints])
     built = {}
     for field in dataclasses.fields(schema):  # type: ignore[arg-type]
         key = _join(path, field.name)
@@ -149,8 +149,27 @@ def require_key(schema: type, key: str, value: Any) -> None:
             return
         schemas = [kind for kind in kinds if dataclasses.is_dataclass(kind) and name in _hints(kind)]
         if not schemas:
-            raise _unknown(key, value, _dotted(schema))
+            raise unknown_key(key, value, _dotted(schema))
         kinds = [choice for kind in schemas for choice in _options(_hints(kind)[name])]
+
+
+def unknown_key(key: str, value: Any, known: Sequence[str]) -> ConfigError:
+    """The error for a key that does not exist; the remedy is the closest known key, first of those with its last name.
+
+    Args:
+        key: a dotted key.
+        value: its value, for the message.
+        known: all dotted keys, in any order.
+
+    Examples:
+        >>> print(unknown_key("arm.joint", 2, ["arm.joints", "arm.length"]))
+        arm.joint = 2: unknown key; did you mean arm.joints?
+    """
+    leaf = key.rsplit(".", 1)[-1]
+    same = [name for name in known if name.rsplit(".", 1)[-1] == leaf]
+    near = difflib.get_close_matches(key, same or known, n=1, cutoff=0.0 if same else 0.6)
+    remedy = f"did you mean {near[0]}?" if near else f"known keys: {', '.join(sorted(set(known)))}"
+    return ConfigError(f"{key} = {value!r}: unknown key; {remedy}")
 
 
 def _checked(key: str, value: Any, kind: Any, limits: Mapping[str, Any]) -> Any:
@@ -194,14 +213,6 @@ def _broken_limit(value: Any, limits: Mapping[str, Any]) -> str | None:
         if limit is not None and not holds(value, limit):
             return f"{sign} {limit}"
     return None
-
-
-def _unknown(key: str, value: Any, known: Sequence[str]) -> ConfigError:
-    """The error for a key that does not exist, with the closest of the known ones as the remedy."""
-    leaf = key.rsplit(".", 1)[-1]
-    near = [name for name in known if name.rsplit(".", 1)[-1] == leaf] or difflib.get_close_matches(key, known, n=1)
-    remedy = f"did you mean {near[0]}?" if near else f"known keys: {', '.join(sorted(known))}"
-    return ConfigError(f"{key} = {value!r}: unknown key; {remedy}")
 
 
 def _dotted(schema: Any, path: str = "") -> list[str]:

@@ -8,9 +8,9 @@ does not explore, apart from draws of z.
 from __future__ import annotations
 
 import csv
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from pathlib import Path
-from typing import cast
+from typing import Any, cast
 
 import torch
 from torch import Tensor
@@ -52,6 +52,18 @@ class MetaTest:
     loc: Tensor | None
     scale: Tensor | None
     goal_space: GoalSpace | None
+
+    def of_seeds(self, seeds: int, num_tasks: int) -> list[MetaTest]:
+        """The results of each seed's agent, its tasks numbered as in the library of ``num_tasks`` that each has."""
+        if seeds == 1:
+            return [self]
+        columns: dict[str, Any] = {
+            field.name: [value] * seeds if not isinstance(value, Tensor) else value.chunk(seeds)
+            for field in fields(self)
+            for value in [getattr(self, field.name)]
+        }
+        columns["task_ids"] = (self.task_ids % num_tasks).chunk(seeds)
+        return [MetaTest(**{name: column[seed] for name, column in columns.items()}) for seed in range(seeds)]
 
     def metrics(self) -> dict[str, float]:
         """Means over tasks and rollouts, by trajectory number from 1."""

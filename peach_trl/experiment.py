@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import dataclasses
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -14,7 +15,6 @@ from tensordict import TensorDictBase
 from tensordict.nn import TensorDictModuleBase
 from torch import Tensor, nn
 from torchrl.collectors import MultiSyncCollector
-from torchrl.data import LazyTensorStorage, TensorDictReplayBuffer
 from torchrl.envs import EnvBase, Transform, TransformedEnv
 from torchrl.modules import get_primers_from_module
 
@@ -32,6 +32,7 @@ from peach_trl.hierarchy.structure import HierarchyConfig
 from peach_trl.hierarchy.transitions import TransitionsConfig
 from peach_trl.levels.goal_level import LowerConfig
 from peach_trl.levels.top_level import ReadingConfig, TopConfig
+from peach_trl.modules.execution import set_execution
 from peach_trl.seeding import named_generator
 from peach_trl.utils.run import load_checkpoint
 
@@ -84,7 +85,10 @@ class Config:
     """What the configurations of all recipes have in common, one group for each component."""
 
     seed: int = option(low=0, help="the seed of the run")
-    torch_threads: int = option(low=1, help="threads of torch; small networks want one")
+    seeds: int = option(low=1, help="how many agents are trained at once, with the seeds seed, seed + 1, ...")
+    torch_threads: int = option(low=1, help="threads of torch, one for small networks; of several seeds side by side")
+    device: str = option(help="where networks learn: cpu, cuda, cuda:1, ...; environments stay on the CPU")
+    compile: str = option(choices=("trace", "none"), help="how gradient steps are carried out")
     env: PointConfig | FamilyConfig
     hierarchy: HierarchyConfig
     transitions: TransitionsConfig
@@ -107,6 +111,22 @@ class Config:
             raise ConfigError(
                 f"collector.workers = {self.collector.workers}: each worker needs a task of its own; lower it to "
                 f"env.train_tasks = {self.env.train_tasks} at most"
+            )
+        try:
+            torch.device(self.device)
+        except RuntimeError as error:
+            raise ConfigError(f"device = {self.device!r}: {str(error).splitlines()[0]}") from None
+        if torch.device(self.device).type == "cuda" and not torch.cuda.is_available():
+            raise ConfigError(f"device = {self.device!r}: there is none here; set device=cpu")
+        if self.device != "cpu" and self.collector.workers > 0:
+            raise ConfigError(
+                f"device = {self.device!r}, collector.workers = {self.collector.workers}: workers play with networks on "
+                "the CPU; set one of them to cpu or 0"
+            )
+        if self.seeds > 1 and self.collector.workers > 0:
+            raise ConfigError(
+                f"collector.workers = {self.collector.workers}: several seeds share one simulator; set it to 0, or "
+                "seeds=1"
             )
         if self.top.objective == "goal" and not self.top.observe_goal:
             raise ConfigError(
@@ -251,7 +271,8 @@ def phases(config: Config, agent: Agent) -> list[Phase]:
 def seed_everything(config: Config) -> None:
     """Seeds torch's global generator, which initialises networks and drives the losses; sets the threads."""
     torch.manual_seed(config.seed)
-    torch.set_num_threads(config.torch_threads)
+    threads = config.torch_threads
+    set_execution(*((threads, 1) if config.seeds == 1 else (1, threads)), trace=config.compile == "trace")
 
 
 def make_env(
@@ -265,19 +286,42 @@ def make_env(
 
 
 def make_library(config: Config) -> TaskLibrary:
-    """The tasks, split for training, validation and test."""
-    return config.env.make_library()
+    """The tasks, split for training, validation and test; with several seeds, for each of them."""
+    library = config.env.make_library()
+    return library if config.seeds == 1 else library.repeat(config.seeds)
 
 
 def make_agent(
     config: Config, library: TaskLibrary, encoder: nn.Module | None = None, belief: Belief | None = None
 ) -> Agent:
     """The learner for the environment that ``config`` names, with an encoder or belief of one's own, if given."""
+    if config.seeds > 1:
+        return _stacked(config, library, encoder, belief).to(config.device)
     env = make_env(config, library, library.split("train")[:1])
     scale = config.transitions.reward_scale
     agent = Agent(env, config.hierarchy, config.context, config.top, config.lower, scale, encoder, belief)
     env.close()
+    return agent.to(config.device)
+
+
+def _stacked(config: Config, library: TaskLibrary, encoder: nn.Module | None, belief: Belief | None) -> Agent:
+    """Agents of several seeds, each with the weights that it starts with alone."""
+    states = []
+    for one in of_seeds(config):
+        torch.manual_seed(one.seed)
+        states.append(make_agent(one, library.single, *copy.deepcopy((encoder, belief))).state_dict())
+    torch.manual_seed(config.seed)
+    env = make_env(config, library, library.split("train")[:1])
+    parts = (config.hierarchy, config.context, config.top, config.lower, config.transitions.reward_scale)
+    agent = Agent(env, *parts, encoder, belief, seeds=config.seeds)
+    env.close()
+    agent.load_seeds(states)
     return agent
+
+
+def of_seeds(config: Config) -> list[Config]:
+    """The configuration of each seed's run, as if it were alone."""
+    return [dataclasses.replace(config, seed=config.seed + number, seeds=1) for number in range(config.seeds)]
 
 
 def load_agent(
@@ -344,26 +388,46 @@ def collecting(
 
     TorchRL's worker processes are no daemons: without a shutdown, an error here would wait for them for ever.
     """
-    collector = make_collector(config, library, policy)
+    plays = policy if config.device == "cpu" else copy.deepcopy(policy).to("cpu")
+    collector = make_collector(config, library, plays)
+
+    def batches() -> Iterator[TensorDictBase]:
+        """The networks on the CPU play with the weights that those on the device have at the moment."""
+        trajectories = iter(collector)
+        while True:
+            if plays is not policy:
+                plays.load_state_dict(policy.state_dict())
+            yield next(trajectories)
+
     try:
-        yield iter(collector)
+        yield batches()
     finally:
         collector.shutdown()
 
 
-def make_level_buffer(config: Config, level: int) -> TensorDictReplayBuffer:
-    """Replay of one goal-reaching level, shared by all tasks; draws uniformly."""
-    buffer = TensorDictReplayBuffer(
-        storage=LazyTensorStorage(config.replay.lower_capacity), batch_size=config.train.lower_batch
+def make_level_buffer(config: Config, library: TaskLibrary, level: int) -> TaskReplayBuffer:
+    """Replay of one goal-reaching level, shared by all tasks; one partition a seed."""
+    single = library.single.num_tasks
+    return TaskReplayBuffer(
+        config.seeds,
+        config.replay.lower_capacity,
+        generator=named_generator(f"level {level} replay", config.seed),
+        partitions=torch.arange(library.num_tasks) // single,
+        seeds=config.seeds,
     )
-    buffer.set_rng(named_generator(f"level {level} replay", config.seed))
-    return buffer
 
 
 def make_task_buffer(config: Config, library: TaskLibrary) -> TaskReplayBuffer:
-    """The top level's replay, one partition B^i a task."""
+    """The top level's replay, one partition B^i a training task, of each seed."""
+    tasks = library.split("train")
+    partitions = torch.full((library.num_tasks,), -1).index_copy(0, tasks, torch.arange(len(tasks)))
     return TaskReplayBuffer(
-        library.num_tasks, config.replay.top_capacity, episodes=config.replay.episodes, seed=config.seed
+        len(tasks),
+        config.replay.top_capacity,
+        episodes=config.replay.episodes,
+        seed=config.seed,
+        partitions=partitions,
+        seeds=config.seeds,
     )
 
 

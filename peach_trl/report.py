@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import copy
 import math
 import time
 from collections import defaultdict
 from collections.abc import Mapping
 from dataclasses import asdict
+from pathlib import Path
 from typing import Any, cast
 
 import numpy as np
@@ -19,7 +21,7 @@ from peach_trl.envs.families.maze_layouts import maze_walls
 from peach_trl.envs.goal_space import GoalSpace
 from peach_trl.envs.tasks import TaskLibrary
 from peach_trl.evaluation import MetaTest, meta_test
-from peach_trl.experiment import Config, Phase, make_env, phases
+from peach_trl.experiment import Config, Phase, make_agent, make_env, of_seeds, phases
 from peach_trl.hierarchy.metrics import level_metrics
 from peach_trl.levels.top_level import LOSSES
 from peach_trl.references import has_references, references
@@ -40,78 +42,117 @@ def run_meta_test(agent: Agent, config: Config, library: TaskLibrary, split: str
         seed: of the draws of z; nothing here moves the generators of training.
     """
     policy = agent.make_policy(config.evaluation.trajectories, average=True, seed=seed)
+    if config.device != "cpu":
+        policy = copy.deepcopy(policy).to("cpu")
     tasks = library.split(split).repeat_interleave(config.evaluation.rollouts)
     return meta_test(policy, make_env(config, library, tasks), config.evaluation.trajectories)
 
 
+class Runs:
+    """The folders of the seeds that are trained at once: the run's own, or with several seeds ``seed_<number>`` in it.
+
+    Each is what the seed's run alone would leave behind, with its own configuration. As a context manager it is like
+    :class:`~peach_trl.utils.run.Run`.
+
+    Args:
+        folder: of the run.
+        config: of all seeds.
+    """
+
+    def __init__(self, folder: Path, config: Config) -> None:
+        self.configs = of_seeds(config)
+        alone = len(self.configs) == 1
+        self.runs = [Run(folder if alone else folder / f"seed_{one.seed}", one) for one in self.configs]
+
+    def __enter__(self) -> Runs:
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: Any) -> None:
+        for run in self.runs:
+            run.__exit__(kind, error, trace)
+
+
 class Report:
-    """Gathers the metrics of an iteration and writes them to the run's folder.
+    """Gathers the metrics of an iteration and writes them to the folders of the seeds.
 
     Logged: ``train_return/trajectory_l``, the mean reward of a step while exploring; ``return`` and ``success`` by
     trajectory of the meta-test; success and share tested of each level; losses, KL among them; speed.
 
     Args:
-        run: the folder.
+        runs: the folders.
         agent: the learner.
         config: how often to evaluate.
         library: the tasks.
     """
 
-    def __init__(self, run: Run, agent: Agent, config: Config, library: TaskLibrary) -> None:
-        self.run, self.agent, self.config, self.library = run, agent, config, library
-        self.env_steps, self.updates = 0, 0
-        self._sums: dict[str, list[Any]] = defaultdict(list)
+    def __init__(self, runs: Runs, agent: Agent, config: Config, library: TaskLibrary) -> None:
+        self.runs, self.agent, self.config, self.library = runs, agent, config, library
+        self.env_steps, self.updates = 0, 0  # of each seed
+        self._sums: dict[str, list[Tensor]] = defaultdict(list)  # [S] each
         self._clock = time.perf_counter()
         self._bar = progress(len(phases(config, agent)), "meta-training")
 
     def collected(self, batch: TensorDictBase, trajectory: int) -> None:
-        """Takes in a recorded batch [N, T], the ``trajectory``-th (from 0) of an iteration."""
-        self.env_steps += batch.numel()
-        reward = batch["next", "reward"].mean().item()
+        """Takes in a recorded batch [S N, T], the ``trajectory``-th (from 0) of an iteration."""
+        seeds = self.config.seeds
+        self.env_steps += batch.numel() // seeds
+        reward = batch["next", "reward"].view(seeds, -1).mean(-1)
         self._sums[f"train_return/trajectory_{trajectory + 1}"].append(reward)
-        for name, value in level_metrics(self.agent.hierarchy, batch).items():
-            self._sums[name].append(value)
+        found = [level_metrics(self.agent.hierarchy, part) for part in batch.chunk(seeds)]
+        for name in found[0]:
+            self._sums[name].append(torch.tensor([of_seed[name] for of_seed in found]))
 
     def losses(self, level: str, losses: TensorDictBase) -> None:
         """Takes in the losses of one gradient step of ``level``; they are read at the end of the iteration."""
         self.updates += level == "top"
         for name in LOGGED:
-            if name in losses.keys():
-                self._sums[f"{name}/{level}"].append(losses.get(name).detach())
+            value = losses.get(name, None)
+            if value is not None:
+                self._sums[f"{name}/{level}"].append(value.detach())
 
     def iteration(self, phase: Phase) -> None:
         """Writes the means since the last call, and from time to time a meta-test on the evaluation split."""
         seconds = time.perf_counter() - self._clock
-        metrics = {name: float(torch.tensor(values).mean()) for name, values in sorted(self._sums.items())}
-        metrics |= {"top_updates": self.updates, "speed/seconds_per_iteration": seconds}
+        means = {name: torch.stack(values).float().mean(0) for name, values in sorted(self._sums.items())}
+        columns = {name: mean.expand(self.config.seeds).tolist() for name, mean in means.items()}
+        tests = None
         if (phase.number + 1) % self.config.evaluation.every == 0:
-            metrics |= self.test(self.config.evaluation.split).metrics()
-        self.run.log(self.env_steps, metrics)
-        returns = [value for name, value in metrics.items() if name.startswith("return/")]
-        if returns:
-            self._bar.set_postfix_str("return by trajectory " + " ".join(f"{value:.2f}" for value in returns))
+            tests = [test.metrics() for test in self.test(self.config.evaluation.split)]
+        for seed, run in enumerate(self.runs.runs):
+            metrics: dict[str, float] = {name: values[seed] for name, values in columns.items()}
+            metrics |= {"top_updates": self.updates, "speed/seconds_per_iteration": seconds}
+            run.log(self.env_steps, metrics | (tests[seed] if tests else {}))
+        if tests:
+            returns = [name for name in tests[0] if name.startswith("return/")]
+            means_of = [sum(test[name] for test in tests) / len(tests) for name in returns]
+            self._bar.set_postfix_str("return by trajectory " + " ".join(f"{value:.2f}" for value in means_of))
         self._bar.update()
         self._sums.clear()
         self._clock = time.perf_counter()
 
-    def test(self, split: str) -> MetaTest:
-        """A meta-test of the current agent; draws of z depend on the run's seed only."""
-        return run_meta_test(self.agent, self.config, self.library, split, self.config.seed)
+    def test(self, split: str) -> list[MetaTest]:
+        """A meta-test of each seed's current agent; draws of z depend on the run's seed only."""
+        result = run_meta_test(self.agent, self.config, self.library, split, self.config.seed)
+        return result.of_seeds(self.config.seeds, self.library.single.num_tasks)
 
-    def finish(self) -> MetaTest:
-        """Checkpoint, plots and the meta-test of the final agent on ``evaluation.final``'s tasks, which it prints."""
+    def finish(self) -> list[MetaTest]:
+        """Checkpoint, plots and the meta-test of the final agents on ``evaluation.final``'s tasks, which it prints."""
         self._bar.close()
-        self.run.checkpoint("final", {"config": asdict(self.config), "agent": self.agent.state_dict()})
-        split = self.config.evaluation.final
-        result = self.test(split)
-        bounds = save_meta_test(self.run, self.config, self.library, result, split)
-        folder = self.run.folder
-        plot_curves(folder / "metrics.csv", folder / "curves.png", bounds, final=result.metrics())
-        tasks = {"list": self.library.name, "fingerprint": self.library.fingerprint()}
-        counts = {"env_steps": self.env_steps, "top_updates": self.updates}
-        self.run.finish(**counts, tasks=tasks, **{split: result.metrics()}, references=bounds)
-        print_meta_test(result, split, bounds)
-        return result
+        split, library = self.config.evaluation.final, self.library.single
+        results = self.test(split)
+        bounds = bounds_of(self.runs.configs[0], library, split)
+        alone = len(results) == 1
+        single = self.agent if alone else make_agent(self.runs.configs[0], library)
+        tasks = {"list": library.name, "fingerprint": library.fingerprint()}
+        counts = {"env_steps": self.env_steps, "top_updates": self.updates, "seeds_at_once": len(results)}
+        for seed, (run, config, result) in enumerate(zip(self.runs.runs, self.runs.configs, results, strict=True)):
+            state = self.agent.state_dict() if alone else self.agent.state_of(seed, single)
+            run.checkpoint("final", {"config": asdict(config), "agent": state})
+            save_meta_test(run, config, library, result, split)
+            plot_curves(run.folder / "metrics.csv", run.folder / "curves.png", bounds, final=result.metrics())
+            run.finish(**counts, tasks=tasks, **{split: result.metrics()}, references=bounds)
+            print_meta_test(result, split, bounds, None if alone else config.seed)
+        return results
 
 
 def bounds_of(config: Config, library: TaskLibrary, split: str) -> dict[str, list[float]]:
@@ -135,12 +176,8 @@ def bounds_of(config: Config, library: TaskLibrary, split: str) -> dict[str, lis
 
 def save_meta_test(
     run: Run, config: Config, library: TaskLibrary, result: MetaTest, split: str, tasks: int = 5
-) -> dict[str, list[float]]:
-    """Writes a meta-test's CSV and pictures: the belief in the end, and, where goals are places, paths of some tasks.
-
-    Returns:
-        The bounds, see :func:`bounds_of`.
-    """
+) -> None:
+    """Writes a meta-test's CSV and pictures: the belief in the end; where goals are places, paths of some tasks."""
     result.save_csv(run.folder / "meta_test.csv", split)
     goals = result.goals
     env = make_env(config, library, library.split("train")[:1])
@@ -152,7 +189,6 @@ def save_meta_test(
         values = torch.atan2(goals[:, 1], goals[:, 0]).rad2deg() if places else goals[:, 0]
         label = "direction of the goal, degrees" if places else "first parameter of the task"
         plot_posterior(run.folder / "posterior.png", result.loc, result.scale, values, label)
-    return bounds_of(config, library, split)
 
 
 def _in_the_plane(env: Any, goal: Tensor) -> bool:
@@ -182,9 +218,11 @@ def _plot_paths(
     )
 
 
-def print_meta_test(result: MetaTest, split: str, bounds: Mapping[str, list[float]]) -> None:
+def print_meta_test(result: MetaTest, split: str, bounds: Mapping[str, list[float]], seed: int | None = None) -> None:
     """Prints return and success by trajectory number, and beside them what can be had."""
-    print(f"meta-test on the {split} tasks, {len(result.returns)} rollouts: return divided by the horizon (success)")
+    of_seed = "" if seed is None else f"seed {seed}: "
+    rollouts = f"{len(result.returns)} rollouts"
+    print(f"{of_seed}meta-test on the {split} tasks, {rollouts}: return divided by the horizon (success)")
     for k, (value, success) in enumerate(zip(result.returns.mean(0), result.success.mean(0), strict=True)):
         print(f"  trajectory {k + 1}: {value:.3f} ({success:.2f}){_beside(bounds, k)}")
 

@@ -11,13 +11,14 @@ import hashlib
 import torch
 
 
-def named_generator(name: str, seed: int | None = None) -> torch.Generator:
-    """A CPU generator that depends on nothing but a seed and a name.
+def named_generator(name: str, seed: int | None = None, device: torch.device | str = "cpu") -> torch.Generator:
+    """A generator that depends on nothing but a seed and a name.
 
     Args:
         name: what the draws are for, such as ``"replay"``.
         seed: the seed of the run; ``None`` takes ``torch.initial_seed()``, which ``torch.manual_seed`` sets, and which
             TorchRL's multi-process collectors set to another value in each worker.
+        device: of what is drawn; other kinds of devices draw other numbers.
 
     Examples:
         >>> a, b = named_generator("replay", seed=0), named_generator("policy", seed=0)
@@ -26,7 +27,7 @@ def named_generator(name: str, seed: int | None = None) -> torch.Generator:
     """
     seed = torch.initial_seed() if seed is None else seed
     digest = hashlib.sha256(f"{seed}/{name}".encode()).digest()
-    return torch.Generator().manual_seed(int.from_bytes(digest[:8], "big") >> 1)
+    return torch.Generator(device).manual_seed(int.from_bytes(digest[:8], "big") >> 1)
 
 
 class ProcessGenerator:

@@ -12,9 +12,10 @@ import json
 from dataclasses import dataclass, replace
 from pathlib import Path
 
+import peach_trl.utils.startup  # noqa: F401  # first: it checks keys before torch is imported
 from peach_trl.config import option
 from peach_trl.experiment import load_agent
-from peach_trl.report import print_meta_test, run_meta_test, save_meta_test
+from peach_trl.report import bounds_of, print_meta_test, run_meta_test, save_meta_test
 from peach_trl.utils.cli import recipe
 from peach_trl.utils.run import Run
 
@@ -39,7 +40,8 @@ def main(config: EvaluateConfig, run_dir: Path) -> None:
 
     with Run(run_dir, config) as run:
         result = run_meta_test(agent, trained, library, config.split, config.seed)
-        bounds = save_meta_test(run, trained, library, result, config.split)
+        save_meta_test(run, trained, library, result, config.split)
+        bounds = bounds_of(trained, library, config.split)
         run.log(0, result.metrics())
         trained_run = {"seed": trained.seed, **training_seconds(config.checkpoint)}
         tasks = {"list": library.name, "fingerprint": library.fingerprint()}

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
+import peach_trl.utils.startup  # noqa: F401  # first: it checks keys before torch is imported
 from peach_trl.experiment import (
     HacConfig,
     collecting,
@@ -23,9 +24,8 @@ from peach_trl.experiment import (
     seed_everything,
 )
 from peach_trl.hierarchy.transitions import LevelTransitions
-from peach_trl.report import Report
+from peach_trl.report import Report, Runs
 from peach_trl.utils.cli import recipe
-from peach_trl.utils.run import Run
 
 
 @recipe(HacConfig, config_name="hac")
@@ -38,13 +38,13 @@ def main(config: HacConfig, run_dir: Path) -> None:
     top = agent.top  # None where its objective is the goal: then it is one of the goal-reaching levels
     policy = agent.make_policy()  # pi_h(s), ..., pi_0(s, g_0)
     B = make_task_buffer(config, library)  # of a top level that follows the reward
-    replays = [make_level_buffer(config, level) for level in range(len(agent.levels))]
+    replays = [make_level_buffer(config, library, level) for level in range(len(agent.levels))]
     S = make_sequence_sampler(config, B)
     transitions = LevelTransitions(agent.hierarchy, config.transitions, config.seed)
     train = config.train
 
-    with Run(run_dir, config) as run, collecting(config, library, policy) as trajectories:
-        report = Report(run, agent, config, library)
+    with Runs(run_dir, config) as runs, collecting(config, library, policy) as trajectories:
+        report = Report(runs, agent, config, library)
         for phase in phases(config, agent):
             policy.set_top_random(1.0 if phase.at_random else config.hierarchy.top_random_share)
             if phase.forgets:
@@ -58,13 +58,13 @@ def main(config: HacConfig, run_dir: Path) -> None:
                     B.extend(rows[-1])
                 for i, (level, replay) in enumerate(zip(agent.levels, replays, strict=True)):
                     replay.extend(rows[i])
-                    for _ in range(phase.lower_updates):
-                        report.losses(f"level_{i}", level.update(replay.sample()))
+                    for rows_i in replay.batches(train.lower_batch, phase.lower_updates):
+                        report.losses(f"level_{i}", level.update(rows_i))
 
             if top is not None:
                 top.anneal(phase.progress)
-                for _ in range(phase.top_updates):
-                    report.losses("top", top.update(S(B.draw_tasks(T, train.meta_batch))))
+                for b_i in S.batches(T, train.meta_batch, phase.top_updates):
+                    report.losses("top", top.update(b_i))
 
             report.iteration(phase)
         report.finish()

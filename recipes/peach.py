@@ -12,6 +12,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
+import peach_trl.utils.startup  # noqa: F401  # first: it checks keys before torch is imported
 from peach_trl.experiment import (
     PeachConfig,
     collecting,
@@ -24,9 +25,8 @@ from peach_trl.experiment import (
     seed_everything,
 )
 from peach_trl.hierarchy.transitions import LevelTransitions
-from peach_trl.report import Report
+from peach_trl.report import Report, Runs
 from peach_trl.utils.cli import recipe
-from peach_trl.utils.run import Run
 
 
 @recipe(PeachConfig, config_name="peach")
@@ -39,13 +39,13 @@ def main(config: PeachConfig, run_dir: Path) -> None:
     lower, top = agent.levels, agent.top  # theta_pi(0..h-1), theta_Q(0..h-1); theta_pi(h), theta_Q(h), phi
     policy = agent.make_policy(config.train.trajectories)  # pi_h(s, q(z | c)), ..., pi_0(s, g_0)
     B = make_task_buffer(config, library)  # one B^i a task
-    replays = [make_level_buffer(config, level) for level in range(len(lower))]  # one a goal-reaching level
+    replays = [make_level_buffer(config, library, level) for level in range(len(lower))]  # one a goal-reaching level
     S_c = make_sequence_sampler(config, B)
     transitions = LevelTransitions(agent.hierarchy, config.transitions, config.seed)
     train = config.train
 
-    with Run(run_dir, config) as run, collecting(config, library, policy) as trajectories:
-        report = Report(run, agent, config, library)
+    with Runs(run_dir, config) as runs, collecting(config, library, policy) as trajectories:
+        report = Report(runs, agent, config, library)
         for phase in phases(config, agent):
             policy.set_top_random(1.0 if phase.at_random else config.hierarchy.top_random_share)
             if phase.forgets:
@@ -58,13 +58,12 @@ def main(config: PeachConfig, run_dir: Path) -> None:
                 report.collected(batch, l)
                 for i, (level, replay, rows) in enumerate(zip(lower, replays, rows_lower, strict=True)):
                     replay.extend(rows)
-                    for _ in range(phase.lower_updates):
-                        report.losses(f"level_{i}", level.update(replay.sample()))
+                    for rows_i in replay.batches(train.lower_batch, phase.lower_updates):
+                        report.losses(f"level_{i}", level.update(rows_i))
 
             top.anneal(phase.progress)
-            for _ in range(phase.top_updates):
-                T_i = B.draw_tasks(T, train.meta_batch)  # the meta-batch
-                b, q = top.believe(S_c(T_i))  # sequences b^i ~ S_c(B^i); q(z | c^{0:t}) before and after each decision
+            for b_i in S_c.batches(T, train.meta_batch, phase.top_updates):  # b^i ~ S_c(B^i) of a meta-batch of T_i
+                b, q = top.believe(b_i)  # q(z | c^{0:t}) before and after each decision
                 L = top.loss(b)  # L_critic, L_actor: SAC that reads q; and missed subgoal tests
                 L.update(top.kl_loss(q))  # L_KL: KL(q || N(0, I))
                 top.weigh(L).backward()  # L_critic + L_actor + beta L_KL + ..., by their coefficients

@@ -12,6 +12,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
+import peach_trl.utils.startup  # noqa: F401  # first: it checks keys before torch is imported
 from peach_trl.experiment import (
     SourceConfig,
     collecting,
@@ -24,9 +25,8 @@ from peach_trl.experiment import (
     seed_everything,
 )
 from peach_trl.hierarchy.transitions import LevelTransitions
-from peach_trl.report import Report
+from peach_trl.report import Report, Runs
 from peach_trl.utils.cli import recipe
-from peach_trl.utils.run import Run
 
 
 def meta_train(config: SourceConfig, run_dir: Path) -> None:
@@ -40,13 +40,13 @@ def meta_train(config: SourceConfig, run_dir: Path) -> None:
     q = policy.tracker  # q(z | c^i) of every task
     assert q is not None
     B = make_task_buffer(config, library)  # one B^i a task
-    replays = [make_level_buffer(config, level) for level in range(len(lower))]  # one a goal-reaching level
+    replays = [make_level_buffer(config, library, level) for level in range(len(lower))]  # one a goal-reaching level
     S_c = make_context_sampler(config, B)
     transitions = LevelTransitions(agent.hierarchy, config.transitions, config.seed)
     train, source, update = config.train, config.source, 0
 
-    with Run(run_dir, config) as run, collecting(config, library, policy) as trajectories:
-        report = Report(run, agent, config, library)
+    with Runs(run_dir, config) as runs, collecting(config, library, policy) as trajectories:
+        report = Report(runs, agent, config, library)
         for phase in phases(config, agent):
             policy.set_top_random(1.0 if phase.at_random else config.hierarchy.top_random_share)
             if phase.forgets:
@@ -60,8 +60,8 @@ def meta_train(config: SourceConfig, run_dir: Path) -> None:
                 report.collected(batch, l)
                 for i, (level, replay, rows) in enumerate(zip(lower, replays, rows_lower, strict=True)):
                     replay.extend(rows)
-                    for _ in range(phase.lower_updates):
-                        report.losses(f"level_{i}", level.update(replay.sample()))
+                    for rows_i in replay.batches(train.lower_batch, phase.lower_updates):
+                        report.losses(f"level_{i}", level.update(rows_i))
                 q.condition(T, S_c(T))  # c^i ~ B^i
 
             top.anneal(phase.progress)

@@ -14,6 +14,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from pathlib import Path
 
+import peach_trl.utils.startup  # noqa: F401  # isort: skip  # first: it checks keys before torch is imported
 import torch
 from torchrl.envs.utils import ExplorationType, set_exploration_type
 

@@ -20,13 +20,15 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 from tiny import ROOT, TINY, tiny_agent, tiny_config
 from torchrl.collectors import Collector
 
+from peach_trl.config import ConfigError, _dotted, require_key
 from peach_trl.context import BeliefTracker
 from peach_trl.data.task_replay import TaskReplayBuffer
 from peach_trl.envs import PointEnv
-from peach_trl.experiment import SourceConfig, make_collector, make_env, make_library
+from peach_trl.experiment import HacConfig, PeachConfig, SourceConfig, make_collector, make_env, make_library
 from peach_trl.levels import GoalLevel, TopLevel
 from peach_trl.report import Report
 from peach_trl.utils import load_checkpoint, load_config
+from peach_trl.utils.cli import _files_of, _require_in_files, _stands_in, check_keys_of
 from peach_trl.utils.tables import read_run
 
 sys.path.insert(0, str(ROOT / "recipes"))  # as for a script: recipes/pearl.py imports its neighbour
@@ -105,7 +107,8 @@ def events():
 
         def called(self, *args, **kwargs):
             result = original(self, *args, **kwargs)
-            log.append(note(self, *args))
+            noted = note(self, *args)
+            log.extend([] if noted is None else [noted])
             return result
 
         stack.enter_context(mock.patch.object(owner, name, called))
@@ -119,7 +122,10 @@ def events():
             lambda tracker, tasks, context: ("condition", tasks.tolist(), tracker.table.clone(), context),
         )
         spy(stack, Report, "collected", lambda report, batch, number: ("collected", batch, number))
-        spy(stack, TaskReplayBuffer, "extend", lambda buffer, rows: ("extend", rows))
+        # Of the top level's replay only, which tracks episodes.
+        spy(
+            stack, TaskReplayBuffer, "extend", lambda buffer, rows: ("extend", rows) if buffer.writer.episodes else None
+        )
         spy(stack, TaskReplayBuffer, "empty", lambda buffer: ("empty",))
         spy(stack, GoalLevel, "update", lambda level, batch: ("level", batch))
         spy(stack, TopLevel, "believe", lambda top, b: ("believe", b))
@@ -164,7 +170,7 @@ def check_run(run, iterations, with_z, with_levels, top_updates, plots=True):
     assert all(is_picture(png) for png in run.glob("*.png"))
     config, manifest = OmegaConf.load(run / "config.yaml"), manifest_of(run)
     assert config.env.horizon == 20 and config.train.top_updates == 2
-    assert manifest["finished"] is True and manifest["seeds"] == {"seed": config.seed}
+    assert manifest["finished"] is True and manifest["seeds"] == {"seed": config.seed, "seeds": 1}
     assert manifest["env_steps"] == 120 * iterations and manifest["top_updates"] == top_updates
     assert set(manifest["test"]) == {f"{name}/trajectory_{k}" for name in ("return", "success") for k in (1, 2)}
 
@@ -504,6 +510,106 @@ def test_recipes_refuse_what_they_are_not_for(tmp_path, capsys, recipe, override
     assert [part for part in parts if part not in errors] == []
     assert [path for path in tmp_path.rglob("*") if path.is_file()] == []
     assert list(tmp_path.glob("runs/*/*")) == []
+
+
+SCHEMAS = {"peach": PeachConfig, "hac": HacConfig, "source": SourceConfig, "pearl": SourceConfig}
+
+
+@pytest.mark.parametrize("recipe", [*SCHEMAS, "evaluate", "video"])
+def test_unknown_keys_are_refused_before_torch_is_imported(tmp_path, recipe):
+    code = """if __name__ == "__main__":
+        import runpy, sys
+        try:
+            runpy.run_path(sys.argv[0], run_name="__main__")
+        finally:
+            print("torch" in sys.modules)"""
+    code = code.replace("sys.argv[0]", repr(str(ROOT / "recipes" / f"{recipe}.py")))
+    environment = {**os.environ, "PYTHONPATH": f"{ROOT}{os.pathsep}{ROOT / 'recipes'}"}
+    command = [sys.executable, "-c", code, "-m", "sed=1,2"]
+    done = subprocess.run(command, cwd=tmp_path, env=environment, timeout=SECONDS, capture_output=True, text=True)
+    assert (done.returncode, done.stdout) == (2, "False\n"), done.stderr
+    assert done.stderr == "Configuration error: sed = '1,2': unknown key; did you mean seed?\n"
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize("recipe", SCHEMAS)
+def test_the_yaml_files_have_the_keys_of_the_schema(recipe):
+    """So that the check before torch is imported refuses no key that the schema has, and says what the schema would."""
+    files = list(_files_of(ROOT / "configs", recipe))
+    keys = _dotted(SCHEMAS[recipe])
+    assert len(keys) > 60 and [key for key in keys if not any(_stands_in(values, key) for values in files)] == []
+    for key in ("hierarchy.dept", "gamma", "horizon", "env.horizn", "top.betas", "train.trajectory"):
+        with pytest.raises(ConfigError) as early:
+            _require_in_files(ROOT / "configs", recipe, key, 3)
+        with pytest.raises(ConfigError) as late:
+            require_key(SCHEMAS[recipe], key, 3)
+        assert str(early.value) == str(late.value)
+
+
+def test_the_check_of_keys_leaves_other_command_lines_alone(monkeypatch, capsys):
+    for arguments in (
+        ["hierarchy.depth=1,2", "-m"],
+        ["env=HalfCheetahVel", "env.family=HalfCheetahDir", "env.radius=1", "hydra.job.chdir=false"],
+        ["--help", "hierarchy.dept=2"],
+        ["--cfg", "job", "hierarchy.dept=2"],
+        ["--config-dir", "mine", "my_key=2"],
+        ["--config-name", "flat", "hierarchy.depth=1"],
+        ["--config-name", "nowhere", "hierarchy.dept=1"],
+        ["depth=[1"],
+    ):
+        monkeypatch.setattr(sys, "argv", ["peach.py", *arguments])
+        check_keys_of(ROOT / "recipes" / "peach.py")
+    monkeypatch.setattr(sys, "argv", ["pytest", "-c", "hierarchy.dept=2"])
+    check_keys_of(ROOT / "recipes" / "no_recipe.py")
+    assert capsys.readouterr() == ("", "")
+
+
+def in_python(code):
+    """Runs code in a process of its own."""
+    command, environment = [sys.executable, "-c", code], {**os.environ, "PYTHONPATH": str(ROOT)}
+    done = subprocess.run(command, env=environment, timeout=SECONDS, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+
+
+def test_plots_and_logs_are_imported_when_they_are_used():
+    in_python(
+        """
+import sys, peach_trl.utils.startup
+assert {"peach_trl.experiment", "peach_trl.report"} <= set(sys.modules)
+late = {"matplotlib", "tensorboard", "imageio", "scipy"} & set(sys.modules)
+assert not late, late
+"""
+    )
+
+
+def test_the_compiler_is_imported_when_it_is_used():
+    in_python(
+        """
+import gc, sys
+import peach_trl.utils.startup, torch, tensordict.base, torchrl.data
+assert gc.isenabled() and "sympy" not in sys.modules and "torch._dynamo.eval_frame" not in sys.modules
+stand_in = sys.modules["torch._dynamo"]
+
+@torch.compiler.disable
+def outside(x):
+    return x + 1
+
+@torch.compiler.disable(recursive=False)
+def twice(x):
+    return 2 * outside(x)
+
+marked = torch.compiler.assume_constant_result(lambda: 3)
+adam = torch.optim.SGD([torch.nn.Parameter(torch.zeros(2))], lr=1.0)
+adam.zero_grad()
+assert twice(torch.ones(1)) == 4 and twice.__name__ == "twice" and marked() == 3
+assert "torch._dynamo.eval_frame" not in sys.modules
+assert torch.compile(lambda x: 3 * outside(x), backend="eager")(torch.ones(1)) == 6
+assert torch._dynamo is sys.modules["torch._dynamo"] is not stand_in and torch._dynamo.eval_frame
+assert stand_in.disable is torch._dynamo.disable and stand_in.config is torch._dynamo.config
+from torch._dynamo import trace_rules
+assert trace_rules.is_callable_allowed(tensordict.base._foreach_copy_)
+"""
+    )
 
 
 def test_a_missing_checkpoint_is_a_bad_value(tmp_path, capsys):

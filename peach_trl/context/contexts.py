@@ -113,7 +113,7 @@ class ContextSampler:
         """
         tasks = torch.as_tensor(tasks)
         writer = self.buffer.writer
-        writer.check_tasks(tasks.tolist())
+        tasks = writer.partition(tasks)
         draw = self._from_episodes if self.config.source == "episodes" else self._uniform
         position, total = draw(tasks, writer.available(tasks, self.config.recent))
         count = integers_below(total, (len(tasks),), self.generator) + 1

@@ -7,15 +7,17 @@ the others are made of random episodes of the task, so that the belief meets evi
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 from tensordict import TensorDictBase
 from torch import Tensor
+from torch.nn.functional import pad
 
 from peach_trl.config import ConfigError, option
-from peach_trl.data.task_replay import TaskReplayBuffer, integers_below
+from peach_trl.data.task_replay import TaskReplayBuffer, integers_below, one_by_one
 from peach_trl.seeding import named_generator
 
 
@@ -64,7 +66,7 @@ class SequenceSampler:
         >>> sequences = sampler(torch.tensor([1]))
         >>> sequences["x"]  # what happened, and random episodes
         tensor([[1.0000, 1.5000, 2.0000, 2.5000],
-                [4.0000, 4.5000, 2.0000, 2.5000]])
+                [2.0000, 2.5000, 1.0000, 1.5000]])
         >>> sequences["part"][0], sequences["mask"].all()
         (tensor([0, 0, 1, 1]), tensor(True))
     """
@@ -101,12 +103,33 @@ class SequenceSampler:
             ValueError: if a task has no whole episode.
             IndexError: for an unknown task id.
         """
-        tasks, writer = torch.as_tensor(tasks), self.buffer.writer
-        writer.check_tasks(tasks.tolist())
+        return self._sequences(torch.as_tensor(tasks))
+
+    def batches(self, tasks: Tensor, meta_batch: int, number: int, at_once: int = 25) -> Iterator[TensorDictBase]:
+        """The sequences of so many gradient steps, each of a meta-batch of its own of the given tasks.
+
+        Args:
+            tasks: ids of the tasks to draw meta-batches of, see :meth:`TaskReplayBuffer.draw_tasks`.
+            meta_batch: tasks of a gradient step, M.
+            number: of gradient steps.
+            at_once: how many of them are drawn and read in one go, which costs little more than one.
+
+        Returns:
+            An iterator over what :meth:`__call__` returns.
+        """
+        for start in range(0, number, at_once):
+            count = min(at_once, number - start)
+            drawn = self.buffer.draw_tasks(tasks, meta_batch, count)
+            sequences = self._sequences(drawn.flatten())
+            yield from one_by_one(sequences.view(count, len(sequences) // count, -1))
+
+    def _sequences(self, ids: Tensor) -> TensorDictBase:
+        writer = self.buffer.writer
+        tasks = writer.partition(ids)
         available = writer.available(tasks)
         if 0 in (counts := available.tolist()):
             raise ValueError(
-                f"task {tasks[counts.index(0)]} holds no whole episode: collect before sampling, or raise the buffer's "
+                f"task {ids[counts.index(0)]} holds no whole episode: collect before sampling, or raise the buffer's "
                 "capacity above the decisions of an episode"
             )
         back, drawn = self._draw(tasks, available)  # [M, S, E] each
@@ -126,22 +149,23 @@ class SequenceSampler:
 
     def _draw(self, tasks: Tensor, available: Tensor) -> tuple[Tensor, Tensor]:
         """Episodes [M, S, E], counted backwards from the latest, and which of them are there."""
+        back = _distinct(available, (len(tasks), self.per_task), self.episodes, self.generator)
+        there = (torch.arange(self.episodes) < available[:, None]).unsqueeze(1).expand_as(back)
+        if not self.consecutive:
+            return back, there
         most = int(available.max())
         everyone = torch.arange(most)
-        there = (everyone < available[:, None]).unsqueeze(1)  # [M, 1, most]
-        noise = torch.rand(len(tasks), self.per_task, most, generator=self.generator)
-        order = noise.masked_fill(~there, 2.0)
-        if self.consecutive:
-            number = self.buffer.writer.meta_episodes(tasks, everyone.expand(len(tasks), -1)).unsqueeze(1)
-            anchor = integers_below(available, (len(tasks), self.consecutive), self.generator)
-            of_anchor = number.expand(-1, self.consecutive, -1).gather(2, anchor.unsqueeze(-1))
-            same = (number == of_anchor) & (of_anchor >= 0) & there
-            # The oldest first; an episode without a meta-episode stays with random others.
-            first = torch.where(same, -everyone.float(), 2.0)
-            order[:, : self.consecutive] = torch.where(of_anchor >= 0, first, order[:, : self.consecutive])
-        value, back = order.topk(min(self.episodes, most), largest=False)
-        missing = self.episodes - back.shape[-1]
-        return torch.nn.functional.pad(back, (0, missing)), torch.nn.functional.pad(value < 1.5, (0, missing))
+        number = self.buffer.writer.meta_episodes(tasks, everyone.expand(len(tasks), -1)).unsqueeze(1)  # [M, 1, most]
+        anchor = integers_below(available, (len(tasks), self.consecutive), self.generator)
+        of_anchor = number.expand(-1, self.consecutive, -1).gather(2, anchor.unsqueeze(-1))
+        same = (number == of_anchor) & (everyone < available[:, None]).unsqueeze(1)
+        # The oldest first; an episode without a meta-episode stays with random others.
+        order, oldest = torch.where(same, everyone, -1).topk(min(self.episodes, most))
+        missing = self.episodes - order.shape[-1]
+        first = self.consecutive
+        back[:, :first] = torch.where(of_anchor >= 0, pad(oldest, (0, missing)), back[:, :first])
+        known = torch.where(of_anchor >= 0, pad(order >= 0, (0, missing)), there[:, :first])
+        return back, torch.cat([known, there[:, first:]], 1)
 
     def state_dict(self) -> dict[str, Any]:
         """The state of the generator."""
@@ -150,3 +174,22 @@ class SequenceSampler:
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Restores what :meth:`state_dict` gave."""
         self.generator.set_state(state_dict["generator"])
+
+
+def _distinct(limit: Tensor, shape: tuple[int, int], count: int, generator: torch.Generator) -> Tensor:
+    """Different integers in 0 .. limit - 1, in random order, int64 [*shape, count].
+
+    Args:
+        limit: int64 [M], M the first of ``shape``; where it is lower than the count, only the first so many differ.
+        shape: how many draws.
+        count: integers of a draw.
+        generator: source of the draws.
+    """
+    drawn: list[Tensor] = []
+    for k in range(count):
+        number = integers_below((limit - k).clamp(min=1), shape, generator)  # among those that are left
+        if drawn:
+            for earlier in torch.stack(drawn, -1).sort(-1).values.unbind(-1):
+                number = number + (number >= earlier)
+        drawn.append(torch.minimum(number, limit.clamp(min=1).view(-1, 1) - 1))
+    return torch.stack(drawn, -1)

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import torch
-from tensordict import TensorDictBase
+from tensordict import TensorDict, TensorDictBase
 from torch import Tensor
 from torchrl.data import TensorDictReplayBuffer
 from torchrl.data.replay_buffers.samplers import Sampler
@@ -29,7 +30,10 @@ class TaskSampler(Sampler):
         if generator is torch.default_generator:
             raise ValueError("the global generator would tie replay to all other draws: use named_generator(name)")
         self.writer, self.generator = writer, generator
-        self.tasks = torch.arange(writer.num_tasks) if tasks is None else torch.as_tensor(tasks)
+        every = torch.arange(writer.num_tasks)
+        if writer.partitions is not None:  # an id of each partition
+            every = torch.stack([(writer.partitions == part).nonzero()[0, 0] for part in every])
+        self.tasks = every if tasks is None else torch.as_tensor(tasks)
 
     def sample(self, storage: Storage, batch_size: int) -> tuple[Tensor, dict]:
         """Rows for ``self.tasks``, int64 [batch_size]: the first ``batch_size / M`` are of the first task, and so on.
@@ -47,8 +51,7 @@ class TaskSampler(Sampler):
     ) -> Tensor:
         """Rows of the storage, int64 [M, batch]; see :meth:`TaskReplayBuffer.sample_tasks`."""
         writer = self.writer
-        ids = tasks.tolist()
-        writer.check_tasks(ids)
+        ids, tasks = tasks.tolist(), writer.partition(tasks)
         held = writer.held(tasks)
         if 0 in (counts := held.tolist()):
             raise ValueError(
@@ -73,7 +76,8 @@ class TaskSampler(Sampler):
 
     def can_sample(self, storage: Storage, batch_size: int) -> bool:
         """Whether every task of ``self.tasks`` holds rows."""
-        return batch_size % len(self.tasks) == 0 and bool((self.writer.held(self.tasks) > 0).all())
+        held = self.writer.held(self.writer.partition(self.tasks))
+        return batch_size % len(self.tasks) == 0 and bool((held > 0).all())
 
     def _empty(self) -> None:
         pass
@@ -107,6 +111,9 @@ class TaskReplayBuffer(TensorDictReplayBuffer):
         seed: seed of the generator named "replay"; used where no generator is given.
         generator: source of all draws. It must not be torch's global one.
         batch_size: rows per :meth:`sample`; None takes it from the call.
+        partitions: int64 [ids], the partition 0 .. T - 1 of each task id, -1 for ids that have none, as those that are
+            not trained on; several ids may share one. None where task ids are partitions.
+        seeds: of how many agents this is the replay; task ids come in so many equal groups, see :meth:`draw_tasks`.
 
     ``len(buffer)`` is the number of rows held. ``sample`` draws for the list ``buffer.sampler.tasks``;
     :meth:`sample_tasks` takes the list itself and is faster, since it goes past TorchRL's transforms and hooks.
@@ -140,11 +147,14 @@ class TaskReplayBuffer(TensorDictReplayBuffer):
         seed: int | None = None,
         generator: torch.Generator | None = None,
         batch_size: int | None = None,
+        partitions: Tensor | None = None,
+        seeds: int = 1,
     ) -> None:
-        writer = TaskWriter(num_tasks, capacity, episodes)
+        writer = TaskWriter(num_tasks, capacity, episodes, partitions)
         sampler = TaskSampler(writer, named_generator("replay", seed) if generator is None else generator)
         storage = PartitionedStorage(num_tasks * capacity)
         super().__init__(storage=storage, writer=writer, sampler=sampler, batch_size=batch_size)
+        self.seeds = seeds
 
     def __len__(self) -> int:
         return int(self.count().sum())
@@ -221,10 +231,37 @@ class TaskReplayBuffer(TensorDictReplayBuffer):
         """Rows held per task, int64 [M]; for all tasks where ``tasks`` is None."""
         if tasks is None:
             return self._writer.written.clamp(max=self._writer.capacity)
-        return self._writer.held(torch.as_tensor(tasks))
+        return self._writer.held(self._writer.partition(torch.as_tensor(tasks)))
 
-    def draw_tasks(self, tasks: Tensor, count: int) -> Tensor:
+    def batches(self, batch: int, number: int, at_once: int = 64) -> Iterator[TensorDictBase]:
+        """So many batches for as many updates: those that ``sample_tasks(sampler.tasks, batch)`` draws, flat.
+
+        Args:
+            batch: rows of each task.
+            number: of batches.
+            at_once: how many are drawn and read in one go, which costs little more than one of them.
+
+        Returns:
+            An iterator over the stored keys, [M * batch] each, the first task's rows first.
+
+        Examples:
+            >>> buffer = TaskReplayBuffer(num_tasks=2, capacity=10, seed=0)
+            >>> x = TensorDict({"task_id": torch.tensor([[0], [1]]), "x": torch.tensor([5, 7])}, [2])
+            >>> _ = buffer.extend(x)
+            >>> [rows["x"].tolist() for rows in buffer.batches(batch=2, number=2)]
+            [[5, 5, 7, 7], [5, 5, 7, 7]]
+        """
+        tasks = torch.as_tensor(self._sampler.tasks)
+        for start in range(0, number, at_once):
+            count = min(at_once, number - start)
+            rows = self._sampler.rows(tasks, count * batch).view(len(tasks), count, batch).transpose(0, 1)
+            yield from one_by_one(self._storage.read(rows.flatten(1)))
+
+    def draw_tasks(self, tasks: Tensor, count: int, number: int | None = None) -> Tensor:
         """Draws a meta-batch of ``count`` of the given tasks, without replacement: int64 [count].
+
+        With several seeds, ``tasks`` are those of the first, then those of the second, and so on; so many are drawn for
+        each, [seeds * count]. With a ``number``, so many meta-batches, [number, seeds * count].
 
         Raises:
             ValueError: if ``count`` exceeds the number of tasks.
@@ -233,12 +270,26 @@ class TaskReplayBuffer(TensorDictReplayBuffer):
             >>> TaskReplayBuffer(9, 10, seed=0).draw_tasks(torch.tensor([3, 5, 8]), 3).sort().values
             tensor([3, 5, 8])
         """
-        tasks = torch.as_tensor(tasks)
-        if not 0 <= count <= len(tasks):
+        tasks = torch.as_tensor(tasks).view(self.seeds, -1)
+        if not 0 <= count <= tasks.shape[1]:
             raise ValueError(
-                f"cannot draw {count} of {len(tasks)} tasks without replacement: lower the meta-batch or add tasks"
+                f"cannot draw {count} of {tasks.shape[1]} tasks without replacement: lower the meta-batch or add tasks"
             )
-        return tasks[torch.randperm(len(tasks), generator=self._sampler.generator)[:count]]
+        noise = torch.rand(number or 1, *tasks.shape, generator=self._sampler.generator)
+        drawn = tasks.expand(number or 1, -1, -1).gather(2, noise.argsort(-1)[..., :count]).flatten(1)
+        return drawn if number is not None else drawn[0]
+
+
+def one_by_one(batches: TensorDictBase) -> Iterator[TensorDictBase]:
+    """Batches [number, ...] one after the other, as ``unbind`` gives them, but faster."""
+    columns = {key: column.unbind(0) for key, column in batches.items() if key != "next"}
+    after = {key: column.unbind(0) for key, column in batches.get("next", {}).items()}
+    shape = batches.shape[1:]
+    for i in range(len(batches)):
+        rows: dict[str, Any] = {key: column[i] for key, column in columns.items()}
+        if after:
+            rows["next"] = TensorDict({key: column[i] for key, column in after.items()}, shape)
+        yield TensorDict(rows, shape)
 
 
 def integers_below(limit: Tensor, shape: tuple[int, ...], generator: torch.Generator) -> Tensor:

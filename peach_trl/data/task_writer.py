@@ -6,7 +6,6 @@ ever written for the task ("absolute"); absolute position p lies in row i * capa
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -61,6 +60,8 @@ class TaskWriter(Writer):
         num_tasks: number of tasks T; task ids are 0 .. T - 1.
         capacity: rows held per task.
         episodes: episodes E that the table remembers per task; 0 keeps no table.
+        partitions: int64 [ids], the partition of each task id, -1 for ids that have none; ``None`` where ids are the
+            partitions.
 
     Attributes:
         written: int64 [T], rows ever written per task.
@@ -77,7 +78,7 @@ class TaskWriter(Writer):
 
     _storage: PartitionedStorage  # type: ignore[assignment]
 
-    def __init__(self, num_tasks: int, capacity: int, episodes: int = 0) -> None:
+    def __init__(self, num_tasks: int, capacity: int, episodes: int = 0, partitions: Tensor | None = None) -> None:
         super().__init__()
         if num_tasks < 1 or capacity < 1 or episodes < 0:
             raise ValueError(
@@ -85,6 +86,11 @@ class TaskWriter(Writer):
                 "capacity >= 1 and episodes >= 0"
             )
         self.num_tasks, self.capacity, self.episodes = num_tasks, capacity, episodes
+        if partitions is not None and (int(partitions.min()) < -1 or int(partitions.max()) >= num_tasks):
+            raise ValueError(
+                f"partitions: must lie in -1 .. num_tasks - 1 = {num_tasks - 1}, -1 for ids that have none"
+            )
+        self.partitions = partitions
         self._write_count = 0
         self.written = torch.zeros(num_tasks, dtype=torch.int64)
         self.seen = torch.zeros(num_tasks, dtype=torch.int64)
@@ -146,9 +152,7 @@ class TaskWriter(Writer):
             return torch.zeros(len(data), dtype=torch.int64)
         if task is None:
             raise ValueError(f'rows lack the key "task_id", which a buffer of {self.num_tasks} tasks needs')
-        task = task.reshape(-1)
-        self.check_tasks([int(task.min()), int(task.max())])
-        return task
+        return self.partition(task.reshape(-1))
 
     def _order(self, data: TensorDictBase, task: Tensor) -> Tensor:
         """Stable order of the rows by (task, episode, not real)."""
@@ -185,11 +189,26 @@ class TaskWriter(Writer):
         oldest = (self.written - self.capacity).clamp(min=0)
         self.usable = (self._start >= oldest[:, None]).sum(1)
 
-    def check_tasks(self, tasks: Sequence[int]) -> None:
-        """Raises ``IndexError`` for an id outside 0 .. num_tasks - 1."""
-        for task in (min(tasks), max(tasks)):
-            if not 0 <= task < self.num_tasks:
-                raise IndexError(f"task id {task}: must lie in 0 .. {self.num_tasks - 1}, the tasks of this buffer")
+    def partition(self, tasks: Tensor) -> Tensor:
+        """The partitions of task ids, int64 of the same shape.
+
+        Raises:
+            IndexError: for an id that has none.
+        """
+        if not tasks.numel():
+            return tasks
+        last = self.num_tasks - 1 if self.partitions is None else len(self.partitions) - 1
+        for task in (int(tasks.min()), int(tasks.max())):
+            if not 0 <= task <= last:
+                raise IndexError(f"task id {task}: must lie in 0 .. {last}, the tasks of this buffer")
+        if self.partitions is None:
+            return tasks
+        found = self.partitions[tasks]
+        if int(found.min()) < 0:
+            raise IndexError(
+                f"task id {int(tasks[found < 0][0])}: this buffer holds training tasks only; give it their ids"
+            )
+        return found
 
     def held(self, tasks: Tensor) -> Tensor:
         """Rows held per task, int64 [M], for ``tasks`` [M]."""

@@ -29,6 +29,7 @@ class TaskLibrary:
         num_tasks: number of tasks.
         source_ids: ``[num_tasks]`` int64, each task's id in the library that the first :meth:`subset` was called on, or
             its own id.
+        single: the library of which this is a :meth:`repeat`, else itself.
 
     Raises:
         ValueError: for overlapping splits (naming the ids), ids out of range, or wrong shapes.
@@ -52,6 +53,7 @@ class TaskLibrary:
         self.parameters = parameters.to(torch.float32)
         self.num_tasks = parameters.shape[0]
         self.source_ids = torch.arange(self.num_tasks)
+        self.single: TaskLibrary = self
         self._splits = {name: self._ids(name, ids) for name, ids in splits.items()}
         owner: dict[int, str] = {}
         for name, ids in self._splits.items():
@@ -96,6 +98,22 @@ class TaskLibrary:
         library.source_ids = self.source_ids[chosen]
         return library
 
+    def repeat(self, seeds: int) -> TaskLibrary:
+        """The same tasks for each of several agents: those of agent s have the ids s * ``num_tasks`` and up.
+
+        Splits hold the tasks of all agents, the first agent's first. :attr:`single` is the library of one of them.
+
+        Examples:
+            >>> library = TaskLibrary(torch.tensor([[1.0], [2.0]]), {"train": torch.tensor([1])}).repeat(3)
+            >>> library.split("train"), library.single.num_tasks
+            (tensor([1, 3, 5]), 2)
+        """
+        offsets = self.num_tasks * torch.arange(seeds).unsqueeze(1)
+        splits = {name: (ids + offsets).flatten() for name, ids in self._splits.items()}
+        library = TaskLibrary(self.parameters.repeat(seeds, 1), splits, self.name)
+        library.source_ids, library.single = self.source_ids.repeat(seeds), self
+        return library
+
     def __repr__(self) -> str:
         sizes = ", ".join(f"{name}: {len(ids)}" for name, ids in self._splits.items())
         return f"TaskLibrary({self.name}: {self.num_tasks} tasks of {self.parameters.shape[1]} parameters; {sizes})"
@@ -108,7 +126,8 @@ class TaskLibrary:
             raise ValueError(
                 f"{name}: task ids {wrong} are out of range; the library's ids are 0..{self.num_tasks - 1}"
             )
-        twice = sorted({i for i in ids.tolist() if (ids == i).sum() > 1})
+        values, counts = ids.unique(return_counts=True)
+        twice = values[counts > 1].tolist()
         if twice:
             raise ValueError(f"{name}: task ids {twice} are given more than once; give each once")
         return ids.to(torch.int64).clone()

@@ -17,7 +17,6 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
-import imageio.v2 as imageio
 import mujoco
 import numpy as np
 import torch
@@ -153,6 +152,8 @@ class Video:
         fps: float | None = None,
         camera: Camera = None,
     ) -> None:
+        import imageio.v2 as imageio  # here, as no run needs it
+
         base, self.path, self.rows, self.frames = batched(env), Path(path), tuple(rows), 0
         wrong = [row for row in self.rows if not 0 <= row < base.batch_size[0]]
         if wrong or not self.rows:

@@ -41,7 +41,7 @@ class FusedAdam(torch.optim.Adam):
         if lists is None:
             lists = self._lists = [self._group(group["params"]) for group in self.param_groups]
         for group, (params, means, squares, steps) in zip(self.param_groups, lists, strict=True):
-            grads = [param.grad for param in params]
+            grads: list[Any] = [param.grad for param in params]
             if any(grad is None for grad in grads):
                 some = [i for i, grad in enumerate(grads) if grad is not None]
                 params, grads, means, squares, steps = (
@@ -50,10 +50,10 @@ class FusedAdam(torch.optim.Adam):
             if not params:
                 continue
             beta1, beta2 = group["betas"]
-            torch._foreach_add_(steps, 1)
+            torch._foreach_add_(steps, 1)  # type: ignore[attr-defined]
             options = {"lr": group["lr"], "beta1": beta1, "beta2": beta2, "eps": group["eps"]}
             options |= {"weight_decay": 0.0, "amsgrad": False, "maximize": False}
-            torch._fused_adam_(params, grads, means, squares, [], steps, **options)
+            torch._fused_adam_(params, grads, means, squares, [], steps, **options)  # type: ignore[attr-defined]
 
     def _group(self, params: list[Tensor]) -> list[list[Tensor]]:
         for param in params:

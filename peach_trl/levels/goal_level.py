@@ -4,7 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
+import torch
 from tensordict import TensorDictBase
 from tensordict.nn import TensorDictModule
 from torch import nn
@@ -79,9 +81,19 @@ class GoalLevel(nn.Module):
         learnt = leaves(self.loss.actor_network_params) + leaves(self.loss.qvalue_network_params)
         self.optimiser = FusedAdam(learnt, lr=config.learning_rate)
 
+    @property
+    def device(self) -> torch.device:
+        """Where the networks are; batches are moved there."""
+        return next(self.parameters()).device
+
+    def _apply(self, fn: Any, *args: Any, **kwargs: Any) -> Any:
+        super()._apply(fn, *args, **kwargs)
+        self.targets.forget(), self.optimiser.forget()
+        return self
+
     def update(self, batch: TensorDictBase) -> TensorDictBase:
         """One gradient step on a batch [B] of the level's transitions; returns the losses, detached."""
-        losses = self.loss.learn(batch)
+        losses = self.loss.learn(batch.to(self.device))
         self.optimiser.step()
         self.targets.step()
         return losses.select("loss_actor", "loss_qvalue")

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any, cast
+
 from tensordict import TensorDictBase
 from torch import Tensor, nn
 from torchrl.objectives import LossModule
@@ -38,9 +40,9 @@ class Targets:
             for name, targets in self.loss.named_children():
                 if name.startswith("target_") and name.endswith("_params"):
                     sources = getattr(self.loss, name.removeprefix("target_"))
-                    for key, source in sources.items(True, True):
+                    for key, source in cast(TensorDictBase, sources).items(True, True):
                         if isinstance(source, nn.Parameter):
-                            pairs[0].append(targets.get(key).detach())
+                            pairs[0].append(cast(Any, targets).get(key).detach())
                             pairs[1].append(source.detach())
             self._pairs = pairs
         follow(*self._pairs, self.tau)

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from tensordict import TensorDict, TensorDictBase
@@ -146,15 +147,28 @@ class TopLevel(nn.Module):
         learnt += [] if self.belief is None else [list(self.belief.parameters())]
         groups = [{"params": params, "lr": rate} for params, rate in zip(learnt, self._rates, strict=True)]
         self.optimiser = FusedAdam(groups)
-        self._noise = named_generator("update latent")
+        self._seed = torch.initial_seed()
+        self._noise = named_generator("update latent", self._seed)
         self._key = context_key(context.read)
-        paths = [key if isinstance(key, str) else key[-1] for key in self.loss.in_keys]
+        paths = [key if isinstance(key, str) else key[-1] for key in self.loss.in_keys or []]
         self._read = {*paths, "steps_to_next_obs", *(["missed", "proposal"] if config.loss_test else [])}
-        self._acting = nn.ModuleDict({"actor": self.actor} | ({} if self.belief is None else {"belief": self.belief}))
+        self._acting = nn.ModuleDict({"actor": self.actor} | ({} if belief is None else {"belief": belief}))
         self.slow: SlowCopy | None = None
         if self.belief is not None and context.next == "after" and context.slow < 1:
             self.slow = SlowCopy(self.belief, context.slow)
         self.average = SlowCopy(self._acting, config.average) if config.average < 1 else None
+
+    @property
+    def device(self) -> torch.device:
+        """Where the networks are; batches are moved there."""
+        return next(self.parameters()).device
+
+    def _apply(self, fn: Any, *args: Any, **kwargs: Any) -> Any:
+        super()._apply(fn, *args, **kwargs)
+        self.targets.forget(), self.optimiser.forget()
+        if self._noise.device != self.device:
+            self._noise = named_generator("update latent", self._seed, self.device)
+        return self
 
     def acting(self, average: bool = False) -> tuple[ProbabilisticActor, Belief | None]:
         """Actor and belief to act with: those that learn, or with ``average`` their averaged copies."""
@@ -175,14 +189,17 @@ class TopLevel(nn.Module):
             ``(b, q)``: the decisions [n] with the context that actor, critics and targets read, and the Gaussians
             ``z_loc`` and ``z_scale`` [m, Z] of all beliefs, the prior included, for L_KL; Z = 0 without a context.
         """
+        full = bool(sequences.get("mask").all())  # before they are moved: no waiting for a device
+        sequences = sequences.to(self.device)
         mask, part, evidence = sequences.get("mask"), sequences.get("part"), Transition.of(sequences)
-        full = bool(mask.all())
         now, after = self._columns(sequences), self._columns(sequences.get("next"))
         if self.context.bootstrap:
             _link(now, after, mask, part)
         if self.belief is None:
-            nothing = torch.zeros(1, 0, device=mask.device)
-            return self._decisions(now, after, mask, full), TensorDict({"z_loc": nothing, "z_scale": nothing}, [1])
+            nothing = torch.zeros(self.seeds or 1, 0, device=mask.device)
+            return self._decisions(now, after, mask, full), TensorDict(
+                {"z_loc": nothing, "z_scale": nothing}, nothing.shape[:1]
+            )
         loc, scale = self.belief.trace(evidence, None if full else mask)  # [B, L + 1, Z]
         noise, part, key = self._draw(loc.shape), part if full else torch.where(mask, part, -1), self._key
         now[key], after[key] = self._around(reading(loc, scale, noise), part)
@@ -218,13 +235,17 @@ class TopLevel(nn.Module):
         size, chosen = mask.numel() // len(of_seeds), []
         for seed, part in enumerate(of_seeds):
             if count < part.shape[0]:
-                part = part[torch.randperm(part.shape[0], generator=self._noise)[:count]]
+                part = part[torch.randperm(part.shape[0], generator=self._noise, device=self._noise.device)[:count]]
             chosen.append(part + seed * size)
         return torch.cat(chosen)
 
     def _draw(self, shape: torch.Size) -> Tensor | None:
         """The noise of samples z [..., Z], or ``None`` where the parameters of q are read."""
-        return torch.randn(shape, generator=self._noise) if self.context.read == "sample" else None
+        return (
+            torch.randn(shape, generator=self._noise, device=self._noise.device)
+            if self.context.read == "sample"
+            else None
+        )
 
     def _around(self, read: Tensor, part: Tensor) -> tuple[Tensor, Tensor]:
         """What is read before and after each decision, [B, L, ...] each, of the readings [B, L + 1, ...]."""
@@ -253,6 +274,7 @@ class TopLevel(nn.Module):
             ``(b, q)`` as :meth:`believe` gives them: the batch with its context, which targets read too.
         """
         assert self.belief is not None
+        batch, context = batch.to(self.device), context.to(self.device)
         loc, scale = self.belief(Transition.of(context), context.get("mask"))
         key = self.loss.tensor_keys.context
         read = reading(loc, scale, self._draw(loc.shape))

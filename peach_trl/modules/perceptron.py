@@ -8,14 +8,16 @@ matrices.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from typing import Any, TypeAlias
+from collections.abc import Callable, Sequence
+from functools import cache
+from typing import Any, Tuple, TypeAlias, cast  # noqa: UP035
 
 import torch
 from torch import Tensor, nn
 
+from peach_trl.modules.execution import TracedKinds, each
+
 _relu_backward = torch.ops.aten.threshold_backward.default
-_norm_backward = torch.ops.aten.native_layer_norm_backward.default
 _EPS = 1e-5  # of layer normalisation, as nn.LayerNorm has it
 Layers: TypeAlias = list[tuple[Tensor, ...]]
 
@@ -71,7 +73,8 @@ class Perceptron(nn.Sequential):
     def forward(self, x: Tensor) -> Tensor:
         """[..., F] to [..., out]."""
         layers = [layer for layer in self if not isinstance(layer, nn.ReLU)]
-        return self.functional([part for layer in layers for part in (layer.weight, layer.bias)], x)
+        parameters = [part for layer in layers for part in (layer.weight, layer.bias)]
+        return self.functional(cast(list[Tensor], parameters), x)
 
     def functional(self, parameters: Sequence[Tensor], x: Tensor) -> Tensor:
         """The network with other parameters.
@@ -123,39 +126,70 @@ class _Perceptron(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx: Any, x: Tensor, blocks: list[Layers], norm: bool, bf16: bool, *parameters: Tensor) -> Tensor:
-        keep = any(ctx.needs_input_grad)
-        ctx.norm, ctx.bf16, ctx.sizes, saved, out = norm, bf16, [], [], []
+        size, seeds = blocks[0][0][0].shape[0], x.shape[0]
+        kind = ("run", x.shape, x.requires_grad, norm, bf16, *[layer[0].shape for layer in blocks[0]])
+
+        def make() -> Callable[..., tuple[Tensor, ...]]:
+            def function(x: Tensor, *flat: Tensor) -> tuple[Tensor, ...]:
+                tape: list[Tensor] = []
+                return run(x, _layers(flat, norm), bf16, tape), *tape
+
+            return function
+
+        traced = _KINDS.get(kind, make)
+
+        def of_block(number: int) -> tuple[Tensor, ...]:
+            first = number * size % seeds
+            with torch.no_grad():
+                rows = shared(x[first : first + size], size)
+                return traced(rows, *(part for layer in blocks[number] for part in layer))
+
+        found = each(of_block, range(len(blocks)))
+        if any(ctx.needs_input_grad):
+            ctx.save_for_backward(*(part for _, *tape in found for part in tape))
+        ctx.norm, ctx.blocks, ctx.seeds = norm, len(blocks), seeds
         ctx.parameters = [part.shape for part in parameters]
-        for number, layers in enumerate(blocks):
-            size = layers[0][0].shape[0]
-            first = number * size % x.shape[0]
-            tape: list[Tensor] | None = [] if keep else None
-            out.append(run(shared(x[first : first + size], size), layers, bf16, tape))
-            saved += tape or []
-        ctx.save_for_backward(*saved)
-        ctx.blocks, ctx.seeds = len(blocks), x.shape[0]
-        y = out[0] if len(out) == 1 else torch.cat(out)
-        return y.float() if bf16 else y
+        return found[0][0] if len(found) == 1 else torch.cat([y for y, *_ in found])
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> tuple[Any, ...]:
-        saved, count = ctx.saved_tensors, grads[0].shape[0]
+        saved, count, norm = ctx.saved_tensors, grads[0].shape[0], ctx.norm
         wants_x, wants_weights = ctx.needs_input_grad[0], ctx.needs_input_grad[4]
-        each, size = len(saved) // ctx.blocks, count // ctx.blocks
-        into, inputs = [], []
+        length, size = len(saved) // ctx.blocks, count // ctx.blocks
+        into = []
         if wants_weights:
             matrix = len(ctx.parameters[0])
             into = [grads[0].new_empty(count, *shape[matrix - 2 :]) for shape in ctx.parameters]
-        for number in range(ctx.blocks):
-            rows = slice(number * size, (number + 1) * size)
-            tape = list(saved[number * each : (number + 1) * each])
-            inputs.append(gradient(grads[0][rows], tape, ctx.norm, [part[rows] for part in into], wants_x))
+
+        def make() -> Callable[..., tuple[Tensor, ...]]:
+            def function(grad: Tensor, *tensors: Tensor) -> tuple[Tensor, ...]:
+                return (gradient(grad, list(tensors[:length]), norm, tensors[length:], wants_x),)
+
+            return function
+
+        kind = ("gradient", saved[0].dtype, grads[0].shape, size, length, norm, wants_x, wants_weights, *ctx.parameters)
+        traced = _KINDS.get(kind, make)
+
+        def of_block(number: int) -> Tensor:
+            rows, tape = slice(number * size, (number + 1) * size), saved[number * length : (number + 1) * length]
+            with torch.no_grad():
+                return traced(grads[0][rows], *tape, *(part[rows] for part in into))[0]
+
+        inputs = each(of_block, range(ctx.blocks))
         parameters: list[Any] = [part.view(shape) for part, shape in zip(into, ctx.parameters, strict=False)]
         x = None
         if wants_x:
             x = torch.cat(inputs) if len(inputs) > 1 else inputs[0]
             x = x if count == ctx.seeds else x.view(-1, ctx.seeds, *x.shape[1:]).sum(0)
         return x, None, None, None, *(parameters or [None] * len(ctx.parameters))
+
+
+_KINDS = TracedKinds()
+
+
+def _layers(flat: Sequence[Tensor], norm: bool) -> Layers:
+    size = 4 if norm else 2
+    return [tuple(flat[i : i + size]) for i in range(0, len(flat), size)]
 
 
 def blocks_of(parameters: Sequence[Tensor], norm: bool, together: int) -> list[Layers]:
@@ -266,11 +300,33 @@ def _normalise_backward(
     grad: Tensor, x: Tensor, mean: Tensor, deviation: Tensor, gain: Tensor, affine: bool
 ) -> Sequence[Tensor]:
     """Gradients of x, and of gain and shift if asked for."""
-    backward, size, mask = _norm_backward, x.shape[-1:], [True, affine, affine]
     if x.shape[0] == 1:
-        return backward(grad, x, size, mean, deviation, gain[0], gain[0], mask)
-    parts = [
-        backward(g, rows, size, m, d, w, w, mask)
-        for g, rows, m, d, w in zip(grad, x, mean, deviation, gain, strict=True)
-    ]
-    return [torch.stack(column) for column in list(zip(*parts, strict=True))[: 3 if affine else 1]]
+        return _norm_backward(grad, x, mean, deviation, gain[0], affine)
+    parts = [_norm_backward(*rows, affine) for rows in zip(grad, x, mean, deviation, gain, strict=True)]
+    return [torch.stack(column) for column in zip(*parts, strict=True)]
+
+
+def _norm_backward(
+    grad: Tensor, x: Tensor, mean: Tensor, deviation: Tensor, gain: Tensor, affine: bool
+) -> Sequence[Tensor]:
+    # Tracing does not know the operation's list of booleans.
+    if torch.jit.is_tracing():  # type: ignore[attr-defined]
+        every, first = _scripted_norm_backward()
+        return every(grad, x, mean, deviation, gain) if affine else [first(grad, x, mean, deviation, gain)]
+    arguments = grad, x, x.shape[-1:], mean, deviation, gain, gain, [True, affine, affine]
+    return torch.ops.aten.native_layer_norm_backward.default(*arguments)[: 3 if affine else 1]
+
+
+@cache
+def _scripted_norm_backward() -> tuple[Callable[..., Sequence[Tensor]], Callable[..., Tensor]]:
+    def every(grad: Tensor, x: Tensor, mean: Tensor, deviation: Tensor, gain: Tensor) -> Tuple[Tensor, Tensor, Tensor]:  # noqa: UP006
+        size = [x.shape[-1]]
+        return torch.ops.aten.native_layer_norm_backward(grad, x, size, mean, deviation, gain, gain, [True, True, True])
+
+    def first(grad: Tensor, x: Tensor, mean: Tensor, deviation: Tensor, gain: Tensor) -> Tensor:
+        size = [x.shape[-1]]
+        return torch.ops.aten.native_layer_norm_backward(
+            grad, x, size, mean, deviation, gain, gain, [True, False, False]
+        )[0]
+
+    return torch.jit.script(every), torch.jit.script(first)

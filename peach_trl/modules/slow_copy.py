@@ -12,7 +12,7 @@ from torch import Tensor, nn
 @torch.no_grad()
 def follow(targets: list[Tensor], sources: list[Tensor], rate: float) -> None:
     """Target <- (1 - rate) target + rate source, all of them in one call."""
-    torch._foreach_lerp_(targets, sources, rate)
+    torch._foreach_lerp_(targets, sources, rate)  # type: ignore[attr-defined]
 
 
 class SlowCopy(nn.Module):

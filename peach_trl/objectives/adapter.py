@@ -7,10 +7,10 @@ batch allow it: the networks are those of :mod:`peach_trl.modules.networks`. Wit
 from __future__ import annotations
 
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Hashable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
 import torch
 from tensordict import NestedKey, TensorDict, TensorDictBase
@@ -18,8 +18,8 @@ from torch import Tensor, nn
 from torchrl.modules import ProbabilisticActor
 from torchrl.objectives.value import TD0Estimator
 
+from peach_trl.modules.execution import TracedKinds, each
 from peach_trl.modules.networks import EndedNet, FeatureNet, features_and_end
-from peach_trl.modules.perceptron import Perceptron
 from peach_trl.objectives.plain import Net
 
 if TYPE_CHECKING:
@@ -35,24 +35,27 @@ class Part:
 
     Args:
         leaves: the parameters, [E, S, ...], without these dimensions where there is one network.
-        net: the module that they are.
-        features: what the networks read of a batch's entries, [n, F].
+        network: the module that they are.
+        buffers: of its features.
         end: what follows their last layers.
         members: E, or ``None`` where the parameters have no such dimension.
     """
 
     def __init__(
-        self,
-        leaves: list[Tensor],
-        net: Perceptron,
-        features: Callable[..., Tensor],
-        end: nn.Module,
-        members: int | None,
+        self, leaves: list[Tensor], network: FeatureNet, buffers: list[Tensor], end: nn.Module, members: int | None
     ) -> None:
-        self.leaves, self.net, self.features, self.end, self.members = leaves, net, features, end, members
+        self.leaves, self.network, self.buffers, self.end, self.members = leaves, network, buffers, end, members
+        self.memory = self._memory()
         self.dims = [0 if members is None else 1] * len(leaves)  # of the seeds
         self._made: dict[tuple[int, bool], list[list[Net]]] = {}
         self._learning: dict[int, list[_Learning]] = {}
+
+    def _memory(self) -> list[int]:
+        return [leaf.data_ptr() for leaf in self.leaves]
+
+    def moved(self) -> bool:
+        """Whether the parameters are in other memory than before, as after ``parameter.data = ...``."""
+        return self.memory != self._memory()
 
     def nets(self, rows: int, first: bool = False) -> list[list[Net]]:
         """The networks of each group of agents: of all, where they are computed together, or of one.
@@ -77,7 +80,7 @@ class Part:
         return pool[-1]
 
     def _make(self, rows: int, leaves: list[Tensor], gradients: Sequence[Tensor] = ()) -> list[list[Net]]:
-        net, seeds = self.net, self.net.seeds or 1
+        net, features, seeds = self.network.net, self.network.features, self.network.seeds or 1
         blocks = net.blocks(leaves, rows)
         into: list[Sequence[Tensor]] = [()] * len(blocks)
         if gradients:
@@ -85,7 +88,10 @@ class Part:
                 part.view(seeds * (self.members or 1), *part.shape[self.leaves[0].ndim - 2 :]) for part in gradients
             ]
             into = [flat] if len(blocks) == 1 else list(zip(*(part.split(1) for part in flat), strict=True))
-        made = [Net(block, self.end, part, net.norm, net.bf16) for block, part in zip(blocks, into, strict=True)]
+        made = [
+            Net(features, self.buffers, block, self.end, part, net.norm, net.bf16)
+            for block, part in zip(blocks, into, strict=True)
+        ]
         return [made] if len(made) == 1 else [made[seed::seeds] for seed in range(seeds)]
 
 
@@ -101,6 +107,7 @@ class PlainMixin(_Loss):
     """What a loss of TorchRL's needs to go the short way; put it before the loss among the base classes."""
 
     _parts: dict[str, Part] | None = None
+    _kinds: TracedKinds | None = None
 
     @cached_property
     def seeds(self) -> int | None:
@@ -112,12 +119,13 @@ class PlainMixin(_Loss):
         actor, critic = _inner(self.actor_network), _inner(self.qvalue_network)
         return (
             all(isinstance(module.module, FeatureNet | EndedNet) for module in (actor, critic))
-            and critic.in_keys == [*actor.in_keys, self.tensor_keys.action]
+            and critic.in_keys == [*actor.in_keys, cast(Any, self.tensor_keys).action]
             and isinstance(self.value_estimator, TD0Estimator)
             and not self.value_estimator.average_rewards
             and self.loss_function == "l2"
             and self.reduction == "mean"
-            and tensordict.get(self.tensor_keys.priority_weight, None) is None
+            and tensordict.get(cast(Any, self.tensor_keys).priority_weight, None) is None
+            and not any(tensordict.get(key).requires_grad for key in actor.in_keys[: _scaled(actor.module)])
         )
 
     @property
@@ -144,6 +152,40 @@ class PlainMixin(_Loss):
         """The losses without their gradients, and how :meth:`with_gradients` adds these: parts and gradients."""
         raise NotImplementedError
 
+    def steps(
+        self,
+        kind: Hashable,
+        function: Callable[[list[list[Net]], Sequence[Tensor]], tuple[Tensor, ...]],
+        groups: Sequence[Sequence[list[Net]]],
+        rows: Sequence[Sequence[Tensor]],
+    ) -> list[tuple[Tensor, ...]]:
+        """What a function makes of each group of agents.
+
+        Args:
+            kind: tells apart what the function does, and the shapes of its rows.
+            function: of the networks of a group and its rows.
+            groups: the networks, by what they are for.
+            rows: of each group.
+        """
+        number, kinds_of = len(rows[0]), groups[0]
+
+        def make() -> Callable[..., tuple[Tensor, ...]]:
+            def flat(*tensors: Tensor) -> tuple[Tensor, ...]:
+                rest = iter(tensors[number:])
+                return function([[net.like(rest) for net in nets] for nets in kinds_of], tensors[:number])
+
+            return flat
+
+        self._kinds = TracedKinds() if self._kinds is None else self._kinds
+        traced = self._kinds.get(kind, make)
+
+        def of_group(part: int) -> tuple[Tensor, ...]:
+            tensors = [tensor for nets in groups[part] for net in nets for tensor in net.tensors()]
+            with torch.inference_mode():
+                return traced(*rows[part], *tensors)
+
+        return each(of_group, range(len(groups)))
+
     def rows(self, tensordict: TensorDictBase) -> int:
         """How many rows each agent's batch has."""
         return tensordict.numel() // (self.seeds or 1)
@@ -157,17 +199,24 @@ class PlainMixin(_Loss):
         """The networks whose parameters are ``name_params``, target networks included."""
         if self._parts is None:
             self._parts = {}
-        if name not in self._parts:
+        if name not in self._parts or self._parts[name].moved():
             function = _inner(getattr(self, name.removeprefix("target_"))).module
             self._parts[name] = _make_part(function, getattr(self, f"{name}_params"), self.seeds)
         return self._parts[name]
 
-    def discount(self, tensordict: TensorDictBase) -> Tensor:
-        """gamma^k for decisions of k steps, and 0 where nothing follows, [..., 1]."""
-        gamma: Tensor = self.value_estimator.gamma
+    def columns(self, tensordict: TensorDictBase, *noise: Tensor) -> list[Tensor]:
+        """What a step reads of a batch: s, s', a, r, terminated, draws, and the steps of a decision, if there are any."""
+        keys: Any = self.tensor_keys
+        after = tensordict.get("next")
+        found = [*self.inputs(tensordict), *self.inputs(tensordict, after=True), tensordict.get(keys.action)]
+        found += [after.get(keys.reward), after.get(keys.terminated), *noise]
         steps = tensordict.get(self.value_estimator.tensor_keys.steps_to_next_obs, None)
-        following = ~tensordict.get(("next", self.tensor_keys.terminated))
-        return following * (gamma if steps is None else gamma**steps)
+        return found if steps is None else [*found, steps]
+
+    def parts_of(self, rows: Sequence[Tensor]) -> tuple[Sequence[Tensor], Sequence[Tensor], Sequence[Tensor]]:
+        """Columns [G, n, ...] as s, s' and the rest."""
+        number = len(self.plain_keys)
+        return rows[:number], rows[number : 2 * number], rows[2 * number :]
 
     def bounded(self, target: Tensor) -> Tensor:
         """Targets within the estimator's bounds, if it has any."""
@@ -184,13 +233,13 @@ class PlainMixin(_Loss):
         return losses[0].squeeze(0).clone() if self.seeds is None else torch.cat(list(losses))
 
     def with_gradients(
-        self, loss: Tensor, part: Part, learning: _Learning, x: Tensor | None = None, d_x: Sequence[Tensor] = ()
+        self, loss: Tensor, part: Part, learning: _Learning, inputs: Sequence[tuple[Tensor, Sequence[Tensor]]] = ()
     ) -> Tensor:
-        """A loss with the gradients of its parameters, and of features x [..., F] where those are of interest."""
-        of, gradients, dims = part.leaves, learning.gradients, part.dims
-        if x is not None:
-            whole = d_x[0].clone() if len(d_x) == 1 else torch.cat(list(d_x))
-            of, gradients, dims = [*of, x.view(whole.shape)], [*gradients, whole], [*dims, 0]
+        """A loss with the gradients of its parameters, and of the inputs [..., D] that come with theirs, by group."""
+        of, gradients, dims = [*part.leaves], [*learning.gradients], [*part.dims]
+        for column, by_group in inputs:
+            whole = by_group[0].clone() if len(by_group) == 1 else torch.cat(list(by_group))
+            of, gradients, dims = [*of, column.reshape(whole.shape)], [*gradients, whole], [*dims, 0]
         return WithGradients.apply(loss, learning, gradients, dims, *of)  # type: ignore[return-value]
 
     def mean(self, x: Tensor) -> Tensor:
@@ -198,10 +247,10 @@ class PlainMixin(_Loss):
         return x.mean() if self.seeds is None else x.reshape(self.seeds, -1).mean(-1)
 
     def __getstate__(self) -> dict[str, Any]:
-        return {**self.__dict__, "_parts": None}
+        return {**self.__dict__, "_parts": None, "_kinds": None}
 
     def _apply(self, fn: Any, *args: Any, **kwargs: Any) -> Any:
-        self._parts = None  # tensors may be others after this
+        self._parts = self._kinds = None  # tensors may be others after this
         return super()._apply(fn, *args, **kwargs)
 
 
@@ -223,7 +272,7 @@ class WithGradients(torch.autograd.Function):
         """The gradients, times that of the loss."""
         (grad,) = grads
         if grad.ndim == 0:
-            return None, None, None, None, *torch._foreach_mul(ctx.gradients, grad)
+            return None, None, None, None, *torch._foreach_mul(ctx.gradients, grad)  # type: ignore[attr-defined]
         scaled = []
         for gradient, dim in zip(ctx.gradients, ctx.dims, strict=True):
             shape = [1] * gradient.ndim
@@ -244,7 +293,12 @@ def _make_part(function: nn.Module, params: TensorDictBase, seeds: int | None) -
     members = len(leaves[0]) if leaves[0].ndim > bare else None
     buffers = [find(name) for name, _ in function.named_buffers()]
     buffers = buffers if members is None else [part[0] for part in buffers]  # members share them
-    return Part(leaves, net.net, lambda *inputs: net.features.functional(buffers, *inputs), end, members)
+    return Part(leaves, net, buffers, end, members)
+
+
+def _scaled(network: nn.Module) -> int:
+    """How many of its inputs a network scales: the observation, and the goal where it reads one."""
+    return 1 if features_and_end(network)[0].features.goal_space is None else 2
 
 
 def _inner(network: Any) -> Any:

@@ -176,21 +176,23 @@ class ContextSACLoss(ContextMixin, PlainSACLoss):
         if after:
             key = self.tensor_keys.context
             now = (tensordict.get(name) if name == key else None for name in self.plain_keys)
-            found = [column if column is not None else same.detach() for column, same in zip(found, now, strict=True)]
+            pairs = zip(found, now, strict=True)
+            found = [cast(Tensor, same).detach() if column is None else column for column, same in pairs]
         return found
 
     def held_inputs(self, tensordict: TensorDictBase) -> list[Tensor]:
-        """What L_actor reads: the context has no gradient there, and the rest must not have any."""
+        """What actor and critics read: only the context may have a gradient, which L_actor does not reach."""
         key, inputs = self.tensor_keys.context, self.inputs(tensordict)
         for name, column in zip(self.plain_keys, inputs, strict=True):
             if column.requires_grad and name != key:
                 raise self.refused(name)
-        return [column.detach() for column in inputs]
+        return inputs
 
     def _test(self, tensordict: TensorDictBase, missed: Tensor) -> Tensor:
         if self.is_plain(tensordict):
-            part, net = self.part("qvalue_network"), features_and_end(self.qvalue_network.module)[0].net
-            x = torch.cat([part.features(*self.inputs(tensordict)), tensordict.get(self.tensor_keys.proposal)], -1)
+            part, net = self.part("qvalue_network"), features_and_end(cast(Any, self.qvalue_network).module)[0].net
+            s = part.network.features.functional(part.buffers, *self.inputs(tensordict))
+            x = torch.cat([s, tensordict.get(self.tensor_keys.proposal)], -1)
             error = (net.functional(part.leaves, x) + self.test_penalty).square()
             return self.mean(error.sum(0) * missed.unsqueeze(-1))
         keys = [key for key in self.qvalue_network.in_keys if key != self.tensor_keys.action]

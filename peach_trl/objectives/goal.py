@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, cast
 
 import torch
 from tensordict import TensorDict, TensorDictBase
@@ -20,7 +20,7 @@ from torchrl.objectives.value import TD0Estimator
 
 from peach_trl.config import option
 from peach_trl.objectives.adapter import PlainMixin
-from peach_trl.objectives.plain import critic_loss, td3_actor_loss, td3_target
+from peach_trl.objectives.plain import Net, critic_loss, td3_actor_loss, td3_target
 from peach_trl.objectives.sac import PlainSACLoss, make_sac
 
 
@@ -82,22 +82,26 @@ class GoalTD3Loss(PlainMixin, TD3Loss):
         """See :meth:`PlainMixin.compute`."""
         names = ("actor_network", "qvalue_network", "target_actor_network", "target_qvalue_network")
         pi, Q, target_pi, target_Q = (self.part(name) for name in names)
-        s, s_after = self.inputs(tensordict), self.inputs(tensordict, after=True)
-        a, r = tensordict.get(self.tensor_keys.action), tensordict.get(("next", self.tensor_keys.reward))
-        noise = torch.randn_like(a).mul_(self.policy_noise).clamp_(-self.noise_clip, self.noise_clip)
-        s_Q = Q.features(*s)
-        target = (target_pi.features(*s_after), target_Q.features(*s_after), r, self.discount(tensordict), noise)
-        learns, rows, found = torch.is_grad_enabled(), self.rows(tensordict), []
+        learns, rows = torch.is_grad_enabled(), self.rows(tensordict)
+        noise = torch.randn_like(tensordict.get(self.tensor_keys.action)).mul_(self.policy_noise)
+        columns = self.columns(tensordict, noise.clamp_(-self.noise_clip, self.noise_clip))
+
+        def step(nets: list[list[Net]], rows: Sequence[Tensor]) -> tuple[Tensor, ...]:
+            (policy,), critics, (first,), (target_policy,), targets = nets
+            gamma, *rows = rows
+            s, s_after, (a, r, terminated, noise, *steps) = self.parts_of(rows)
+            gamma = ~terminated * (gamma ** steps[0] if steps else gamma)
+            s_pi, s_Q = policy.read(*s), critics[0].read(*s)
+            loss_actor = td3_actor_loss(policy, first, s_pi, s_Q, learns)
+            after = target_policy.read(*s_after), targets[0].read(*s_after)
+            y = self.bounded(td3_target(target_policy, targets, *after, r, gamma, noise))
+            return loss_actor, critic_loss(critics, torch.cat([s_Q, a], -1), y, learns, wants_x=False)[0]
+
         by_pi, by_Q = pi.learning(rows), Q.learning(rows)
-        nets = by_pi.nets, by_Q.nets, Q.nets(rows, first=True), target_pi.nets(rows), target_Q.nets(rows)
-        columns = self.by_seed(len(by_Q.nets), torch.cat([s_Q, a], -1), pi.features(*s), s_Q, *target)
-        with torch.inference_mode():
-            for (policy,), critics, (first,), (target_policy,), targets, (x, s, s_Q, *of_target) in zip(
-                *nets, columns, strict=True
-            ):
-                loss_actor = td3_actor_loss(policy, first, s, s_Q, learns)
-                y = self.bounded(td3_target(target_policy, targets, *of_target))
-                found.append((loss_actor, critic_loss(critics, x, y, learns, wants_x=False)[0]))
+        every = by_pi.nets, by_Q.nets, Q.nets(rows, first=True), target_pi.nets(rows), target_Q.nets(rows)
+        nets, gamma = list(zip(*every, strict=True)), cast(Tensor, self.value_estimator.gamma)
+        rows_of = [(gamma, *part) for part in self.by_seed(len(nets), *columns)]
+        found = self.steps((rows, learns, len(columns)), step, nets, rows_of)
         loss_actor, loss_qvalue = (self.joined(column) for column in zip(*found, strict=True))
         return {"loss_actor": loss_actor, "loss_qvalue": loss_qvalue}, [(pi, by_pi), (Q, by_Q)]
 

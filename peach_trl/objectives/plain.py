@@ -11,7 +11,7 @@ Rows are [G, n, ...], a batch for each of G agents with networks of their own (s
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -19,6 +19,7 @@ import torch
 from torch import Tensor
 from torch.nn.functional import softplus
 
+from peach_trl.modules.networks import Features
 from peach_trl.modules.perceptron import Layers, gradient, run, shared
 
 ALMOST_1 = 1 - torch.finfo(torch.float32).resolution  # where TorchRL's TanhNormal ends
@@ -26,9 +27,11 @@ ALMOST_1 = 1 - torch.finfo(torch.float32).resolution  # where TorchRL's TanhNorm
 
 @dataclass(slots=True)
 class Net:
-    """Networks of features [G, n, F]: one for each agent, or E.
+    """Networks of inputs [G, n, ...]: one for each agent, or E.
 
     Attributes:
+        features: makes one input of several.
+        buffers: of the features.
         layers: the parameters, of E G networks.
         end: what follows the last layer, with ``forward`` and ``gradient``.
         into: where the gradients of the parameters go; empty for none.
@@ -36,11 +39,28 @@ class Net:
         bf16: whether they compute in bfloat16.
     """
 
+    features: Features
+    buffers: Sequence[Tensor]
     layers: Layers
     end: Any
     into: Sequence[Tensor] = ()
     norm: bool = False
     bf16: bool = False
+
+    def tensors(self) -> list[Tensor]:
+        """Everything that is not the same for all networks of a kind: parameters, and where their gradients go."""
+        return [*self.buffers, *(part for layer in self.layers for part in layer), *self.into]
+
+    def like(self, tensors: Iterator[Tensor]) -> Net:
+        """The same kind with other tensors, which are taken from an iterator."""
+        buffers = [next(tensors) for _ in self.buffers]
+        layers = [tuple(next(tensors) for _ in layer) for layer in self.layers]
+        into = [next(tensors) for _ in self.into]
+        return Net(self.features, buffers, layers, self.end, into, self.norm, self.bf16)
+
+    def read(self, *inputs: Tensor) -> Tensor:
+        """Observation, goal (if it is read) and whatever else, as features [G, n, F]."""
+        return self.features.functional(self.buffers, *inputs)
 
     def __call__(self, x: Tensor, tape: list[Tensor] | None = None) -> Any:
         """What they put out, [E, G, n, ...]; notes on the ``tape`` what :meth:`backward` needs."""
@@ -98,7 +118,8 @@ def sac_target(
         noise: standard normal draws, [G, n, P].
         alpha: entropy coefficient.
     """
-    a, log_prob = squashed(*(part[0] for part in pi(s)), noise)
+    loc, scale = pi(s)
+    a, log_prob = squashed(loc[0], scale[0], noise)
     return r + gamma * (_least(target_Q, torch.cat([s_Q, a], -1)) - alpha * log_prob)
 
 

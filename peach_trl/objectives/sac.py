@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from itertools import accumulate
 from typing import Any, TypeVar, cast
 
 import torch
@@ -12,7 +13,7 @@ from torch import Tensor
 from torchrl.objectives import SACLoss
 
 from peach_trl.objectives.adapter import PlainMixin
-from peach_trl.objectives.plain import critic_loss, sac_actor_loss, sac_target
+from peach_trl.objectives.plain import Net, critic_loss, sac_actor_loss, sac_target
 
 Loss = TypeVar("Loss", bound=SACLoss)
 
@@ -36,30 +37,38 @@ class PlainSACLoss(PlainMixin, SACLoss):
     def compute(self, tensordict: TensorDictBase) -> tuple[dict[str, Tensor], list[Any]]:
         """See :meth:`PlainMixin.compute`."""
         pi, Q, target_Q = (self.part(name) for name in ("actor_network", "qvalue_network", "target_qvalue_network"))
-        s_after, held = self.inputs(tensordict, after=True), self.held_inputs(tensordict)
-        a, r = tensordict.get(self.tensor_keys.action), tensordict.get(("next", self.tensor_keys.reward))
-        noise_after, noise = torch.randn_like(a), torch.randn_like(a)
-        x = torch.cat([Q.features(*self.inputs(tensordict)), a], -1)  # through x the gradient goes on to an encoder
-        target = (pi.features(*s_after), Q.features(*s_after), r, self.discount(tensordict), noise_after)
-        learns, wants_x, rows = torch.is_grad_enabled(), x.requires_grad, self.rows(tensordict)
-        by_pi, by_Q, alpha, found = pi.learning(rows), Q.learning(rows), self._alpha, []
-        columns = self.by_seed(len(by_Q.nets), x, pi.features(*held), Q.features(*held), noise, *target)
-        with torch.inference_mode():
-            for (policy,), critics, targets, (x_of, s, s_Q, noise, *of_target) in zip(
-                by_pi.nets, by_Q.nets, target_Q.nets(rows), columns, strict=True
-            ):
-                y = self.bounded(sac_target(policy, targets, *of_target, alpha))
-                loss_qvalue, d_x = critic_loss(critics, x_of, y, learns, wants_x)
-                loss_actor, log_prob = sac_actor_loss(policy, critics, s, s_Q, noise, alpha, learns)
-                found.append((loss_actor, loss_qvalue, -log_prob, d_x))
-        *losses, d_x = zip(*found, strict=True)
-        names = ("loss_actor", "loss_qvalue", "entropy")
-        of_x = (x, d_x) if wants_x else ()
-        joined = {name: self.joined(loss) for name, loss in zip(names, losses, strict=True)}
-        return joined | {"alpha": alpha}, [(pi, by_pi), (Q, by_Q, *of_x)]
+        learns, rows, inputs = torch.is_grad_enabled(), self.rows(tensordict), self.held_inputs(tensordict)
+        wanted = [i for i, column in enumerate(inputs) if column.requires_grad]  # a context, whose encoder learns
+        width = [0, *accumulate(column.shape[-1] for column in inputs)]
+        a = tensordict.get(self.tensor_keys.action)
+        columns = self.columns(tensordict, torch.randn_like(a), torch.randn_like(a))
 
-    def held_inputs(self, tensordict: TensorDictBase) -> list[Any]:
-        """What L_actor reads, held fixed."""
+        def step(nets: list[list[Net]], rows: Sequence[Tensor]) -> tuple[Tensor, ...]:
+            (policy,), critics, targets = nets
+            alpha, gamma, *rows = rows
+            s, s_after, (a, r, terminated, noise_after, noise, *steps) = self.parts_of(rows)
+            gamma = ~terminated * (gamma ** steps[0] if steps else gamma)
+            s_pi, s_Q = policy.read(*s), critics[0].read(*s)
+            after = policy.read(*s_after), targets[0].read(*s_after)
+            y = self.bounded(sac_target(policy, targets, *after, r, gamma, noise_after, alpha))
+            loss_qvalue, d_x = critic_loss(critics, torch.cat([s_Q, a], -1), y, learns, wants_x=bool(wanted))
+            loss_actor, log_prob = sac_actor_loss(policy, critics, s_pi, s_Q, noise, alpha, learns)
+            found = [] if d_x is None else [d_x[..., width[i] : width[i + 1]] for i in wanted]
+            return loss_actor, loss_qvalue, -log_prob, *found
+
+        by_pi, by_Q = pi.learning(rows), Q.learning(rows)
+        nets = list(zip(by_pi.nets, by_Q.nets, target_Q.nets(rows), strict=True))
+        alpha, kind = self._alpha, (rows, learns, *wanted, *width, len(columns))
+        of_all = alpha, cast(Tensor, self.value_estimator.gamma)
+        found = self.steps(kind, step, nets, [(*of_all, *part) for part in self.by_seed(len(nets), *columns)])
+        loss_actor, loss_qvalue, entropy, *d_inputs = zip(*found, strict=True)
+        names, losses = ("loss_actor", "loss_qvalue", "entropy"), (loss_actor, loss_qvalue, entropy)
+        joined = {name: self.joined(loss) for name, loss in zip(names, losses, strict=True)}
+        d_inputs = [(inputs[i], part) for i, part in zip(wanted, d_inputs, strict=True)]
+        return joined | {"alpha": alpha}, [(pi, by_pi), (Q, by_Q, d_inputs)]
+
+    def held_inputs(self, tensordict: TensorDictBase) -> list[Tensor]:
+        """What actor and critics read; a subclass may refuse what L_actor should not reach."""
         return self.inputs(tensordict)
 
 

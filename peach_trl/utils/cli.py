@@ -2,7 +2,7 @@
 
 ``python recipes/peach.py hierarchy.depth=2`` runs once; with ``-m`` and ``hierarchy.depth=1,2,3`` it sweeps. Unknown
 keys and bad values, in any combination of a sweep, end the program with one line on stderr and exit code 2 before
-Hydra makes a folder.
+Hydra makes a folder; unknown keys even before torch is imported, see :mod:`peach_trl.utils.startup`.
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ import functools
 import inspect
 import itertools
 import sys
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -25,7 +25,7 @@ from hydra.errors import HydraException
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import MissingMandatoryValue, OmegaConfBaseException
 
-from peach_trl.config import ConfigError, build, require_key
+from peach_trl.config import ConfigError, build, require_key, unknown_key
 
 Schema = TypeVar("Schema")
 Body = Callable[[Any, Path], Any]
@@ -117,20 +117,51 @@ def load_config(
         ArmConfig(joints=5)
     """
     folder = Path(config_dir).resolve()
-    _check_keys(schema, folder, OverridesParser.create().parse_overrides(list(overrides)))
+    parsed = OverridesParser.create().parse_overrides(list(overrides))
+    _check_keys(functools.partial(require_key, schema), folder, parsed)
     return _build(schema, _compose(folder, config_name, overrides))
+
+
+def check_keys_of(script: Path) -> None:
+    """Ends the program, as ``recipe`` does, where its command line overrides a key that no YAML file of its has.
+
+    This needs no schema, and so neither torch nor the modules of the recipe. What it cannot judge it leaves to them.
+
+    Args:
+        script: ``recipes/NAME.py`` with ``configs/NAME.yaml``; for other scripts nothing happens.
+    """
+    script = script.resolve()
+    folder = script.parent.parent / "configs"
+    if not (folder / f"{script.stem}.yaml").is_file():
+        return
+    arguments, overrides = _command_line()
+    if arguments is None or arguments.config_path or arguments.config_dir:
+        return
+    name = arguments.config_name or script.stem
+    if (folder / f"{name}.yaml").is_file():
+        try:
+            _check_keys(functools.partial(_require_in_files, folder, name), folder, overrides)
+        except ConfigError as error:
+            _exit(error)
+
+
+def _command_line() -> tuple[Any, list[Override]]:
+    """Hydra's arguments and the overrides of this command line, or None and none where there is nothing to check."""
+    arguments, _ = get_args_parser().parse_known_args()
+    if arguments.help or arguments.hydra_help or arguments.cfg or arguments.info or arguments.shell_completion:
+        return None, []
+    try:
+        return arguments, OverridesParser.create().parse_overrides(arguments.overrides)
+    except HydraException:
+        return None, []
 
 
 def _check_command_line(schema: type, folder: Path, config_name: str) -> None:
     """Raises the ConfigError that any job of this command line would meet; leaves other errors for Hydra to report."""
-    arguments, _ = get_args_parser().parse_known_args()
-    if arguments.help or arguments.hydra_help or arguments.cfg or arguments.info or arguments.shell_completion:
+    arguments, overrides = _command_line()
+    if arguments is None:
         return
-    try:
-        overrides = OverridesParser.create().parse_overrides(arguments.overrides)
-    except HydraException:
-        return
-    _check_keys(schema, folder, overrides)
+    _check_keys(functools.partial(require_key, schema), folder, overrides)
     if arguments.config_path or arguments.config_dir:
         return
     for combination in _combinations(overrides, arguments.multirun):
@@ -141,13 +172,56 @@ def _check_command_line(schema: type, folder: Path, config_name: str) -> None:
         _build(schema, composed)
 
 
-def _check_keys(schema: type, folder: Path, overrides: Sequence[Override]) -> None:
-    """Refuses overrides of keys that are neither in the schema nor a folder of YAML files to choose from."""
+def _check_keys(require: Callable[[str, Any], None], folder: Path, overrides: Sequence[Override]) -> None:
+    """Hands every overridden key to ``require``, but for Hydra's and those that are a folder of YAML files."""
     for override in overrides:
         key = override.key_or_group
         if key.split(".")[0].split("/")[0] == "hydra" or (folder / key).is_dir():
             continue
-        require_key(schema, key, _text(override))
+        require(key, _text(override))
+
+
+def _require_in_files(folder: Path, config_name: str, key: str, value: Any) -> None:
+    """Raises the ConfigError of an unknown key where no file of a configuration has it, nor leaves it open."""
+    known = []
+    for values in _files_of(folder, config_name):
+        if _stands_in(values, key):
+            return
+        known += _dotted(values)
+    raise unknown_key(key, value, known)
+
+
+def _files_of(folder: Path, config_name: str) -> Iterator[Any]:
+    """The values in a YAML file, in those that its ``defaults`` name, and in all files of the groups among these."""
+    values: Any = OmegaConf.to_container(OmegaConf.load(folder / f"{config_name}.yaml"))
+    defaults = values.pop("defaults", [])
+    yield values
+    for name in defaults:
+        if isinstance(name, str) and name != "_self_":
+            yield from _files_of(folder, name)
+    for group in (group for entry in defaults if isinstance(entry, dict) for group in entry):
+        for path in sorted((folder / group).glob("*.yaml")):
+            chosen: Any = OmegaConf.to_container(OmegaConf.load(path))
+            yield chosen if path.read_text().startswith("# @package _global_") else {group: chosen}
+
+
+def _stands_in(values: Any, key: str) -> bool:
+    """Whether nested values have a dotted key, or could: a group that is null or empty may be given any keys."""
+    for name in key.split("."):
+        if not values and (values is None or isinstance(values, Mapping)):
+            return True
+        if not isinstance(values, Mapping) or name not in values:
+            return False
+        values = values[name]
+    return True
+
+
+def _dotted(values: Any, path: str = "") -> list[str]:
+    """All keys of nested values, also those of its groups."""
+    if not isinstance(values, Mapping):
+        return []
+    keys = [[f"{path}{name}", *_dotted(value, f"{path}{name}.")] for name, value in values.items()]
+    return list(itertools.chain(*keys))
 
 
 def _text(override: Override) -> Any:

@@ -1,6 +1,7 @@
 """Pictures of a run: learning curves, paths with their subgoals, the posterior over the context variable, results.
 
 Each draws on a Matplotlib ``Figure`` of its own (no window, no global state), and writes a PNG and a PDF beside it.
+Matplotlib is imported by the first of them, as it takes longer than many a run does to start.
 """
 
 from __future__ import annotations
@@ -8,18 +9,17 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
-from matplotlib.axes import Axes
-from matplotlib.cm import ScalarMappable
-from matplotlib.collections import LineCollection
-from matplotlib.colors import LinearSegmentedColormap, Normalize, to_rgba
-from matplotlib.figure import Figure
-from matplotlib.patches import Circle, Ellipse, Rectangle
-from matplotlib.ticker import EngFormatter, MaxNLocator
 
 from peach_trl.utils.tables import read_metrics
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from matplotlib.cm import ScalarMappable
+    from matplotlib.figure import Figure
+    from matplotlib.patches import Ellipse
 
 #: a value, or one by trajectory number
 Reference = float | Sequence[float]
@@ -44,7 +44,7 @@ UNITS = {
     "entropy": "nats",
     "loss_kl": "nats",
 }
-_GREYS = LinearSegmentedColormap.from_list("greys", ["0.7", "0.0"])  # of paths with coloured subgoals on them
+_GREYS = ("0.7", "0.0")  # of paths with coloured subgoals on them, first and last step
 
 
 def save(figure: Figure, path: Path | str) -> None:
@@ -55,6 +55,7 @@ def save(figure: Figure, path: Path | str) -> None:
 
     Examples:
         >>> import tempfile
+        >>> from matplotlib.figure import Figure
         >>> with tempfile.TemporaryDirectory() as folder:
         ...     save(Figure(), f"{folder}/empty.png")
         ...     print(sorted(path.name for path in Path(folder).iterdir()))
@@ -64,6 +65,7 @@ def save(figure: Figure, path: Path | str) -> None:
     if path.suffix != ".png":
         raise ValueError(f"{path}: the name of a picture must end in .png; the .pdf is written beside it")
     figure.savefig(path, dpi=150)
+    figure.set_layout_engine(None)  # all has its place by now, and finding it takes longer than drawing
     figure.savefig(path.with_suffix(".pdf"), metadata={"CreationDate": None})  # so that it depends on the picture only
 
 
@@ -93,6 +95,9 @@ def plot_curves(
         ...     _ = Path(folder, "metrics.csv").write_text("step,return/1,return/2\n100,0.1,0.1\n200,0.2,0.3\n")
         ...     plot_curves(f"{folder}/metrics.csv", f"{folder}/curves.png", {"oracle": 0.88}, {"return/2": 0.4})
     """
+    from matplotlib.figure import Figure
+    from matplotlib.ticker import EngFormatter
+
     lines = read_metrics(metrics_csv)
     final = final or {}
     panels: dict[str, list[str]] = {}
@@ -138,6 +143,9 @@ def plot_by_trajectory(
         >>> with tempfile.TemporaryDirectory() as folder:
         ...     plot_by_trajectory(f"{folder}/results.png", curves, {"oracle": 0.88, "search": [0.66, 0.89, 0.89]})
     """
+    from matplotlib.figure import Figure
+    from matplotlib.ticker import MaxNLocator
+
     arrays = {name: np.asarray(values, dtype=float) for name, values in methods.items()}
     count = next((array.shape[-1] for array in arrays.values() if array.ndim), 0)
     wrong = {name: array.shape for name, array in arrays.items() if array.shape not in ((count,), (3, count))}
@@ -200,6 +208,9 @@ def plot_trajectories(
         >>> with tempfile.TemporaryDirectory() as folder:
         ...     plot_trajectories(f"{folder}/paths.png", paths, goals=[[3.0, 4.0]], tolerance=1.0, found=[[0, 1]])
     """
+    from matplotlib.cm import ScalarMappable
+    from matplotlib.colors import LinearSegmentedColormap, Normalize
+
     positions = _array("positions", positions, (None, None, None, 2))
     tasks, count, steps, _ = positions.shape
     goals = _array("goals", goals, (tasks, 2))
@@ -208,7 +219,8 @@ def plot_trajectories(
     candidates, walls = _array("candidates", candidates, (None, 2)), _array("walls", walls, (None, 4), places=False)
     titles = [f"task {i + 1}" for i in range(tasks)] if names is None else names
     low, high = _limits(positions, goals - tolerance, goals + tolerance, subgoals, candidates, walls)
-    scale = ScalarMappable(Normalize(0, steps), SCALE if subgoals is None else _GREYS)
+    colors = SCALE if subgoals is None else LinearSegmentedColormap.from_list("greys", _GREYS)
+    scale = ScalarMappable(Normalize(0, steps), colors)
     figure, panels = _make_panels(tasks, count, low, high)
     for i, k in np.ndindex(tasks, count):
         axes = panels[i, k]
@@ -246,6 +258,8 @@ def plot_posterior(png: Path | str, loc: Any, scale: Any, task_values: Any, task
         >>> plot_posterior("posterior.png", np.zeros((2, 0)), np.zeros((2, 0)), [10, 20], "direction, degrees")
         False
     """
+    from matplotlib.figure import Figure
+
     loc, scale, values = (np.asarray(x, dtype=float) for x in (loc, scale, task_values))
     if loc.ndim != 2 or scale.shape != loc.shape or values.shape != loc.shape[:1]:
         raise ValueError(f"loc {loc.shape}, scale {scale.shape}, task_values {values.shape}: must be [K, z] twice, [K]")
@@ -332,6 +346,9 @@ def _limits(*places: np.ndarray | None) -> tuple[np.ndarray, np.ndarray]:
 
 def _make_panels(tasks: int, count: int, low: np.ndarray, high: np.ndarray) -> tuple[Figure, Any]:
     """A figure and its panels [tasks, count], all of which show the same part of the plane."""
+    from matplotlib.figure import Figure
+    from matplotlib.ticker import MaxNLocator
+
     height = 2.5 * (high[1] - low[1]) / (high[0] - low[0])
     figure = Figure(figsize=(2.5 * count + 1.4, (height + 0.3) * tasks + 0.8), layout="compressed")
     panels = figure.subplots(tasks, count, sharex=True, sharey=True, squeeze=False)
@@ -348,6 +365,9 @@ def _draw_place(
     axes: Axes, goal: np.ndarray, tolerance: float, candidates: np.ndarray | None, walls: np.ndarray | None
 ) -> None:
     """Adds what does not move: the walls, where goals could be, and the goal."""
+    from matplotlib.colors import to_rgba
+    from matplotlib.patches import Circle, Rectangle
+
     axes.plot(*goal, "*", color=GOAL_COLOR, markersize=7, markeredgewidth=0, label="goal, and how close counts")
     axes.add_patch(Circle((goal[0], goal[1]), tolerance, facecolor=to_rgba(GOAL_COLOR, 0.2), edgecolor=GOAL_COLOR))
     if candidates is not None:
@@ -358,6 +378,8 @@ def _draw_place(
 
 def _draw_path(axes: Axes, path: np.ndarray, scale: ScalarMappable) -> None:
     """Adds one path [T, 2]; step t is the t-th from 1."""
+    from matplotlib.collections import LineCollection
+
     segments = np.stack([path[:-1], path[1:]], axis=1)
     steps = np.flatnonzero(np.isfinite(segments).all(axis=(1, 2)))
     axes.add_collection(LineCollection(list(segments[steps]), colors=list(scale.to_rgba(steps + 2)), lw=1.6))
@@ -393,6 +415,8 @@ def _project(loc: np.ndarray, scale: np.ndarray) -> tuple[np.ndarray, np.ndarray
 
 def _ellipse(centre: np.ndarray, covariance: np.ndarray, color: Any) -> Ellipse:
     """The one-sigma ellipse of a Gaussian in the plane."""
+    from matplotlib.patches import Ellipse
+
     variances, axes = np.linalg.eigh(covariance)
     width, height = 2 * np.sqrt(np.maximum(variances, 0))
     angle = math.degrees(math.atan2(axes[1, 0], axes[0, 0]))

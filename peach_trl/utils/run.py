@@ -35,7 +35,7 @@ class Run:
     Args:
         folder: made if missing; it may hold files, but not those of another run.
         config: the resolved configuration, a nested mapping or a dataclass.
-        tensorboard: whether to write TensorBoard events beside the CSV file.
+        tensorboard: whether to write TensorBoard events beside the CSV file, from the first row on.
 
     Raises:
         FileExistsError: if the folder already holds a run.
@@ -76,11 +76,7 @@ class Run:
         self._columns = ["step"]
         self._csv = open(self.folder / "metrics.csv", "w", newline="")  # noqa: SIM115
         self._append(self._columns)
-        self._tensorboard = None
-        if tensorboard:
-            from torchrl.record.loggers.tensorboard import TensorboardLogger
-
-            self._tensorboard = TensorboardLogger(exp_name="tensorboard", log_dir=str(self.folder))
+        self._with_tensorboard, self._tensorboard = tensorboard, None
 
     def log(self, step: int, metrics: Mapping[str, Any] | None = None, **more: Any) -> None:
         """Writes one row of metrics to ``metrics.csv`` and TensorBoard, and flushes both.
@@ -102,7 +98,11 @@ class Run:
             self._add_columns(late)
         row["step"] = int(step)
         self._append([row.get(name, "") for name in self._columns])
-        if self._tensorboard is not None:
+        if self._with_tensorboard:
+            if self._tensorboard is None:  # imported when it is used, as that takes a while
+                from torchrl.record.loggers.tensorboard import TensorboardLogger
+
+                self._tensorboard = TensorboardLogger(exp_name="tensorboard", log_dir=str(self.folder))
             for name, value in row.items():
                 if name != "step":
                     self._tensorboard.log_scalar(name, value, step=row["step"])

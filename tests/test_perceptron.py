@@ -1,0 +1,119 @@
+"""Perceptrons with their gradient written out: alone, as ensembles and of several seeds, against plain torch."""
+
+import copy
+import pickle
+
+import pytest
+import torch
+from torch import nn
+
+from peach_trl.modules.perceptron import Perceptron
+
+
+def plain(net, x):
+    """The same layers, by autograd."""
+    for layer in net:
+        x = layer(x)
+    return x
+
+
+def gradients(y, of):
+    return torch.autograd.grad((y**2).sum(), of, retain_graph=True)
+
+
+@pytest.mark.parametrize("rows", [6, 40])
+@pytest.mark.parametrize("norm", [False, True])
+@pytest.mark.parametrize("cells", [(), (16,), (16, 8)])
+def test_it_is_the_sequence_of_its_layers(norm, cells, rows):
+    torch.manual_seed(0)
+    net = Perceptron(5, 3, cells, norm)
+    for parameter in net.parameters():
+        nn.init.normal_(parameter)
+    x = torch.randn(2, rows, 5, requires_grad=True)
+    for _ in range(5):  # from the third call on the function is traced
+        found, expected = net(x), plain(net, x)
+        torch.testing.assert_close(found, expected, rtol=1e-5, atol=1e-5)
+        of = [x, *net.parameters()]
+        for one, other in zip(gradients(found, of), gradients(expected, of), strict=True):
+            torch.testing.assert_close(one, other, rtol=1e-4, atol=1e-4)
+
+
+def test_gradients_that_nobody_wants_are_left_out():
+    net, x = Perceptron(5, 3, (16,), True), torch.randn(6, 5)
+    net(x).sum().backward()
+    assert all(parameter.grad is not None for parameter in net.parameters())
+    frozen, x = copy.deepcopy(net).requires_grad_(False), x.requires_grad_()
+    frozen(x).sum().backward()
+    assert x.grad is not None and all(parameter.grad is not None for parameter in net.parameters())
+    with torch.no_grad():
+        assert not net(x).requires_grad
+
+
+@pytest.mark.parametrize("norm", [False, True])
+@pytest.mark.parametrize("together", [False, True])
+def test_seeds_and_ensembles_are_networks_of_their_own(norm, together, monkeypatch):
+    """Values and gradients of [2 members, 3 seeds], whichever way they are computed."""
+    monkeypatch.setattr(Perceptron, "together", lambda self, rows: together)
+    torch.manual_seed(1)
+    nets = [[Perceptron(5, 3, (16, 8), norm) for _ in range(3)] for _ in range(2)]
+    stack = Perceptron(5, 3, (16, 8), norm, seeds=3)
+    number = len(list(stack.parameters()))
+    own = [[list(net.parameters()) for net in row] for row in nets]
+    stacked = [torch.stack([torch.stack([ps[i].detach() for ps in row]) for row in own]) for i in range(number)]
+    stacked = [part.requires_grad_() for part in stacked]
+    x = torch.randn(12, 5, requires_grad=True)
+    for _ in range(4):
+        found = stack.functional(stacked, x)
+        expected = torch.stack(
+            [torch.cat([plain(net, x[4 * s : 4 * s + 4]) for s, net in enumerate(row)]) for row in nets]
+        )
+        assert found.shape == (2, 12, 3)
+        torch.testing.assert_close(found, expected, rtol=1e-5, atol=1e-5)
+        d_x, *d_stacked = gradients(found, [x, *stacked])
+        e_x, *d_own = gradients(expected, [x, *(part for row in own for ps in row for part in ps)])
+        torch.testing.assert_close(d_x, e_x, rtol=1e-4, atol=1e-4)
+        for e in range(2):
+            for s in range(3):
+                for i in range(number):
+                    torch.testing.assert_close(
+                        d_stacked[i][e, s], d_own[(3 * e + s) * number + i], rtol=1e-4, atol=1e-4
+                    )
+
+
+def test_weights_that_change_are_seen():
+    net, x = Perceptron(5, 3, (16,)), torch.randn(6, 5)
+    before = net(x)
+    with torch.no_grad():
+        net[0].weight.mul_(2)
+    assert not torch.allclose(net(x), before)
+    net[0].weight.data = torch.zeros_like(net[0].weight)
+    torch.testing.assert_close(net(x), plain(net, x))
+
+
+def test_copies_stand_alone():
+    net, x = Perceptron(5, 3, (16,), True), torch.randn(6, 5)
+    expected = net(x)
+    twins = [copy.deepcopy(net), pickle.loads(pickle.dumps(net))]
+    with torch.no_grad():
+        net[0].weight.zero_()
+    assert all(torch.equal(twin(x), expected) for twin in twins)
+    assert not torch.allclose(net(x), expected)
+
+
+def test_bfloat16_is_near():
+    torch.manual_seed(2)
+    net, x = Perceptron(5, 3, (32, 32), True), torch.randn(64, 5, requires_grad=True)
+    short = copy.deepcopy(net)
+    short.bf16 = True
+    of = [x, *net.parameters()]
+    expected, found = net(x), short(x)
+    assert found.dtype == torch.float32 and not torch.equal(found, expected)
+    torch.testing.assert_close(found, expected, rtol=0.05, atol=0.05)
+    for one, other in zip(gradients(found, [x, *short.parameters()]), gradients(expected, of), strict=True):
+        assert one.dtype == torch.float32
+        assert (one - other).norm() < 0.1 * other.norm()
+
+
+def test_a_wrong_input_is_named():
+    with pytest.raises(ValueError, match="an input of 4 numbers: this network reads 5"):
+        Perceptron(5, 3, (16,))(torch.zeros(1, 4))

@@ -1,0 +1,171 @@
+"""Several seeds as one run: each is an agent of its own, with tasks, replay and folder of its own."""
+
+import csv
+import dataclasses
+
+import pytest
+import torch
+from test_recipes import start
+from tiny import TINY, random_sequences, random_transitions, tiny_config
+
+from peach_trl.experiment import (
+    load_agent,
+    make_agent,
+    make_level_buffer,
+    make_library,
+    make_sequence_sampler,
+    make_task_buffer,
+    of_seeds,
+    seed_everything,
+)
+from peach_trl.modules.execution import set_execution
+from peach_trl.report import run_meta_test
+
+SEEDS = 3
+
+
+def agents(**changes):
+    """Agents at once, and each alone."""
+    config = dataclasses.replace(tiny_config(**changes), seeds=SEEDS)
+    together, alone = make_agent(config, make_library(config)), []
+    for one in of_seeds(config):
+        seed_everything(one)
+        alone.append(make_agent(one, make_library(one)))
+    return together, alone
+
+
+class Draws:
+    """Stands in for ``torch.randn_like``: hands each agent alone what it got as one of several."""
+
+    def __init__(self):
+        self.drawn, self.seed, self.next = [], None, 0
+
+    def __call__(self, like):
+        if self.seed is None:
+            self.drawn.append(torch.randn(like.shape))
+            return self.drawn[-1].clone()
+        found = self.drawn[self.next].chunk(SEEDS)[self.seed]
+        self.next += 1
+        return found.clone()
+
+    def of(self, seed):
+        self.seed, self.next = seed, 0
+
+
+@pytest.fixture
+def draws(monkeypatch):
+    found = Draws()
+    monkeypatch.setattr(torch, "randn_like", found)
+    return found
+
+
+def assert_same(together, alone, atol=2e-5):
+    for seed, agent in enumerate(alone):
+        state = together.state_of(seed, agent)
+        for name, value in agent.state_dict().items():
+            torch.testing.assert_close(state[name], value, rtol=0, atol=atol, msg=lambda m, n=name: f"{n}: {m}")
+
+
+@pytest.mark.parametrize("belief", ["product", "attention", "recurrent"])
+def test_each_seed_starts_as_alone(belief):
+    together, alone = agents(context__belief=belief)
+    for seed, agent in enumerate(alone):
+        state = together.state_of(seed, agent)
+        assert state.keys() == agent.state_dict().keys()
+        assert all(torch.equal(state[name], value) for name, value in agent.state_dict().items())
+    first, second = (agent.top.actor[0].module.net.net[0].weight for agent in alone[:2])
+    assert not torch.allclose(first, second)
+
+
+@pytest.mark.parametrize("algorithm", ["td3", "sac"])
+def test_goal_levels_learn_as_alone(algorithm, draws):
+    together, alone = agents(lower__algorithm=algorithm)
+    for step in range(4):
+        batches = [
+            random_transitions((16,), 10 * step + s, goal=True).exclude("steps_to_next_obs") for s in range(SEEDS)
+        ]
+        draws.drawn.clear()
+        draws.of(None)
+        losses = together.levels[0].update(torch.cat(batches))
+        assert losses["loss_qvalue"].shape == (SEEDS,)
+        for seed, agent in enumerate(alone):
+            draws.of(seed)
+            own = agent.levels[0].update(batches[seed])
+            torch.testing.assert_close(losses["loss_qvalue"][seed], own["loss_qvalue"], rtol=1e-4, atol=1e-5)
+            torch.testing.assert_close(losses["loss_actor"][seed], own["loss_actor"], rtol=1e-4, atol=1e-5)
+    assert_same(together, alone)
+
+
+@pytest.mark.parametrize("threads", [1, 2])
+@pytest.mark.parametrize("changes", [{}, {"context__latent_dim": 0}, {"context__belief": "attention"}])
+def test_top_levels_learn_as_alone(changes, threads, draws):
+    together, alone = agents(top__batch=None, **changes)
+    set_execution(side_by_side=threads)
+    for step in range(4):
+        batches = [random_sequences(1, 9, seed=10 * step + s) for s in range(SEEDS)]  # all of them full
+        draws.drawn.clear()
+        draws.of(None)
+        losses = together.top.update(torch.cat(batches))
+        for seed, agent in enumerate(alone):
+            draws.of(seed)
+            own = agent.top.update(batches[seed])
+            for name, value in own.items():
+                if losses[name].ndim:
+                    torch.testing.assert_close(losses[name][seed], value, rtol=1e-3, atol=1e-4, msg=name)
+    set_execution()
+    assert_same(together, alone, atol=1e-4)
+
+
+def test_short_sequences_leave_each_seed_as_many_decisions():
+    together, _ = agents(top__batch=None)
+    rows = torch.cat([random_sequences(3, 9, seed=s) for s in range(SEEDS)])
+    rows["mask"][0, 3:] = False  # the first seed has fewer
+    counts = [int(mask.sum()) for mask in rows["mask"].chunk(SEEDS)]
+    b, _ = together.top.believe(rows)
+    assert len(set(counts)) > 1 and b.shape == (SEEDS * min(counts),)
+    for seed, part in enumerate(b.chunk(SEEDS)):
+        own = rows["next", "reward"].chunk(SEEDS)[seed]
+        assert torch.isin(part["next", "reward"], own).all()
+    assert torch.isfinite(together.top.update(rows)["loss_qvalue"]).all()
+
+
+def test_each_seed_draws_from_its_own_replay():
+    config = dataclasses.replace(tiny_config(), seeds=SEEDS)
+    library = make_library(config)
+    T, each = library.split("train"), library.single.num_tasks
+    assert T.tolist() == [seed * each + task for seed in range(SEEDS) for task in range(3)]
+    B, replay = make_task_buffer(config, library), make_level_buffer(config, library, 0)
+    assert B.writer.num_tasks == len(T)  # tasks that are not trained on take no room
+    tasks = T.repeat_interleave(5)
+    rows = random_transitions((len(tasks),), seed=0)
+    rows.update(
+        {"task_id": tasks.unsqueeze(1), "episode": tasks.unsqueeze(1), "transition_type": 0 * tasks.unsqueeze(1)}
+    )
+    B.extend(rows), replay.extend(rows)
+    for batch in replay.batches(7, 3):
+        assert ((batch["task_id"].view(SEEDS, 7) // each) == torch.arange(SEEDS).unsqueeze(1)).all()
+    for sequences in make_sequence_sampler(config, B).batches(T, 2, 3):
+        owners = sequences["task_id"].view(SEEDS, 2, -1)
+        assert (owners // each == torch.arange(SEEDS).view(-1, 1, 1)).all()
+        assert all(len(part.unique()) == 2 for part in owners)  # without replacement
+    with pytest.raises(IndexError, match="this buffer holds training tasks only"):
+        B.sample_tasks(library.split("test")[:1], 2)
+
+
+@pytest.mark.parametrize("recipe", ["peach", "source", "hac"])
+def test_a_run_of_two_seeds(recipe, tmp_path):
+    """Folders as of runs alone, from which each agent acts as it did at the end."""
+    one, two = start(tmp_path, recipe, *TINY, "seeds=2", "seed=5", plots=False)
+    assert (one.name, two.name) == ("seed_5", "seed_6")
+    for number, folder in enumerate((one, two)):
+        config, library, agent = load_agent(str(folder / "checkpoints" / "final.pt"))
+        assert (config.seed, config.seeds) == (5 + number, 1) and library.num_tasks == 7
+        with open(folder / "meta_test.csv") as file:
+            rows = list(csv.DictReader(file))
+        assert {int(row["task"]) for row in rows} == set(library.split("test").tolist())
+        if recipe != "source":  # z is drawn there
+            result = run_meta_test(agent, config, library, "test", seed=0)
+            found = torch.tensor([float(row["return"]) for row in rows]).view(result.returns.shape)
+            torch.testing.assert_close(found, result.returns, rtol=0, atol=1e-5)
+    values = [(folder / "metrics.csv").read_text() for folder in (one, two)]
+    assert values[0] != values[1] and values[0].splitlines()[0] == values[1].splitlines()[0]
