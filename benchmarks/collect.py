@@ -1,14 +1,15 @@
-"""How fast experience is collected, against the physics alone and against other ways: environment steps a second.
+"""What an environment step costs, in CPU seconds: the physics alone, our collectors, and other ways, in one run.
 
-    python benchmarks/collect.py                            # HalfCheetah, 8 to 256 rows, 1 and 2 threads
-    python benchmarks/collect.py rows=128 threads=1         # one line of it
-    python benchmarks/collect.py hierarchy.clock=official   # with overrides of recipes/peach.py
+    OMP_NUM_THREADS=1 python benchmarks/collect.py              # HalfCheetah, 8, 32 and 128 rows, then the point
+    OMP_NUM_THREADS=1 python benchmarks/collect.py rows=128     # one number of rows
+    python benchmarks/collect.py hierarchy.clock=own_goal       # with overrides of recipes/peach.py
 
-In one run: the batched physics alone (the same actions), a loop over gymnasium's environment, TorchRL's GymEnv and
-ParallelEnv of it, and this package's environment under its flat policy (configs/pearl.yaml) and its hierarchies of
-depth 2 and 3 (configs/peach.yaml), with LockstepCollector, with TorchRL's Collector and with worker processes. Then the
-overhead of a rollout of the point, and what the conversion into transitions costs. Medians of several repeats; run it
-on an otherwise idle machine.
+For each number of rows, first under uniform actions: the batched physics alone (``mujoco.batch``), EnvPool (skipped
+where it is not installed), gymnasium's SyncVectorEnv, and a loop over one gymnasium environment. Then under a policy,
+flat (depth 1) and hierarchies of depth 2 and 3 (configs/peach.yaml): LockstepCollector, TorchRL's Collector, the
+environment's ``advance`` and the physics alone, all of them with the same actions from the same states. Shares are of
+the physics' speed. CPU seconds are those of the whole process, all its threads; a rate of worker processes is in
+seconds of the clock, and says so.
 """
 
 from __future__ import annotations
@@ -24,6 +25,7 @@ from typing import Any
 import gymnasium
 import numpy as np
 import torch
+from gymnasium.vector import SyncVectorEnv
 from torchrl.collectors import Collector, MultiSyncCollector
 from torchrl.envs import GymEnv, ParallelEnv
 
@@ -34,23 +36,36 @@ from peach_trl.hierarchy.transitions import LevelTransitions
 from peach_trl.utils import load_config
 
 CONFIGS = Path(__file__).parents[1] / "configs"
-STEPS, REPEATS = 100, 5
+STEPS, REPEATS = 200, 5  # an episode of HalfCheetahVel is a batch: no row is reset within one
+NAME = "HalfCheetah-v5"
 
 
-def median_seconds(run: Callable[[], Any], clock: Callable[[], float] = time.perf_counter) -> float:
+def seconds(run: Callable[[], Any], clock: Callable[[], float] = time.process_time) -> float:
+    """Duration of a call, in CPU seconds."""
+    start = clock()
+    run()
+    return clock() - start
+
+
+def median_seconds(run: Callable[[], Any], clock: Callable[[], float] = time.process_time) -> float:
     """Median duration of several calls after one that is not measured."""
     run()
-    seconds = []
-    for _ in range(REPEATS):
-        start = clock()
-        run()
-        seconds.append(clock() - start)
-    return statistics.median(seconds)
+    return statistics.median(seconds(run, clock) for _ in range(REPEATS))
 
 
-def parts(task: str, depth: int, rows: int, threads: int, overrides: list[str]) -> tuple[PeachConfig, Any, Any, Any]:
+def show(what: str, rows: int, duration: float, physics: float | None = None) -> None:
+    """Prints what STEPS steps of ``rows`` rows took."""
+    share = "" if physics is None else f"   {physics / duration:4.0%} of the physics"
+    rate = rows * STEPS / duration
+    print(
+        f"N = {rows:3d}  {what:32s}{1e6 * duration / STEPS:7.0f} us a batched step {rate:8.0f} steps/s{share}",
+        flush=True,
+    )
+
+
+def parts(task: str, depth: int, rows: int, overrides: list[str]) -> tuple[PeachConfig, Any, Any, Any]:
     """Configuration, library, policy, and a factory of an environment with ``rows`` rows for that policy."""
-    settings = [f"env={task}", f"hierarchy.depth={depth}", f"env.threads={threads}", *overrides]
+    settings = [f"env={task}", f"hierarchy.depth={depth}", "env.threads=1", *overrides]
     config = load_config(PeachConfig, "peach", CONFIGS, settings)
     seed_everything(config)
     library = make_library(config)
@@ -59,72 +74,98 @@ def parts(task: str, depth: int, rows: int, threads: int, overrides: list[str]) 
     return config, library, policy, lambda chosen=tasks: partial(make_env, config, library, chosen, policy)
 
 
-def collected(cls: type, make: Any, policy: Any, rows: int) -> tuple[Callable[[], Any], Any]:
-    """A function that collects STEPS of every row, and what to shut down."""
-    collector = cls(
-        make(), policy, frames_per_batch=rows * STEPS, total_frames=-1, auto_register_policy_transforms=False
-    )
-    batches = iter(collector)
-    return lambda: next(batches), collector
+def collector_of(cls: type, make: Any, policy: Any, frames: int) -> Any:
+    """A collector of batches of so many frames."""
+    return cls(make(), policy, frames_per_batch=frames, total_frames=-1, auto_register_policy_transforms=False)
 
 
-def physics(env: Any, actions: np.ndarray) -> Callable[[], None]:
-    """The simulation alone, under the same actions [N, T, A]."""
+def physics(env: Any, actions: np.ndarray) -> None:
+    """The simulation alone, under actions [T, N, A]."""
     batch = env._batch
-
-    def run() -> None:
-        for action in actions.swapaxes(0, 1):
-            env._ctrl[:] = action
-            batch.step(nstep=env._substeps)
-
-    return run
+    for action in actions:
+        env._ctrl[:] = action
+        batch.step(nstep=env._substeps)
 
 
-def gymnasium_loop(steps: int = 2000) -> float:
-    """Steps a second of gymnasium's own environment under random actions."""
-    env = gymnasium.make("HalfCheetah-v5")
-    env.reset(seed=0)
-    actions = np.random.default_rng(0).uniform(-1, 1, (steps, 6))
+def under_a_policy(rows: int, depth: int, overrides: list[str]) -> None:
+    """Prints a collector's batches, and what the same actions cost without the policy, and in the physics alone."""
+    _, _, policy, make = parts("HalfCheetahVel", depth, rows, overrides)
+    collector = collector_of(LockstepCollector, make, policy, rows * STEPS)
+    batches, found = iter(collector), []
+    env: Any = batched(collector.env)
+    next(batches)
+    state, steps = env._batch.state, env._steps
+    for _ in range(REPEATS):
+        before, batch = state.copy(), []
+        whole = seconds(lambda: batch.append(next(batches)))  # noqa: B023
+        after = state.copy(), steps.copy()
+        actions = np.ascontiguousarray(batch[0]["action"].numpy().swapaxes(0, 1))
+        state[:] = before
+        alone = seconds(lambda: physics(env, actions))  # noqa: B023
+        state[:] = before
+        advance = seconds(lambda: [env.advance(action) for action in actions])  # noqa: B023
+        state[:], steps[:] = after
+        found.append((whole, advance, alone))
+    collector.shutdown()
+    whole, advance, alone = (statistics.median(column) for column in zip(*found, strict=True))
+    show(f"depth {depth}: physics alone", rows, alone)
+    show(f"depth {depth}: our advance", rows, advance, alone)
+    show(f"depth {depth}: LockstepCollector", rows, whole, alone)
+    collector = collector_of(Collector, make, policy, rows * STEPS)
+    batches = iter(collector)
+    show(f"depth {depth}: TorchRL's Collector", rows, median_seconds(lambda: next(batches)), alone)
+    collector.shutdown()
 
-    def run() -> None:
-        for action in actions:
-            if env.step(action)[3]:
-                env.reset()
 
-    return steps / median_seconds(run)
+def under_uniform_actions(rows: int, overrides: list[str]) -> None:
+    """Prints the physics alone, EnvPool, and gymnasium's vector environment and loop."""
+    make = parts("HalfCheetahVel", 1, rows, overrides)[-1]
+    env: Any = batched(make()())
+    env.reset()
+    actions = np.random.default_rng(0).uniform(-1, 1, (STEPS, rows, 6))
+    start = env._batch.state.copy()
+
+    def alone() -> None:
+        env._batch.state[:] = start
+        physics(env, actions)
+
+    base = median_seconds(alone)
+    show("uniform actions: physics alone", rows, base)
+    try:
+        import envpool  # pyright: ignore[reportMissingImports]
+    except ImportError:
+        print("EnvPool is not installed: pip install 'peach-trl[benchmarks]', or pip install envpool")
+    else:
+        pool = envpool.make("HalfCheetah-v4", env_type="gymnasium", num_envs=rows, num_threads=1)
+        pool.reset()
+        show("EnvPool", rows, median_seconds(lambda: [pool.step(action) for action in actions]), base)
+        pool.close()
+    vector = SyncVectorEnv([partial(gymnasium.make, NAME)] * rows)
+    vector.reset(seed=0)
+    show("SyncVectorEnv", rows, median_seconds(lambda: [vector.step(action) for action in actions]), base)
+    vector.close()
+    single = gymnasium.make(NAME)
+    single.reset(seed=0)
+    loop = median_seconds(lambda: [single.step(action) for action in actions[:, 0]])
+    show("gymnasium, one after the other", rows, rows * loop, base)
 
 
-def torchrl_envs(workers: int) -> float:
-    """Steps a second of TorchRL's GymEnv (``workers`` = 0) or a ParallelEnv of it, random actions, in a Collector."""
-    make = partial(GymEnv, "HalfCheetah-v5")
+def torchrl_envs(workers: int) -> None:
+    """Prints the rate of TorchRL's GymEnv (``workers`` = 0) or a ParallelEnv of it, random actions, in a Collector."""
+    make = partial(GymEnv, NAME)
     env = make() if workers == 0 else ParallelEnv(workers, make)
     frames = 400 * max(workers, 1)
     collector = Collector(env, None, frames_per_batch=frames, total_frames=-1)
     batches = iter(collector)
-    rate = frames / median_seconds(lambda: next(batches))
+    rate = frames / median_seconds(lambda: next(batches), time.perf_counter)
     collector.shutdown()
-    return rate
-
-
-def ours(rows: int, threads: int, overrides: list[str]) -> None:
-    """Prints a line for each depth, and the physics under the same actions."""
-    for depth in (1, 2, 3):
-        config, library, policy, make = parts("HalfCheetahVel", depth, rows, threads, overrides)
-        rates = {}
-        for cls in (LockstepCollector, Collector):
-            run, collector = collected(cls, make, policy, rows)
-            actions = run()["action"].numpy().copy()
-            rates[cls.__name__] = rows * STEPS / median_seconds(run)
-            if cls is LockstepCollector:
-                raw = rows * STEPS / median_seconds(physics(batched(collector.env), actions))
-            collector.shutdown()
-        shares = "   ".join(f"{name} {rate:8.0f} ({rate / raw:4.0%})" for name, rate in rates.items())
-        print(f"N = {rows:3d}, threads = {threads}, depth {depth}: physics {raw:8.0f}   {shares}", flush=True)
+    name = f"ParallelEnv of {workers} GymEnvs" if workers else "GymEnv"
+    print(f"{name}, uniform actions: {rate:8.0f} steps a second of the clock", flush=True)
 
 
 def in_workers(rows: int, depth: int, overrides: list[str], workers: int = 2) -> None:
     """Prints the rate of a MultiSyncCollector whose workers have a share of the rows each."""
-    config, library, policy, make = parts("HalfCheetahVel", depth, rows, 1, overrides)
+    config, library, policy, make = parts("HalfCheetahVel", depth, rows, overrides)
     tasks = library.split("train").repeat(-(-rows // config.env.train_tasks))[:rows]
     shards = list(tasks.tensor_split(workers))
     collector = MultiSyncCollector(
@@ -138,52 +179,53 @@ def in_workers(rows: int, depth: int, overrides: list[str], workers: int = 2) ->
         auto_register_policy_transforms=False,
     )
     batches = iter(collector)
-    rate = rows * STEPS / median_seconds(lambda: next(batches))
+    rate = rows * STEPS / median_seconds(lambda: next(batches), time.perf_counter)
     collector.shutdown()
-    print(f"N = {rows:3d}, {workers} workers of {rows // workers} rows, depth {depth}: {rate:8.0f}", flush=True)
+    print(
+        f"{workers} workers of {rows // workers} rows, depth {depth}: {rate:8.0f} steps a second of the clock",
+        flush=True,
+    )
 
 
 def point(rows: int, depth: int, overrides: list[str]) -> None:
-    """Prints what a rollout of the point costs besides its physics, in CPU time, and what its conversion costs."""
-    config, _, policy, make = parts("point", depth, rows, 1, overrides)
-    run, collector = collected(LockstepCollector, make, policy, rows)
-    actions = run()["action"].numpy().copy()
-    whole = median_seconds(run, time.process_time)
-    alone = median_seconds(physics(batched(collector.env), actions), time.process_time)
+    """Prints what a rollout of the point costs besides its physics, and what its conversion costs."""
+    config, _, policy, make = parts("point", depth, rows, overrides)
+    collector = collector_of(LockstepCollector, make, policy, rows * STEPS)
+    batches = iter(collector)
+    whole = median_seconds(lambda: next(batches))
+    actions = next(batches)["action"].numpy().swapaxes(0, 1).copy()
+    alone = median_seconds(lambda: physics(batched(collector.env), actions))
+    collector.shutdown()
     rate = rows * STEPS / (whole - alone)
     convert = LevelTransitions(policy.actor.hierarchy, config.transitions, config.seed)
-    batch = next(iter(LockstepCollector(make(), policy, frames_per_batch=rows * config.env.horizon, total_frames=-1)))
+    batch = next(iter(collector_of(LockstepCollector, make, policy, rows * config.env.horizon)))
     converted = sum(len(level) for level in convert(batch))
-    cost = 1e6 * median_seconds(lambda: convert(batch), time.process_time) / converted
+    cost = 1e6 * median_seconds(lambda: convert(batch)) / converted
     print(
-        f"point, N = {rows:3d}, depth {depth}: {1e6 * whole / STEPS:5.0f} us a step of all rows, physics"
+        f"point, N = {rows:3d}, depth {depth}: {1e6 * whole / STEPS:5.0f} us a batched step, physics"
         f" {1e6 * alone / STEPS:4.0f} us; without it {rate:8.0f} steps a CPU second; conversion {cost:.3f} us a"
         f" transition ({converted})",
         flush=True,
     )
-    collector.shutdown()
 
 
 def main() -> None:
     """Runs everything and prints it."""
-    settings = {"rows": [8, 32, 128, 256], "threads": [1, 2]}
-    overrides = []
+    every, overrides = [8, 32, 128], []
     for argument in sys.argv[1:]:
         name, _, value = argument.partition("=")
-        if name in settings:
-            settings[name] = [int(number) for number in value.split(",")]
+        if name == "rows":
+            every = [int(number) for number in value.split(",")]
         else:
             overrides.append(argument)
-    print("HalfCheetah, environment steps a second; in brackets the share of the physics alone")
-    print(f"gymnasium loop: {gymnasium_loop():8.0f}")
-    print(f"GymEnv, random actions: {torchrl_envs(0):8.0f}", flush=True)
-    for workers in (2, 4, 8):
-        print(f"ParallelEnv of {workers} GymEnvs, random actions: {torchrl_envs(workers):8.0f}", flush=True)
-    for rows in settings["rows"]:
-        for threads in settings["threads"]:
-            ours(rows, threads, overrides)
+    for rows in every:
+        under_uniform_actions(rows, overrides)
+        for depth in (1, 2, 3):
+            under_a_policy(rows, depth, overrides)
+    for workers in (0, 2):
+        torchrl_envs(workers)
     for depth in (1, 3):
-        in_workers(max(settings["rows"]), depth, overrides)
+        in_workers(max(every), depth, overrides)
     for depth in (1, 2, 3):
         point(32, depth, overrides)
         point(256, depth, overrides)

@@ -1,20 +1,23 @@
 """Rollouts of a hierarchy in a batched environment with no TensorDict inside the loop over time.
 
 TorchRL's Collector spends one to three milliseconds a step on TensorDicts, whatever the number of rows: more than the
-physics of a small model. Here the same modules read and write a plain dict, and the TensorDict ``[N, T]`` is made once
-a batch. What it writes is the same, bit for bit, as what TorchRL's Collector writes; copies of the policy's state under
-``"next"`` are left out.
+physics of a small model. Here the same modules read and write a dict of arrays, and the TensorDict ``[N, T]`` is made
+once a batch. What it writes is the same, bit for bit, as what TorchRL's Collector writes; copies of the policy's state
+under ``"next"`` are left out.
 """
 
 from __future__ import annotations
 
 import gc
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from typing import Any, cast
+from itertools import compress
+from operator import is_not, itemgetter
+from typing import Any, TypeAlias, cast
 
+import numpy as np
 import torch
-from tensordict import NestedKey, TensorDict, TensorDictBase
+from tensordict import TensorDict, TensorDictBase
 from torch import Tensor
 from torchrl.collectors import Collector
 from torchrl.envs import Compose, EnvBase, RewardSum, TensorDictPrimer, Transform, TransformedEnv
@@ -23,22 +26,10 @@ from torchrl.envs.utils import set_exploration_type
 from peach_trl.envs.batched_mujoco import BatchedMujocoEnv
 from peach_trl.envs.errors import NotFiniteError
 from peach_trl.hierarchy.policy import HierarchyPolicy
-from peach_trl.modules.carried import CarriedState
+from peach_trl.modules.carried import CarriedState, Frame
 
 DONE_KEYS = ("done", "terminated", "truncated")
-
-
-class Frame(dict[NestedKey, Tensor]):
-    """One step of N rows: what modules of a policy use of a TensorDict, at the price of a dict. Keys are not split."""
-
-    def __init__(self, values: dict[NestedKey, Tensor], batch_size: torch.Size) -> None:
-        super().__init__(values)
-        self.batch_size = batch_size
-
-    def set(self, key: NestedKey, value: Tensor) -> Frame:
-        """Sets one entry; returns itself, as a TensorDict does."""
-        self[key] = value
-        return self
+Arrays: TypeAlias = dict[Any, np.ndarray]
 
 
 class Lockstep:
@@ -83,7 +74,7 @@ class Lockstep:
 
     def start(self, carrier: TensorDictBase) -> None:
         """Starts from what a reset of ``env`` returned."""
-        leaves = {key: carrier.get(key) for key in carrier.keys(True, True)}
+        leaves = {key: carrier.get(key).numpy() for key in carrier.keys(True, True)}
         leaves.pop(("collector", "traj_ids"), None)
         missing = [key for key in self.policy.in_keys if key not in leaves]
         if missing:
@@ -93,7 +84,6 @@ class Lockstep:
             )
         own = {*self._observed, *DONE_KEYS, *(key for part in self._carried for key in part.keys)}
         self._initial = {key: value for key, value in leaves.items() if key not in own}  # as the primers have it
-        self._state = [key for key in leaves if key not in self._observed and key not in DONE_KEYS]
         self._frame = Frame(leaves, self.base.batch_size)
 
     def run(self, steps: int) -> TensorDict:
@@ -107,7 +97,9 @@ class Lockstep:
         """
         if self._frame is None:
             self.reset()
-        now, after, broken = [], [], None
+        now: list[Arrays] = []
+        after: list[Arrays] = []
+        broken = None
         with _no_garbage_collection():
             with torch.inference_mode():
                 for _ in range(steps):
@@ -117,7 +109,7 @@ class Lockstep:
                     except NotFiniteError as error:
                         self._frame, broken = None, error  # the next run starts all rows anew
                         break
-                    now.append(frame)
+                    now.append(frame.arrays)
                     after.append(result)
                     self._frame = self._next(frame, result)
             # Not under inference mode, since learners may use it.
@@ -127,31 +119,35 @@ class Lockstep:
             raise broken
         return cast(TensorDict, batch)
 
-    def _step(self, frame: Frame) -> dict[NestedKey, Tensor]:
+    def _step(self, frame: Frame) -> Arrays:
         """The policy writes its action into ``frame``; returns what the environment made of it."""
         self.policy.advance(frame)
-        values, error = self.base.advance(frame["action"])
-        result: dict[NestedKey, Tensor] = {**values}
+        arrays = frame.arrays
+        values, error = self.base.advance(arrays["action"])
+        result: Arrays = values
         if error is not None:
-            error.tensordict = TensorDict(values, self.base.batch_size)
+            tensors = {key: torch.from_numpy(value.copy()) for key, value in values.items()}
+            error.tensordict = TensorDict(tensors, self.base.batch_size)
             error.raise_or_warn(self.base.not_finite)
-        if "episode_reward" in frame:
-            result["episode_reward"] = frame["episode_reward"] + values["reward"]
+        if "episode_reward" in arrays:
+            result["episode_reward"] = arrays["episode_reward"] + values["reward"]
         return result
 
-    def _next(self, frame: Frame, result: dict[NestedKey, Tensor]) -> Frame:
+    def _next(self, frame: Frame, result: Arrays) -> Frame:
         """What the next step starts from: the policy's state, the new observation, and fresh episodes where done."""
-        following = Frame({key: frame[key] for key in self._state}, frame.batch_size)
-        following.update((key, value) for key, value in result.items() if key != "reward")
+        arrays = frame.arrays
+        following: dict[Any, Any] = arrays | result
+        del following["reward"]
         for part in self._carried:
-            following.update(part.carry(frame, result))
+            following.update(part.carry(arrays, result))
         done = result["done"]
         if done.any():
-            following.update(self.base.restart(done))
+            restarted = self.base.restart(torch.from_numpy(done))
+            following.update((key, value.numpy()) for key, value in restarted.items())
             for key, initial in self._initial.items():
                 ends = done.reshape(-1, *[1] * (initial.ndim - 1))
-                following[key] = torch.where(ends, initial, following[key])
-        return following
+                following[key] = np.where(ends, initial, following[key])
+        return Frame(following, frame.batch_size)
 
 
 class LockstepCollector(Collector):
@@ -181,6 +177,7 @@ class LockstepCollector(Collector):
         same = kwargs.get("return_same_td", False)  # so in workers, whose batches lie in shared memory
         kwargs.update(use_buffers=False, return_same_td=True, no_cuda_sync=True)
         kwargs.setdefault("auto_register_policy_transforms", False)
+        kwargs.setdefault("trust_policy", True)  # TorchRL would load its compiler to look at it
         super().__init__(create_env_fn, policy, **kwargs)
         self._use_buffers, self._final_rollout = same, None
 
@@ -208,12 +205,12 @@ class LockstepCollector(Collector):
 
     def _trajectory_ids(self, done: Tensor) -> Tensor:
         """A number for each step's trajectory, ``[N, T]``, different for all trajectories of this collector."""
-        columns = []
-        for ended in done.unbind(1):
-            columns.append(self._ids)
-            if ended.any():
-                self._ids = self._ids.masked_scatter(ended, self._traj_pool.get_traj_and_increment(int(ended.sum())))
-        return torch.stack(columns, 1)
+        ids = self._ids.unsqueeze(1).repeat(1, done.shape[1])
+        for step in done.any(0).nonzero().flatten().tolist():
+            ended = done[:, step]
+            self._ids = self._ids.masked_scatter(ended, self._traj_pool.get_traj_and_increment(int(ended.sum())))
+            ids[:, step + 1 :] = self._ids.unsqueeze(1)
+        return ids
 
     def reset(self, index: Any = None, **kwargs: Any) -> None:
         """Starts all rows anew."""
@@ -259,11 +256,24 @@ def _parts_of(env: EnvBase) -> tuple[BatchedMujocoEnv, list[Transform]]:
     return env, transforms
 
 
-def _stack(now: list[Frame], after: list[dict[NestedKey, Tensor]], batch_size: torch.Size) -> TensorDict:
+def _stack(now: list[Arrays], after: list[Arrays], batch_size: torch.Size) -> TensorDict:
     shape = torch.Size([*batch_size, len(now)])
-    root = {key: torch.stack([frame[key] for frame in now], 1) for key in now[0]}
-    following = {key: torch.stack([values[key] for values in after], 1) for key in after[0]}
-    batch = TensorDict({"next": TensorDict(following, shape)}, shape)
-    for key, value in root.items():
+    batch = TensorDict({"next": TensorDict(_columns(after), shape)}, shape)
+    for key, value in _columns(now).items():
         batch.set(key, value)
     return batch
+
+
+def _columns(steps: list[Arrays]) -> dict[Any, Tensor]:
+    """The entries of T steps, [N, ...] each, as tensors [N, T, ...]."""
+    keys = list(steps[0])
+    columns = zip(*map(itemgetter(*keys), steps), strict=True)
+    return {key: _column(column) for key, column in zip(keys, columns, strict=True)}
+
+
+def _column(steps: Sequence[np.ndarray]) -> Tensor:
+    changed = [True, *map(is_not, steps[1:], steps)]  # much of the policy's state rests between decisions
+    values = torch.from_numpy(np.concatenate(list(compress(steps, changed)))).unflatten(0, (sum(changed), -1))
+    if not all(changed):
+        values = values[torch.tensor(changed).cumsum(0) - 1]
+    return values.transpose(0, 1).contiguous()

@@ -8,18 +8,19 @@ meta-test are the same thing.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, cast
 
+import numpy as np
 import torch
 from tensordict import NestedKey, TensorDictBase
-from tensordict.nn import TensorDictModuleBase
 from torch import Tensor
 from torchrl.data import Composite, Unbounded
 
-from peach_trl.context.belief import Belief
-from peach_trl.context.encoder import Transition
+from peach_trl.context.belief import Belief, GaussianProduct
+from peach_trl.context.encoder import ContextEncoder, Transition
 from peach_trl.hierarchy.structure import Hierarchy
-from peach_trl.modules.carried import CarriedState
+from peach_trl.modules.carried import ArrayPerceptron, CarriedState, Frame, StepModule
+from peach_trl.modules.perceptron import Perceptron
 from peach_trl.seeding import ProcessGenerator
 
 READINGS, UPDATES = ("belief", "sample"), ("decision", "trajectory")
@@ -32,7 +33,7 @@ def context_key(read: str) -> str:
     return "z" if read == "sample" else "belief"
 
 
-class BeliefTracker(TensorDictModuleBase):
+class BeliefTracker(StepModule):
     """Keeps the belief of every row, and hands the top level its reading of it.
 
     Reads ``observation`` [N, D], ``("hierarchy", "start" | "acts")``, the subgoal or proposal in force, and its own
@@ -66,8 +67,6 @@ class BeliefTracker(TensorDictModuleBase):
         tensor([ True, False,  True, False])
     """
 
-    in_keys: list[NestedKey]
-    out_keys: list[NestedKey]
     table: Tensor | None
 
     def __init__(
@@ -93,6 +92,7 @@ class BeliefTracker(TensorDictModuleBase):
         self.trajectories, self.read, self.update_at, self.reward_scale = trajectories, read, update, reward_scale
         self.register_buffer("table", None if num_tasks is None else belief.initial(num_tasks))
         self._generator = ProcessGenerator("latent", seed)
+        self._product = _Product.of(belief)
         self._done = ("hierarchy", "goal") if hierarchy.depth > 1 else ("hierarchy", "proposal")
         self.key = context_key(read)
         own: list[NestedKey] = [self.key, *KEYS.values()]
@@ -100,29 +100,31 @@ class BeliefTracker(TensorDictModuleBase):
         self.in_keys += ["task_id"] * (num_tasks is not None)
         self.out_keys = own
 
-    @torch.no_grad()
-    def forward(self, tensordict: TensorDictBase) -> TensorDictBase:
+    def advance(self, frame: Frame) -> None:
         """Takes in the decisions that just ended, and writes what the next ones read; see the class."""
-        decides = tensordict.get(("hierarchy", "acts"))[..., -1:]
+        arrays = frame.arrays
+        decides, start = arrays["hierarchy", "acts"][..., -1:], arrays["hierarchy", "start"]
         if not decides.any():
-            return tensordict
-        start, observation = tensordict.get(("hierarchy", "start")), tensordict.get("observation")
-        kept = {name: tensordict.get(key) for name, key in KEYS.items()}
-        state = torch.where(decides, self.taken_in(tensordict), kept["state"])
-        trajectory = torch.where(start, (kept["trajectory"] + 1) % self.trajectories, kept["trajectory"])
-        fresh = start & (trajectory == 0)
-        if self.table is not None:
-            state = torch.where(start, self.table[tensordict.get("task_id").squeeze(-1)], state)
-        else:
-            state = torch.where(fresh, torch.zeros_like(state), state)
+            return
+        kept = {name: arrays[key] for name, key in KEYS.items()}
+        state = np.where(decides, self._taken_in(frame), kept["state"])
+        trajectory = kept["trajectory"]
+        if start.any():
+            trajectory = np.where(start, (trajectory + 1) % self.trajectories, trajectory)
+            fresh = start & (trajectory == 0)
+            if self.table is not None:
+                state = np.where(start, self.table.numpy()[arrays["task_id"][..., 0]], state)
+            else:
+                state = np.where(fresh, np.float32(0), state)
+            arrays[KEYS["meta_episode"]] = kept["meta_episode"] + fresh
+            arrays[KEYS["trajectory"]] = trajectory
+        arrays[KEYS["state"]] = state
         reads = decides if self.update_at == "decision" else start
-        tensordict.set(self.key, torch.where(reads, self._reading(state), tensordict.get(self.key)))
-        tensordict.set(KEYS["state"], state)
-        tensordict.set(KEYS["trajectory"], trajectory)
-        tensordict.set(KEYS["meta_episode"], kept["meta_episode"] + fresh)
-        tensordict.set(KEYS["observation"], torch.where(decides, observation, kept["observation"]))
-        tensordict.set(KEYS["reward"], torch.where(decides, 0.0, kept["reward"]))
-        return tensordict
+        new = {self.key: self._reading(state), KEYS["observation"]: arrays["observation"]}
+        new[KEYS["reward"]] = np.zeros_like(kept["reward"])
+        for key, value in new.items():
+            where = reads if key == self.key else decides
+            arrays[key] = value if where.all() else np.where(where, value, arrays[key])
 
     def after(self, recorded: TensorDictBase) -> Tensor:
         """The belief's state [N, S] after recorded steps [N], the last ones of their decisions."""
@@ -131,8 +133,20 @@ class BeliefTracker(TensorDictModuleBase):
             state.set(key, value)
         return self.taken_in(state)
 
+    def _taken_in(self, frame: Frame) -> np.ndarray:
+        """The same as an array."""
+        arrays, product = frame.arrays, self._product
+        if product is None or not product.encoder.is_quick(frame.batch_size.numel()):
+            return self.taken_in(frame).numpy()
+        observation, reached, action = arrays[KEYS["observation"]], arrays[KEYS["reached"]], arrays[self._done]
+        if self.hierarchy.depth > 1:
+            parts = (torch.from_numpy(part) for part in (observation, action[..., -1, :], reached))
+            action = self.hierarchy.hindsight_action(self.hierarchy.top, *parts).numpy()
+        added = product.statistics(observation, action, np.float32(self.reward_scale) * arrays[KEYS["reward"]], reached)
+        return arrays[KEYS["state"]] + added * (arrays[KEYS["trajectory"]] >= 0)
+
     @torch.no_grad()
-    def taken_in(self, tensordict: TensorDictBase) -> Tensor:
+    def taken_in(self, tensordict: TensorDictBase | Frame) -> Tensor:
         """The belief's state [N, S] once the decision in force has ended, where the last step left it."""
         observation, reached = tensordict.get(KEYS["observation"]), tensordict.get(KEYS["reached"])
         action = tensordict.get(self._done)
@@ -143,11 +157,15 @@ class BeliefTracker(TensorDictModuleBase):
         begun = tensordict.get(KEYS["trajectory"]) >= 0
         return torch.where(begun, self.belief.update(state, transition), state)
 
-    def _reading(self, state: Tensor) -> Tensor:
+    @torch.no_grad()
+    def _reading(self, values: np.ndarray) -> np.ndarray:
         if self.read == "belief":
-            return self.belief.read(state)
+            if self._product is not None:
+                return self._product.read(values)
+            return self.belief.read(torch.from_numpy(values)).numpy()
+        state = torch.from_numpy(values)
         noise = torch.randn(*state.shape[:-1], self.belief.latent_dim, generator=self._generator.get())
-        return self.belief.read(state, noise)  # z ~ q(z | c)
+        return self.belief.read(state, noise).numpy()  # z ~ q(z | c)
 
     # With a table.
 
@@ -170,6 +188,41 @@ class BeliefTracker(TensorDictModuleBase):
     def make_tensordict_primer(self) -> CarriedState:
         """The transform that adds the tracker's state to an environment, kept when rows are reset."""
         return _TrackerState(self.belief, self.observation_dim, self.key)
+
+
+class _Product:
+    """A :class:`GaussianProduct` on arrays: what a transition adds to its state, and what is read of it.
+
+    Args:
+        belief: without a window, with the precision ``"exponential"`` and a :class:`ContextEncoder`.
+    """
+
+    def __init__(self, belief: GaussianProduct) -> None:
+        self.encoder, self._scale = ArrayPerceptron(cast(Perceptron, belief.encoder.net)), belief.encoder._buffers
+
+    @classmethod
+    def of(cls, belief: Belief) -> _Product | None:
+        """That of a belief, or ``None`` for other kinds."""
+        if type(belief) is not GaussianProduct or type(belief.encoder) is not ContextEncoder:
+            return None
+        known = belief.window is None and belief.precision == "exponential" and not belief.encoder.net.bf16
+        return cls(belief) if known else None
+
+    def statistics(self, *transition: np.ndarray) -> np.ndarray:
+        """See :meth:`GaussianProduct.statistics`."""
+        observation, action, reward, reached = transition
+        scale = self._scale["scale"].numpy()  # type: ignore[union-attr]
+        out = self.encoder(np.concatenate([observation * scale, action, reward, reached * scale], -1))
+        size = out.shape[-1] // 2
+        mu, x = out[..., :size], out[..., size:]
+        precision = np.exp(np.minimum(np.maximum(x - 1, -8), 10))
+        return np.concatenate([precision, precision * mu], -1)
+
+    def read(self, total: np.ndarray) -> np.ndarray:
+        """See :meth:`GaussianProduct.conclude` and :func:`~peach_trl.context.belief.reading`."""
+        size = total.shape[-1] // 2
+        precision = 1 + total[..., :size]
+        return np.concatenate([total[..., size:] / precision, np.log(precision) * np.float32(-0.5)], -1)
 
 
 class _TrackerState(CarriedState):

@@ -6,7 +6,7 @@
 from __future__ import annotations
 
 import copy
-from typing import TYPE_CHECKING, Any, TypedDict
+from typing import TYPE_CHECKING, Any, TypedDict, overload
 
 import mujoco
 import numpy as np
@@ -136,6 +136,7 @@ class BatchedMujocoEnv(EnvBase):
         self._steps = np.zeros((num_envs, 1), dtype=np.int64)
         self._set_seed(seed)
         self._make_specs(observation_low, observation_high)
+        self._last = np.zeros((num_envs, self._dim), dtype=np.float32)  # observations, the finite ones
 
     def _make_specs(self, low: Tensor, high: Tensor) -> None:
         rows, self._dim = self.batch_size[0], len(low)
@@ -192,47 +193,62 @@ class BatchedMujocoEnv(EnvBase):
         error.tensordict = result
         return error.raise_or_warn(self.not_finite)
 
-    def advance(self, action: Tensor, mask: Tensor | None = None) -> tuple[dict[str, Tensor], NotFiniteError | None]:
+    @overload
+    def advance(self, action: np.ndarray) -> tuple[dict[str, np.ndarray], NotFiniteError | None]: ...
+
+    @overload
+    def advance(
+        self, action: Tensor, mask: Tensor | None = None
+    ) -> tuple[dict[str, Tensor], NotFiniteError | None]: ...
+
+    def advance(self, action: Any, mask: Tensor | None = None) -> tuple[dict[str, Any], NotFiniteError | None]:
         """One step of all rows without the TensorDict: what :meth:`step` writes under ``"next"``, as plain tensors.
 
         Args:
-            action: ``[N, A]`` in [-1, 1].
+            action: ``[N, A]`` in [-1, 1]; an array gives arrays, which are not to be written into.
             mask: bool ``[N]`` or ``[N, 1]``, the rows to step; ``None`` for all.
 
         Returns:
             the tensors by key, and what broke, if anything did: these rows are then truncated at their last finite
             observation, with reward 0, and are to be reset.
         """
-        batch = self._batch or self._make_batch()
-        self._control(action)
+        if isinstance(action, np.ndarray):
+            values, error = self._advance(action, None)
+            values.update((key, value.numpy()) for key, value in self._of_tasks().items())
+            return values, error
         rows = None if mask is None else np.flatnonzero(mask.reshape(-1).numpy())
+        values, error = self._advance(action.detach().numpy(), rows)
+        return {**{key: torch.from_numpy(value) for key, value in values.items()}, **self._shown()}, error
+
+    def _advance(
+        self, action: np.ndarray, rows: np.ndarray | None
+    ) -> tuple[dict[str, np.ndarray], NotFiniteError | None]:
+        """The same of some rows, on arrays."""
+        batch, steps = self._batch or self._make_batch(), self._steps
+        self._control(action)
         raised = self._simulate_all(batch, rows)
         if rows is None:
-            self._steps += 1
+            steps += 1
         else:
-            self._steps[rows] += 1
+            steps[rows] += 1
         values = self._read()
         observation = torch.from_numpy(values)
-        reward = self._reward(observation)
-        if mask is not None:
-            reward = reward * mask.reshape(-1, 1)
-        terminated = self._terminated(observation)
-        truncated = torch.from_numpy(self._steps >= self.horizon)
-        if terminated is None:
-            terminated, done = torch.zeros_like(truncated), truncated.clone()
-        else:
-            done = terminated | truncated
+        reward, ended = self._reward(observation).numpy(), self._terminated(observation)
+        if rows is not None:
+            moved = np.isin(np.arange(len(steps)), rows)
+            reward = reward * moved[:, None]
+        truncated = steps >= self.horizon
+        terminated = np.zeros(truncated.shape, dtype=np.bool_) if ended is None else ended.numpy()
+        done = terminated | truncated
         error = self._find_broken(values, reward, raised)
         if error is not None:
-            broken = torch.tensor(error.rows)
-            reward = reward.clone()
-            observation[broken], reward[broken] = self._last[broken], 0.0
+            broken, reward = np.array(error.rows), reward.copy()
+            values[broken], reward[broken] = self._last[broken], 0.0
             terminated[broken], truncated[broken], done[broken] = False, True, True
-            batch.reset(np.array(error.rows))
-        self._last = observation
-        result = self._observed(observation)
-        result.update(reward=reward, terminated=terminated, truncated=truncated, done=done)
-        return result, error
+            batch.reset(broken)
+        self._last[:] = values
+        ends = {"terminated": terminated, "truncated": truncated, "done": done}
+        return {"observation": values, "reward": reward, **ends}, error
 
     def _reset(self, tensordict: TensorDictBase | None = None, **kwargs: Any) -> TensorDictBase:
         mask = None if tensordict is None else tensordict.get("_reset", None)
@@ -257,8 +273,9 @@ class BatchedMujocoEnv(EnvBase):
         if self._stage != mujoco.mjtStage.mjSTAGE_NONE:
             batch.forward(rows, stage=int(self._stage))
         self._steps[rows] = 0
-        self._last = torch.from_numpy(self._read())
-        result = self._observed(self._last)
+        values = self._read()
+        self._last[:] = values
+        result = {"observation": torch.from_numpy(values), **self._shown()}
         for name in ("done", "terminated", "truncated"):
             result[name] = torch.zeros(len(self._steps), 1, dtype=torch.bool)
         return result
@@ -322,15 +339,14 @@ class BatchedMujocoEnv(EnvBase):
         self._load_tasks(np.arange(self.batch_size[0]))
         return batch
 
-    def _control(self, action: Tensor) -> None:
+    def _control(self, action: np.ndarray) -> None:
         """Writes actions in [-1, 1] as controls; nothing is stepped where one is not finite."""
-        values = action.detach().numpy()
-        rows = broken_rows(values)
+        rows = broken_rows(action)
         if len(rows):
             raise self._task_rows.not_finite_error(
                 "action", rows, self._steps[rows, 0] + 1, "check the policy; no row was stepped"
             )
-        self._ctrl[:] = values
+        self._ctrl[:] = action
         if self._ctrl_range is not None:
             middle, half = self._ctrl_range
             np.multiply(self._ctrl, half, out=self._ctrl)
@@ -352,8 +368,8 @@ class BatchedMujocoEnv(EnvBase):
             return np.asarray(error.ids, dtype=np.int64)
         return _NO_ROWS
 
-    def _find_broken(self, values: np.ndarray, reward: Tensor, raised: np.ndarray) -> NotFiniteError | None:
-        in_observation, in_reward = broken_rows(values), broken_rows(reward.numpy())
+    def _find_broken(self, values: np.ndarray, reward: np.ndarray, raised: np.ndarray) -> NotFiniteError | None:
+        in_observation, in_reward = broken_rows(values), broken_rows(reward)
         if not (len(in_observation) or len(in_reward) or len(raised)):
             return None
         key = "observation" if len(in_observation) or len(raised) else "reward"
@@ -362,9 +378,10 @@ class BatchedMujocoEnv(EnvBase):
             key, rows, self._steps[rows, 0], "check the actions, or shorten the model's timestep"
         )
 
-    def _observed(self, observation: Tensor) -> dict[str, Tensor]:
-        # Cloned: what is handed out may be written into.
-        values = {"observation": observation, "task_id": self._task_rows.task_id.clone()}
-        if self.observe_goal:
-            values["goal"] = self._task_rows.goal.clone()
-        return values
+    def _shown(self) -> dict[str, Tensor]:
+        """What observations hold besides ``"observation"``; what is handed out may be written into."""
+        return {key: value.clone() for key, value in self._of_tasks().items()}
+
+    def _of_tasks(self) -> dict[str, Tensor]:
+        rows = self._task_rows
+        return {"task_id": rows.task_id, "goal": rows.goal} if self.observe_goal else {"task_id": rows.task_id}

@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Literal
+from typing import Literal, TypeVar, cast
 
+import numpy as np
 import torch
 from torch import Tensor
+
+Values = TypeVar("Values", Tensor, np.ndarray)
 
 
 class GoalSpace:
@@ -66,14 +69,14 @@ class GoalSpace:
         contiguous = self.indices == tuple(range(first, first + self.dim))
         self._select: slice | list[int] = slice(first, first + self.dim) if contiguous else list(self.indices)
 
-    def project(self, observation: Tensor) -> Tensor:
+    def project(self, observation: Values) -> Values:
         """The part of ``observation`` ``[..., D]`` that goals speak about, ``[..., G]`` (a view where possible)."""
         if observation.shape[-1] <= self._last:
             raise ValueError(
                 f"observation of shape {tuple(observation.shape)} has no entry {self._last}, which this goal space"
                 f" reads (indices {self.indices}): pass whole observations, not goals"
             )
-        return observation[..., self._select]
+        return cast(Values, observation[..., self._select])
 
     def achieved(self, observation: Tensor, goal: Tensor) -> Tensor:
         """Whether ``observation`` ``[..., D]`` achieves ``goal`` ``[..., G]``: bool ``[...]``."""

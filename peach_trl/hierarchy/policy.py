@@ -4,16 +4,17 @@ Three TensorDictModules make one policy, each usable alone: :class:`HierarchyClo
 :class:`~peach_trl.context.tracker.BeliefTracker` and :class:`HierarchyActor`; :class:`HierarchyPolicy` is the sequence
 of them. The clock says which levels act, the tracker (PEACH and PEARL only) hands the top level what is known of the
 task, and the actor lets the acting levels propose, from the top down. Nothing is recursive: one call is one environment
-step of every row.
+step of every row. What happens at every step is computed on arrays, see :mod:`peach_trl.modules.carried`.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from typing import TYPE_CHECKING, Any, cast
+from collections.abc import Callable, Iterator, Sequence
+from typing import TYPE_CHECKING, Any, TypeAlias, cast
 
+import numpy as np
 import torch
-from tensordict import NestedKey, TensorDict, TensorDictBase
+from tensordict import TensorDict
 from tensordict.nn import TensorDictModule, TensorDictModuleBase, TensorDictSequential
 from torch import Tensor
 from torchrl.data import Binary, Bounded, Composite, TensorSpec, Unbounded
@@ -23,16 +24,21 @@ from torchrl.modules import ProbabilisticActor
 
 from peach_trl.distributions import UnitTanhNormal
 from peach_trl.hierarchy.structure import NO_LIMIT, Hierarchy
-from peach_trl.modules.carried import CarriedState
+from peach_trl.modules.carried import ArrayPerceptron, CarriedState, Frame, StepModule
+from peach_trl.modules.networks import EndedNet, FeatureNet, Features, Normal, Tanh
 from peach_trl.seeding import ProcessGenerator
 
 if TYPE_CHECKING:
     from peach_trl.context.tracker import BeliefTracker
 
+START, ACTS, ATTEMPTS = ("hierarchy", "start"), ("hierarchy", "acts"), ("hierarchy", "attempts")
+GOAL, TESTED, PROPOSAL, HELD = (("hierarchy", name) for name in ("goal", "tested", "proposal", "held"))
+Greedy: TypeAlias = Callable[[], np.ndarray]
+Sample: TypeAlias = Callable[[np.ndarray], np.ndarray]  # of standard normal draws
 UNSTARTED = -1  # what the primer writes into ``attempts`` at a reset
 
 
-class HierarchyClock(TensorDictModuleBase):
+class HierarchyClock(StepModule):
     """Advances the clocks with the step that was just made, and says which levels act on this one.
 
     Reads ``observation`` [N, D], ``("hierarchy", "attempts" | "goal")`` (and ``goal`` [N, G] where the end goal is
@@ -44,31 +50,36 @@ class HierarchyClock(TensorDictModuleBase):
         hierarchy: levels, spaces and the rule that ends attempts.
     """
 
-    in_keys: list[NestedKey]
-    out_keys: list[NestedKey]
-
     def __init__(self, hierarchy: Hierarchy) -> None:
         super().__init__()
         self.hierarchy = hierarchy
-        self.in_keys = ["observation", ("hierarchy", "attempts")]
+        self.in_keys = ["observation", ATTEMPTS]
         if hierarchy.depth > 1:
-            self.in_keys.append(("hierarchy", "goal"))
+            self.in_keys.append(GOAL)
         if hierarchy.goal_space is not None:
             self.in_keys.append("goal")
-        self.out_keys = [("hierarchy", "start"), ("hierarchy", "acts"), ("hierarchy", "attempts")]
+        self.out_keys = [START, ACTS, ATTEMPTS]
+        self._known: dict[Any, tuple[np.ndarray, ...]] = {}  # by the attempts before, for the clock ``time``
 
-    def forward(self, tensordict: TensorDictBase) -> TensorDictBase:
+    def advance(self, frame: Frame) -> None:
         """Writes which levels act; see the class."""
-        observation, before = tensordict.get("observation"), tensordict.get(("hierarchy", "attempts"))
+        arrays = frame.arrays
+        before = arrays[ATTEMPTS]
+        if self.hierarchy.config.clock == "time":  # which ends attempts whatever was achieved
+            key = before.shape, before.tobytes()
+            if key not in self._known:
+                if len(self._known) >= 1024:
+                    self._known.clear()
+                self._known[key] = self._ticked(before, None)
+            arrays[START], arrays[ACTS], arrays[ATTEMPTS] = self._known[key]
+            return
+        achieved = self.hierarchy.achieved(frame.get("observation"), frame.get(GOAL), frame.get("goal"))
+        arrays[START], arrays[ACTS], arrays[ATTEMPTS] = self._ticked(before, achieved.numpy())
+
+    def _ticked(self, before: np.ndarray, achieved: np.ndarray | None) -> tuple[np.ndarray, ...]:
         start = before[..., :1] == UNSTARTED
-        achieved = None
-        if self.hierarchy.config.clock != "time":  # which ends attempts whatever was achieved
-            goals, end_goal = tensordict.get(("hierarchy", "goal"), None), tensordict.get("goal", None)
-            achieved = self.hierarchy.achieved(observation, goals, end_goal)
         end, acts, used = self.hierarchy.attempt_ends(achieved, before, start)
-        tensordict.set(("hierarchy", "start"), start)
-        tensordict.set(("hierarchy", "acts"), acts)
-        return tensordict.set(("hierarchy", "attempts"), used.masked_fill(end, 0))
+        return start, acts, used * ~end
 
     def make_tensordict_primer(self) -> TensorDictPrimer:
         """The transform that adds the clocks to an environment; collectors append it by themselves."""
@@ -77,7 +88,7 @@ class HierarchyClock(TensorDictModuleBase):
         return TensorDictPrimer(primers, default_value=float(UNSTARTED), expand_specs=True)
 
 
-class HierarchyActor(TensorDictModuleBase):
+class HierarchyActor(StepModule):
     """Lets the acting levels propose, from the top down, and writes the environment's action.
 
     Reads ``observation`` [N, D], ``("hierarchy", "acts" | "goal" | "tested")`` and what the top actor reads
@@ -97,8 +108,6 @@ class HierarchyActor(TensorDictModuleBase):
             below the top, ``goal`` [N, G].
     """
 
-    in_keys: list[NestedKey]
-    out_keys: list[NestedKey]
     random_share: Tensor
 
     def __init__(self, hierarchy: Hierarchy, actors: Sequence[TensorDictModuleBase]) -> None:
@@ -113,85 +122,83 @@ class HierarchyActor(TensorDictModuleBase):
         shares[-1] = config.top_random_share
         self.register_buffer("random_share", shares)
         self._generator = ProcessGenerator("exploration")
-        self._holds = config.top_random_hold > 1
-        self.in_keys = [
-            "observation",
-            ("hierarchy", "acts"),
-            ("hierarchy", "proposal"),
-            *([("hierarchy", "start"), ("hierarchy", "held")] * self._holds),
-            *(key for key in actors[-1].in_keys if key != "observation"),
-        ]
-        self.out_keys = ["action", ("hierarchy", "proposal"), *([("hierarchy", "held")] * self._holds)]
-        if hierarchy.depth > 1:
-            state: list[NestedKey] = [("hierarchy", "goal"), ("hierarchy", "tested")]
-            self.in_keys, self.out_keys = self.in_keys + state, self.out_keys + state
+        self._draws = _Draws(self._generator)
+        self._networks = [_network_of(actor) for actor in actors]
+        self._dims, self._holds = hierarchy.proposal_dims, config.top_random_hold > 1
+        held, state = [HELD] * self._holds, [GOAL, TESTED] * (hierarchy.depth > 1)
+        known = [key for key in actors[-1].in_keys if key != "observation"]
+        self.in_keys = ["observation", ACTS, PROPOSAL, *([START] * self._holds), *held, *known, *state]
+        self.out_keys = ["action", PROPOSAL, *held, *state]
 
-    def forward(self, tensordict: TensorDictBase) -> TensorDictBase:
+    def advance(self, frame: Frame) -> None:
         """Writes the action and the subgoals in force; see the class."""
         hierarchy, explore = self.hierarchy, exploration_type() == ExplorationType.RANDOM
-        observation, acts = tensordict.get("observation"), tensordict.get(("hierarchy", "acts"))
-        goals, tested = tensordict.get(("hierarchy", "goal"), None), tensordict.get(("hierarchy", "tested"), None)
+        arrays, acts, observation = frame.arrays, frame.arrays[ACTS], frame.arrays["observation"]
         for level in reversed(range(hierarchy.depth)):
             rows = acts[..., level]
             if level > 0 and not rows.any():
                 continue
-            proposal = self._propose(level, tensordict, goals, tested, explore)
+            proposal = self._propose(level, frame, explore)
             if level == hierarchy.top:
-                before = tensordict.get(("hierarchy", "proposal"))
-                tensordict.set(("hierarchy", "proposal"), torch.where(rows.unsqueeze(-1), proposal, before))
+                every = level == 0  # which always acts
+                arrays[PROPOSAL] = proposal if every else np.where(rows[..., None], proposal, arrays[PROPOSAL])
             target = hierarchy.decode(level, observation, proposal)
             if level == 0:
-                tensordict.set("action", target)
+                arrays["action"] = target
                 break
-            goals, tested = cast(Tensor, goals).clone(), cast(Tensor, tested).clone()  # the step before keeps its own
-            goals[..., level - 1, :] = torch.where(rows.unsqueeze(-1), target, goals[..., level - 1, :])
-            tests = tested[..., level] | self._coins(level, tensordict) if explore else torch.zeros_like(rows)
-            tested[..., level - 1] = torch.where(rows, tests, tested[..., level - 1])
-        if hierarchy.depth > 1:
-            tensordict.set(("hierarchy", "goal"), goals)
-            tensordict.set(("hierarchy", "tested"), tested)
-        return tensordict
+            goals, tested = arrays[GOAL].copy(), arrays[TESTED].copy()  # the step before keeps its own
+            np.copyto(goals[..., level - 1, :], target, where=rows[..., None])
+            tests = tested[..., level] | np.asarray(self._coins(level, frame)) if explore else np.zeros_like(rows)
+            np.copyto(tested[..., level - 1], tests, where=rows)
+            arrays[GOAL], arrays[TESTED] = goals, tested
 
-    def _propose(
-        self, level: int, tensordict: TensorDictBase, goals: Tensor | None, tested: Tensor | None, explore: bool
-    ) -> Tensor:
-        actor = self.actors[level]
-        if level == self.hierarchy.top:
-            inputs = {key: tensordict.get(key) for key in cast(Any, actor).in_keys}
-        else:
-            assert goals is not None
-            inputs = {"observation": tensordict.get("observation"), "goal": goals[..., level, :]}
-        greedy, sample = _outputs_of(actor, inputs, tensordict.batch_size)
+    def _propose(self, level: int, frame: Frame, explore: bool) -> np.ndarray:
+        arrays, top = frame.arrays, level == self.hierarchy.top
+        greedy, sample = self._outputs(level, frame)
         if not explore:
             return greedy()
-        noisy = self._add_noise(greedy()) if sample is None else sample()
-        generator = self._generator.get()
-        uniform = torch.empty_like(noisy).uniform_(-1, 1, generator=generator)
-        coin = torch.rand((*noisy.shape[:-1], 1), generator=generator) < self.random_share[level]
-        if level == self.hierarchy.top and self._holds:
-            return self._hold(tensordict, coin, torch.where(coin, uniform, noisy))
-        noisy = torch.where(coin, uniform, noisy)
-        if level == self.hierarchy.top or tested is None:  # nothing tests the top
-            return noisy
-        return torch.where(tested[..., level, None], greedy(), noisy)
+        share, shape = self.random_share.numpy()[level], (*frame.batch_size, self._dims[level])
+        normal, uniform, coin = self._draws(level, shape, share)
+        noisy = self._add_noise(greedy(), normal) if sample is None else sample(normal)
+        holds = top and self._holds
+        if share or holds:
+            noisy = np.where(coin, uniform, noisy)
+        if holds:
+            return self._hold(frame, coin, noisy)
+        return noisy if top else np.where(arrays[TESTED][..., level, None], greedy(), noisy)
 
-    def _hold(self, tensordict: TensorDictBase, coin: Tensor, proposal: Tensor) -> Tensor:
+    def _outputs(self, level: int, frame: Frame) -> tuple[Greedy, Sample | None]:
+        """What a level proposes without noise, and what draws from its distribution; ``None`` if it has none."""
+        read, network = frame.arrays, self._networks[level]
+        if level < self.hierarchy.top:
+            read = {"observation": read["observation"], "goal": read[GOAL][..., level, :]}
+        if network is None:
+            actor: Any = self.actors[level]
+            return _outputs_of(actor, {key: torch.from_numpy(read[key]) for key in actor.in_keys}, frame.batch_size)
+        out = network(*[read[key] for key in network.in_keys])
+        if not network.draws:
+            return lambda: out, None
+        loc, scale = out
+        return lambda: UnitTanhNormal.squash(loc), lambda normal: UnitTanhNormal.squash(loc + scale * normal)
+
+    def _add_noise(self, proposal: np.ndarray, normal: np.ndarray) -> np.ndarray:
+        noisy = normal * np.float32(self.hierarchy.config.noise)
+        noisy += proposal
+        return np.minimum(np.maximum(noisy, -1, out=noisy), 1, out=noisy)
+
+    def _hold(self, frame: Frame, coin: np.ndarray, proposal: np.ndarray) -> np.ndarray:
         """Holds the top level's uniform proposals for some decisions (Dabney et al. 2021, arXiv 2006.01782)."""
-        left, acts = tensordict.get(("hierarchy", "held")), tensordict.get(("hierarchy", "acts"))[..., -1:]
-        goes_on = (left > 0) & ~tensordict.get(("hierarchy", "start"))
-        fresh = torch.where(coin, self.hierarchy.config.top_random_hold - 1, 0)
-        tensordict.set(("hierarchy", "held"), torch.where(acts, torch.where(goes_on, left - 1, fresh), left))
-        return torch.where(goes_on, tensordict.get(("hierarchy", "proposal")), proposal)
+        arrays = frame.arrays
+        left, acts = arrays[HELD], arrays[ACTS][..., -1:]
+        goes_on = (left > 0) & ~arrays[START]
+        fresh = coin * (self.hierarchy.config.top_random_hold - 1)
+        arrays[HELD] = np.where(acts, np.where(goes_on, left - 1, fresh), left)
+        return np.where(goes_on, arrays[PROPOSAL], proposal)
 
-    def _add_noise(self, proposal: Tensor) -> Tensor:
-        noise = torch.randn(proposal.shape, generator=self._generator.get())
-        return noise.mul_(self.hierarchy.config.noise).add_(proposal).clamp_(-1, 1)
-
-    def _coins(self, level: int, tensordict: TensorDictBase) -> Tensor:
+    def _coins(self, level: int, frame: Frame) -> Any:
         """Which rows' proposals of ``level`` are to be tested, bool [N]."""
-        return (
-            torch.rand(tensordict.batch_size, generator=self._generator.get()) < self.hierarchy.config.test_probability
-        )
+        draws = torch.rand(frame.batch_size, generator=self._generator.get())
+        return draws < self.hierarchy.config.test_probability
 
     def make_tensordict_primer(self) -> CarriedState:
         """The transform that adds goals, tests and the top's proposal to an environment; zero at first."""
@@ -205,27 +212,103 @@ class HierarchyActor(TensorDictModuleBase):
         return CarriedState(Composite({"hierarchy": Composite(state)}), default_value=0.0, expand_specs=True)
 
 
-def _outputs_of(
-    actor: Any, inputs: dict[Any, Tensor], batch_size: torch.Size
-) -> tuple[Callable[[], Tensor], Callable[[], Tensor] | None]:
-    """What an actor proposes without noise, and what draws from its distribution; ``None`` if it has none.
-
-    The actors that :mod:`peach_trl.modules.networks` builds are called without a TensorDict or a distribution around
-    them, which would cost more than the network.
-    """
+def _outputs_of(actor: Any, inputs: dict[Any, Tensor], batch_size: torch.Size) -> tuple[Greedy, Sample | None]:
+    """The same of any TorchRL actor; one with a distribution draws from torch's global generator."""
     if type(actor) is TensorDictModule and actor.out_keys == ["action"]:
-        proposal = actor.module(*(inputs[key] for key in actor.in_keys))
+        proposal = actor.module(*(inputs[key] for key in actor.in_keys)).detach().numpy()
         return lambda: proposal, None
-    first, last = actor.module if isinstance(actor, ProbabilisticActor) and len(actor.module) == 2 else (None, None)
-    if type(first) is TensorDictModule and cast(Any, last).distribution_class is UnitTanhNormal:
-        loc, scale = first.module(*(inputs[key] for key in first.in_keys))
-        return lambda: UnitTanhNormal.centre(loc), lambda: UnitTanhNormal.draw(loc, scale)
     tensordict = TensorDict(inputs, batch_size)
     if not hasattr(actor, "get_dist"):
-        proposal = actor(tensordict)["action"]
+        proposal = actor(tensordict)["action"].detach().numpy()
         return lambda: proposal, None
     distribution: Any = actor.get_dist(tensordict)
-    return lambda: distribution.deterministic_sample, distribution.sample
+    return lambda: distribution.deterministic_sample.detach().numpy(), lambda _: distribution.sample().numpy()
+
+
+class _Draws:
+    """Random numbers of exploration, drawn for many steps at once: each level has a block of its own.
+
+    Args:
+        generator: of all blocks, which start anew with it.
+    """
+
+    def __init__(self, generator: ProcessGenerator) -> None:
+        self._source = generator
+        self._of: torch.Generator | None = None
+        self._blocks: dict[Any, Iterator[tuple[np.ndarray, ...]]] = {}
+
+    def __call__(self, level: int, shape: tuple[int, ...], share: np.floating) -> tuple[np.ndarray, ...]:
+        """Standard normal ones and uniform ones in [-1, 1), of this shape; and coins, True for a share of the rows."""
+        generator, key = self._source.get(), (level, shape, share)
+        if generator is not self._of:
+            self._of, self._blocks = generator, {}
+        found = next(self._blocks.get(key, _NO_DRAWS), None)
+        if found is None:
+            steps = min(64, 1 + 2**16 // int(np.prod(shape)))
+            normal = torch.randn(steps, *shape, generator=generator)
+            uniform = torch.rand(steps, *shape, generator=generator).mul_(2).sub_(1)
+            coin = torch.rand(steps, *shape[:-1], 1, generator=generator) < float(share)
+            self._blocks[key] = zip(normal.numpy(), uniform.numpy(), coin.numpy(), strict=True)
+            found = next(self._blocks[key])
+        return found
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {**self.__dict__, "_of": None, "_blocks": {}}
+
+
+_NO_DRAWS: Iterator[tuple[np.ndarray, ...]] = iter(())
+
+
+class _Network:
+    """An actor of :mod:`peach_trl.modules.networks` on arrays.
+
+    Args:
+        net: the actor's network, with what follows its last layer.
+        in_keys: what it reads, in order.
+    """
+
+    def __init__(self, net: EndedNet, in_keys: Sequence[Any]) -> None:
+        self.in_keys, self.draws = list(in_keys), isinstance(net.end, Normal)
+        self._whole, self._features = net, net.net.features
+        self._end: Any = net.end
+        self._net = ArrayPerceptron(net.net.net)
+
+    def __call__(self, *inputs: np.ndarray) -> Any:
+        """[..., F_i] each to the proposal [..., P], or to mean and deviation of what the proposal is the tanh of."""
+        if not self._net.is_quick(inputs[0].size // inputs[0].shape[-1]):
+            out = self._whole.forward(*map(torch.from_numpy, inputs))
+            return tuple(part.detach().numpy() for part in out) if self.draws else cast(Tensor, out).detach().numpy()
+        x = self._net(self._read(*inputs))
+        if not self.draws:
+            return np.tanh(x, out=x)
+        size = x.shape[-1] // 2
+        scale = np.logaddexp(x[..., size:] + np.float32(self._end.shift), 0)
+        return x[..., :size], scale + np.float32(self._end.least)
+
+    def _read(self, observation: np.ndarray, *others: np.ndarray) -> np.ndarray:
+        """The network's features; see :class:`~peach_trl.modules.networks.Features`."""
+        features = self._features
+        scale, *rest = [cast(Tensor, part).numpy() for part in features._buffers.values()]
+        parts = [observation * scale, *others]
+        if features.goal_space is not None:
+            middle, half_range = rest
+            zero = features.goal_space.project(observation) if features.relative else middle
+            parts[1] = (others[0] - zero) / half_range
+        return np.concatenate(parts, -1)
+
+
+def _network_of(actor: Any) -> _Network | None:
+    """An actor of :mod:`peach_trl.modules.networks` as a network on arrays; ``None`` for others."""
+    stochastic = isinstance(actor, ProbabilisticActor) and len(actor.module) == 2
+    if stochastic and cast(Any, actor.module[-1]).distribution_class is UnitTanhNormal:
+        actor, wanted = actor.module[0], Normal
+    elif actor.out_keys == ["action"]:
+        wanted = Tanh
+    else:
+        return None
+    net: Any = actor.module if type(actor) is TensorDictModule else None
+    known = type(net) is EndedNet and type(net.end) is wanted and type(net.net) is FeatureNet
+    return _Network(net, actor.in_keys) if known and type(net.net.features) is Features else None
 
 
 class HierarchyPolicy(TensorDictSequential):
@@ -250,7 +333,9 @@ class HierarchyPolicy(TensorDictSequential):
     """
 
     def __init__(self, clock: HierarchyClock, actor: HierarchyActor, tracker: BeliefTracker | None = None) -> None:
-        super().__init__(*([clock, actor] if tracker is None else [clock, tracker, actor]))
+        modules = [clock, actor] if tracker is None else [clock, tracker, actor]
+        super().__init__(*modules)
+        self._modules_in_order = modules
 
     @property
     def actor(self) -> HierarchyActor:
@@ -266,7 +351,7 @@ class HierarchyPolicy(TensorDictSequential):
         """Sets the share of uniform proposals of the top level: 1 in a warm-up."""
         self.actor.random_share[-1] = share
 
-    def advance(self, frame: Any) -> None:
-        """One step on anything with the ``get``, ``set`` and ``batch_size`` of a TensorDict; see :class:`Lockstep`."""
-        for module in self.module:
-            module.forward(frame)
+    def advance(self, frame: Frame) -> None:
+        """One step on arrays, without a TensorDict; see :class:`~peach_trl.collectors.Lockstep`."""
+        for module in self._modules_in_order:
+            module.advance(frame)

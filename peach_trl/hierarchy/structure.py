@@ -8,7 +8,9 @@ subgoal ``g_{i-1}`` for the level below. Source: HAC (Levy et al. 2019, arXiv 17
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Any, TypeVar, cast
 
+import numpy as np
 import torch
 from tensordict import TensorDictBase
 from torch import Tensor
@@ -19,6 +21,7 @@ from peach_trl.envs.goal_space import GoalSpace
 
 CLOCKS = ("higher_goal", "own_goal", "time")
 NO_LIMIT = 2**31 - 1
+Values = TypeVar("Values", Tensor, np.ndarray)
 
 
 @dataclass(frozen=True)
@@ -86,6 +89,7 @@ class Hierarchy:
         # The top has no limit of its own: the end of the episode ends its attempt.
         self.horizons = torch.tensor([self.k] * (self.depth - 1) + [NO_LIMIT])
         self._last = self.horizons - 1  # decisions used before the last one of an attempt
+        self._last_array = self._last.numpy().copy()  # a view would dangle once tensors are sent to workers
         reach = torch.tensor([config.subgoal_reach * self.k**i for i in range(self.depth)])
         self.reach = torch.minimum(reach.unsqueeze(-1), 2 * subgoal_space.half_range)  # [L, G]; row 0 is not used
 
@@ -103,10 +107,17 @@ class Hierarchy:
         """The space of the goals that ``level`` reaches for; ``None`` for a top level that follows the reward."""
         return self.subgoal_space if level < self.top else self.goal_space
 
-    def decode(self, level: int, observation: Tensor, proposal: Tensor) -> Tensor:
+    def decode(self, level: int, observation: Values, proposal: Values) -> Values:
         """A proposal in [-1, 1] as what it stands for: an action [..., A], or an absolute subgoal [..., G]."""
+        if level == 0 and self._unit_actions:
+            return proposal
+        if isinstance(proposal, Tensor):
+            return self._decode(level, cast(Tensor, observation), proposal)
+        return self._decode(level, torch.from_numpy(observation), torch.from_numpy(proposal)).numpy()
+
+    def _decode(self, level: int, observation: Tensor, proposal: Tensor) -> Tensor:
         if level == 0:
-            return proposal if self._unit_actions else self.action_mid + self.action_half * proposal
+            return self.action_mid + self.action_half * proposal
         space = self.subgoal_space
         if self.config.subgoal == "relative":
             return space.clip(space.project(observation) + self.reach[level] * proposal)
@@ -151,7 +162,7 @@ class Hierarchy:
             columns.append(self.goal_space.achieved(observation, end_goal))
         return torch.stack(columns, -1)
 
-    def attempt_ends(self, achieved: Tensor | None, attempts: Tensor, done: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    def attempt_ends(self, achieved: Values | None, attempts: Values, done: Values) -> tuple[Values, Values, Values]:
         """Which attempts end with a step, which levels decide after it, and how many decisions each attempt has used.
 
         A level's decision ends where its child's attempt ends; its own attempt may then end too. Clocks, named by what
@@ -165,16 +176,17 @@ class Hierarchy:
             done: the episode ends with the step, bool [..., 1].
 
         Returns:
-            ``(end, acts, used)``, each [..., L]; the bottom level always decides.
+            ``(end, acts, used)``, each [..., L]; the bottom level always decides. Arrays where arrays are given.
         """
-        over = (attempts >= self._last) | done
+        last = self._last if isinstance(attempts, Tensor) else self._last_array
+        over = (attempts >= last) | done
         if self.config.clock != "time":
             assert achieved is not None
-            higher = self.config.clock == "higher_goal"
-            over |= achieved.flip(-1).cumsum(-1).flip(-1) > 0 if higher else achieved
-        end = over.cumprod(-1).bool()  # no attempt ends before its child's
-        acts = torch.cat([torch.ones_like(done), end[..., :-1]], -1)
-        return end, acts, attempts + acts
+            over |= _here_or_above(achieved) if self.config.clock == "higher_goal" else achieved
+        end: Any = over.cumprod(-1) > 0  # no attempt ends before its child's
+        acts: Any = over | True
+        acts[..., 1:] = end[..., :-1]
+        return cast(tuple[Values, Values, Values], (end, acts, attempts + acts))
 
     def recorded_ends(self, batch: TensorDictBase) -> tuple[Tensor, Tensor, Tensor]:
         """What each step of a recorded batch [N, T] achieved, and which attempts ended with it.
@@ -186,6 +198,11 @@ class Hierarchy:
         achieved = self.achieved(batch["next", "observation"], goals, end_goal)
         end, _, used = self.attempt_ends(achieved, batch["hierarchy", "attempts"], batch["next", "done"])
         return achieved, end, used
+
+
+def _here_or_above(achieved: Values) -> Values:
+    """Whether a goal of this level or of any above it is achieved, bool [..., L]."""
+    return cast(Values, (achieved.cumsum(-1) - achieved * 1) < achieved.sum(-1)[..., None])
 
 
 def _bounds(spec: TensorSpec) -> tuple[Tensor, Tensor]:

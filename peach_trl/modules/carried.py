@@ -1,14 +1,140 @@
-"""State of a policy that outlives an episode, such as what is known of the task."""
+"""What a policy carries from step to step: its state, which outlives an episode, and one step of all rows as arrays.
+
+On a few rows an operation of torch is nearly all overhead, and numpy's is a third of it. So the modules of a policy
+compute on the numpy arrays of a :class:`Frame`, and are TensorDictModules around that; see :class:`StepModule`.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
 from typing import Any, cast
 
+import numpy as np
+import torch
 from tensordict import NestedKey, TensorDictBase
-from torch import Tensor
+from tensordict.nn import TensorDictModuleBase
+from torch import Tensor, nn
 from torchrl.data import Composite
 from torchrl.envs import TensorDictPrimer
+
+from peach_trl.modules.perceptron import Perceptron
+
+
+class Frame:
+    """One step of N rows as arrays; as tensors on the same memory it can be read and written like a TensorDict.
+
+    Arrays are replaced, never written into, since a recording may hold them.
+
+    Args:
+        arrays: by key; nested keys are tuples, and are not split.
+        batch_size: that of the TensorDict it stands for.
+
+    Examples:
+        >>> frame = Frame({("hierarchy", "acts"): np.array([[True, False]])}, torch.Size([1]))
+        >>> frame.set("reward", torch.ones(1, 1)).arrays["reward"], frame.get(("hierarchy", "acts"))
+        (array([[1.]], dtype=float32), tensor([[ True, False]]))
+    """
+
+    __slots__ = ("arrays", "batch_size")
+
+    def __init__(self, arrays: dict[Any, np.ndarray], batch_size: torch.Size) -> None:
+        self.arrays, self.batch_size = arrays, batch_size
+
+    def get(self, key: NestedKey, default: Tensor | None = None) -> Tensor:
+        """One entry as a tensor."""
+        value = self.arrays.get(key)
+        return cast(Tensor, default) if value is None else torch.from_numpy(value)
+
+    __getitem__ = get
+
+    def set(self, key: NestedKey, value: Tensor) -> Frame:
+        """Sets one entry; returns itself, as a TensorDict does."""
+        self.arrays[key] = value.detach().numpy()
+        return self
+
+
+class StepModule(TensorDictModuleBase):
+    """A module that computes on arrays; subclasses give :meth:`advance`, ``in_keys`` and ``out_keys``."""
+
+    in_keys: list[NestedKey]
+    out_keys: list[NestedKey]
+
+    def advance(self, frame: Frame) -> None:
+        """One step: reads entries of the frame, and replaces others."""
+        raise NotImplementedError
+
+    def forward(self, tensordict: TensorDictBase) -> TensorDictBase:
+        """The same on a TensorDict."""
+        read = {key: value for key in self.in_keys if (value := tensordict.get(key, None)) is not None}
+        arrays = {key: value.detach().numpy() for key, value in read.items()}
+        frame = Frame(dict(arrays), tensordict.batch_size)
+        self.advance(frame)
+        for key in self.out_keys:
+            if (value := frame.arrays[key]) is not arrays.get(key):
+                tensordict.set(key, torch.from_numpy(value.copy()))  # a module may hand out an array twice
+        return tensordict
+
+
+class ArrayPerceptron:
+    """A :class:`~peach_trl.modules.perceptron.Perceptron` on arrays, always with its current weights.
+
+    Args:
+        net: the perceptron.
+
+    Examples:
+        >>> net = Perceptron(3, 2, (64, 64), norm=True)
+        >>> x = torch.randn(5, 3)
+        >>> torch.allclose(torch.from_numpy(ArrayPerceptron(net)(x.numpy())), net(x), atol=1e-5)
+        True
+    """
+
+    def __init__(self, net: Perceptron) -> None:
+        self._stores = [layer._parameters for layer in net if not isinstance(layer, nn.ReLU)]
+        self._norm, self._seeds, self._bf16 = net.norm, net.seeds, net.bf16
+        self._size = max(store["weight"].shape[-2:].numel() for store in self._stores)  # type: ignore[union-attr]
+        self._views: list[np.ndarray] = []
+        self._of: list[int] = []
+
+    def is_quick(self, rows: int) -> bool:
+        """Whether to compute so many rows here: numpy knows no bfloat16, and for large products it starts threads."""
+        return not self._bf16 and rows // (self._seeds or 1) * self._size <= 2**19
+
+    def _parameters(self) -> list[np.ndarray]:
+        """Weights [..., in, out], and what else a layer has [..., 1, out]: views, made once for the same memory."""
+        tensors = [cast(Tensor, store[name]) for store in self._stores for name in ("weight", "bias")]
+        pointers = [part.data_ptr() for part in tensors]
+        if pointers != self._of:
+            alone = 1 if self._seeds is None else 2  # dimensions of what is no matrix
+            views = [part.detach().numpy() for part in tensors]
+            self._views = [part.swapaxes(-1, -2) if part.ndim > alone else part[..., None, :] for part in views]
+            self._of = pointers
+        return self._views
+
+    def __call__(self, x: np.ndarray) -> np.ndarray:
+        """[..., F] to [..., out]."""
+        shape, parts = x.shape[:-1], iter(self._parameters())
+        x = x.reshape(-1, x.shape[-1]) if self._seeds is None else x.reshape(self._seeds, -1, x.shape[-1])
+        first = True
+        for weight in parts:
+            if not first:
+                if self._norm:
+                    x = _normalise(x, weight, next(parts))
+                    weight = next(parts)
+                np.maximum(x, 0, out=x)
+            x, first = np.matmul(x, weight), False
+            x += next(parts)
+        return x.reshape(*shape, x.shape[-1])
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {**self.__dict__, "_views": [], "_of": []}
+
+
+def _normalise(x: np.ndarray, gain: np.ndarray, shift: np.ndarray) -> np.ndarray:
+    """Layer normalisation, as nn.LayerNorm has it; torch's own, which is one operation."""
+    y = torch.native_layer_norm(torch.from_numpy(x), x.shape[-1:], None, None, 1e-5)[0].numpy()
+    y *= gain
+    y += shift
+    return y
 
 
 class CarriedState(TensorDictPrimer):
