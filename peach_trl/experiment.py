@@ -120,8 +120,8 @@ class Config:
             raise ConfigError(f"device = {self.device!r}: there is none here; set device=cpu")
         if self.device != "cpu" and self.collector.workers > 0:
             raise ConfigError(
-                f"device = {self.device!r}, collector.workers = {self.collector.workers}: workers play with networks on "
-                "the CPU; set one of them to cpu or 0"
+                f"device = {self.device!r}, collector.workers = {self.collector.workers}: workers play on the CPU; set "
+                "one of them to cpu or 0"
             )
         if self.seeds > 1 and self.collector.workers > 0:
             raise ConfigError(

@@ -143,7 +143,7 @@ class Lockstep:
         done = result["done"]
         if done.any():
             restarted = self.base.restart(torch.from_numpy(done))
-            following.update((key, value.numpy()) for key, value in restarted.items())
+            following |= {key: value.numpy() for key, value in restarted.items()}
             for key, initial in self._initial.items():
                 ends = done.reshape(-1, *[1] * (initial.ndim - 1))
                 following[key] = np.where(ends, initial, following[key])

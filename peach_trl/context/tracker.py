@@ -20,7 +20,6 @@ from peach_trl.context.belief import Belief, GaussianProduct
 from peach_trl.context.encoder import ContextEncoder, Transition
 from peach_trl.hierarchy.structure import Hierarchy
 from peach_trl.modules.carried import ArrayPerceptron, CarriedState, Frame, StepModule
-from peach_trl.modules.perceptron import Perceptron
 from peach_trl.seeding import ProcessGenerator
 
 READINGS, UPDATES = ("belief", "sample"), ("decision", "trajectory")
@@ -198,7 +197,7 @@ class _Product:
     """
 
     def __init__(self, belief: GaussianProduct) -> None:
-        self.encoder, self._scale = ArrayPerceptron(cast(Perceptron, belief.encoder.net)), belief.encoder._buffers
+        self.encoder, self._scale = ArrayPerceptron(cast(Any, belief.encoder.net)), belief.encoder._buffers
 
     @classmethod
     def of(cls, belief: Belief) -> _Product | None:

@@ -16,7 +16,7 @@ from torchrl.modules import ValueOperator
 from peach_trl.config import option
 from peach_trl.hierarchy.structure import Hierarchy
 from peach_trl.levels.adam import FusedAdam
-from peach_trl.levels.targets import Targets, leaves
+from peach_trl.levels.targets import Targets, leaves, on_device
 from peach_trl.modules.networks import (
     BoundedValue,
     FeatureNet,
@@ -84,7 +84,7 @@ class GoalLevel(nn.Module):
     @property
     def device(self) -> torch.device:
         """Where the networks are; batches are moved there."""
-        return next(self.parameters()).device
+        return self.optimiser.param_groups[0]["params"][0].device
 
     def _apply(self, fn: Any, *args: Any, **kwargs: Any) -> Any:
         super()._apply(fn, *args, **kwargs)
@@ -93,10 +93,10 @@ class GoalLevel(nn.Module):
 
     def update(self, batch: TensorDictBase) -> TensorDictBase:
         """One gradient step on a batch [B] of the level's transitions; returns the losses, detached."""
-        losses = self.loss.learn(batch.to(self.device))
+        losses = self.loss.learn(on_device(batch, self.device))
         self.optimiser.step()
         self.targets.step()
-        return losses.select("loss_actor", "loss_qvalue")
+        return losses
 
 
 def make_goal_networks(

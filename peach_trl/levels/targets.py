@@ -1,9 +1,10 @@
-"""The target networks of a loss, and the parameters that it learns."""
+"""What both kinds of levels need: target networks, the parameters of a loss, batches on their device."""
 
 from __future__ import annotations
 
 from typing import Any, cast
 
+import torch
 from tensordict import TensorDictBase
 from torch import Tensor, nn
 from torchrl.objectives import LossModule
@@ -58,3 +59,9 @@ class Targets:
 def leaves(params: TensorDictBase) -> list[Tensor]:
     """The parameters in a TensorDict of parameters, each once."""
     return [p for p in params.values(True, True) if isinstance(p, nn.Parameter)]
+
+
+def on_device(batch: TensorDictBase, device: torch.device) -> TensorDictBase:
+    """A batch on a device; itself where it is there, whether or not it says so."""
+    first = next(value for value in batch.values() if isinstance(value, Tensor))
+    return batch if first.device == device else batch.to(device)

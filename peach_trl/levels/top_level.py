@@ -25,7 +25,8 @@ from peach_trl.context.tracker import READINGS, UPDATES, context_key
 from peach_trl.envs.goal_space import GoalSpace
 from peach_trl.hierarchy.structure import Hierarchy
 from peach_trl.levels.adam import FusedAdam
-from peach_trl.levels.targets import Targets, leaves
+from peach_trl.levels.targets import Targets, leaves, on_device
+from peach_trl.modules.execution import TracedKinds
 from peach_trl.modules.networks import FeatureNet, Features, NetworkConfig, stochastic_actor
 from peach_trl.modules.slow_copy import SlowCopy
 from peach_trl.objectives.context import ContextSACLoss
@@ -161,7 +162,7 @@ class TopLevel(nn.Module):
     @property
     def device(self) -> torch.device:
         """Where the networks are; batches are moved there."""
-        return next(self.parameters()).device
+        return self.optimiser.param_groups[0]["params"][0].device
 
     def _apply(self, fn: Any, *args: Any, **kwargs: Any) -> Any:
         super()._apply(fn, *args, **kwargs)
@@ -190,7 +191,7 @@ class TopLevel(nn.Module):
             ``z_loc`` and ``z_scale`` [m, Z] of all beliefs, the prior included, for L_KL; Z = 0 without a context.
         """
         full = bool(sequences.get("mask").all())  # before they are moved: no waiting for a device
-        sequences = sequences.to(self.device)
+        sequences = on_device(sequences, self.device)
         mask, part, evidence = sequences.get("mask"), sequences.get("part"), Transition.of(sequences)
         now, after = self._columns(sequences), self._columns(sequences.get("next"))
         if self.context.bootstrap:
@@ -274,7 +275,7 @@ class TopLevel(nn.Module):
             ``(b, q)`` as :meth:`believe` gives them: the batch with its context, which targets read too.
         """
         assert self.belief is not None
-        batch, context = batch.to(self.device), context.to(self.device)
+        batch, context = on_device(batch, self.device), on_device(context, self.device)
         loc, scale = self.belief(Transition.of(context), context.get("mask"))
         key = self.loss.tensor_keys.context
         read = reading(loc, scale, self._draw(loc.shape))
@@ -362,9 +363,17 @@ def _make_loss(
 
 def _link(now: dict[str, Tensor], after: dict[str, Tensor], mask: Tensor, part: Tensor) -> None:
     """Lets the value of a trajectory's last decision go on from the first state of the next one, if there is one."""
+    traced = _KINDS.get((now["observation"].shape, after["terminated"].shape), lambda: _linked)
+    columns = now["observation"], after["observation"], after["terminated"], mask, part
+    after["observation"], after["terminated"] = traced(*columns)
+
+
+def _linked(s: Tensor, s_after: Tensor, terminated: Tensor, mask: Tensor, part: Tensor) -> tuple[Tensor, Tensor]:
     goes_on = pad(mask[:, 1:] & (part[:, 1:] != part[:, :-1]), (0, 1)).unsqueeze(-1)
-    after["observation"] = torch.where(goes_on, now["observation"].roll(-1, 1), after["observation"])
-    after["terminated"] = after["terminated"] & ~goes_on
+    return torch.where(goes_on, s.roll(-1, 1), s_after), terminated & ~goes_on
+
+
+_KINDS = TracedKinds()
 
 
 def _flat(column: Tensor, chosen: Tensor | None) -> Tensor:

@@ -51,7 +51,7 @@ class Part:
         self._learning: dict[int, list[_Learning]] = {}
 
     def _memory(self) -> list[int]:
-        return [leaf.data_ptr() for leaf in self.leaves]
+        return [self.leaves[0].data_ptr(), self.leaves[-1].data_ptr()]
 
     def moved(self) -> bool:
         """Whether the parameters are in other memory than before, as after ``parameter.data = ...``."""
@@ -143,7 +143,7 @@ class PlainMixin(_Loss):
             for part, learning, *_ in learnt:
                 for leaf, gradient in zip(part.leaves, learning.gradients, strict=True):
                     leaf.grad = gradient
-            return TensorDict(losses)
+            return TensorDict({name: losses[name] for name in ("loss_actor", "loss_qvalue")})
         losses = self(tensordict)
         (losses.get("loss_actor") + losses.get("loss_qvalue")).backward()
         return losses.select("loss_actor", "loss_qvalue").detach()
@@ -205,7 +205,7 @@ class PlainMixin(_Loss):
         return self._parts[name]
 
     def columns(self, tensordict: TensorDictBase, *noise: Tensor) -> list[Tensor]:
-        """What a step reads of a batch: s, s', a, r, terminated, draws, and the steps of a decision, if there are any."""
+        """What a step reads: s, s', a, r, terminated, draws, and the steps of each decision where they are known."""
         keys: Any = self.tensor_keys
         after = tensordict.get("next")
         found = [*self.inputs(tensordict), *self.inputs(tensordict, after=True), tensordict.get(keys.action)]

@@ -3,10 +3,29 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Any
 
+import torch
 from tensordict import NestedKey, TensorDict, TensorDictBase
 from tensordict.nn import dispatch
+from torch import Tensor
 from torchrl.objectives import LossModule
+
+
+class _KL(torch.autograd.Function):
+    """KL(N(loc, scale^2) || N(0, I)) over the last dimension, as one node of autograd."""
+
+    @staticmethod
+    def forward(ctx: Any, loc: Tensor, scale: Tensor) -> Tensor:
+        ctx.save_for_backward(loc, scale)
+        kl = 0.5 * (loc.square() + scale.square() - 1) - scale.log()
+        return kl.sum(-1)
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, Tensor]:
+        loc, scale = ctx.saved_tensors
+        grad = grads[0].unsqueeze(-1)
+        return grad * loc, grad * (scale - 1 / scale)
 
 
 class KLLoss(LossModule):
@@ -49,6 +68,5 @@ class KLLoss(LossModule):
     def forward(self, tensordict: TensorDictBase) -> TensorDictBase:
         """Returns a TensorDict with ``loss_kl``, a scalar; zero-dimensional z costs nothing."""
         loc, scale = tensordict.get(self.tensor_keys.loc), tensordict.get(self.tensor_keys.scale)
-        kl = 0.5 * (loc.square() + scale.square() - 1) - scale.log()
-        kl = kl.sum(-1)
+        kl: Tensor = _KL.apply(loc, scale)  # type: ignore[assignment]
         return TensorDict({"loss_kl": kl.mean() if self.seeds is None else kl.reshape(self.seeds, -1).mean(-1)}, [])

@@ -46,10 +46,13 @@ class Net:
     into: Sequence[Tensor] = ()
     norm: bool = False
     bf16: bool = False
+    _flat: list[Tensor] | None = None
 
     def tensors(self) -> list[Tensor]:
         """Everything that is not the same for all networks of a kind: parameters, and where their gradients go."""
-        return [*self.buffers, *(part for layer in self.layers for part in layer), *self.into]
+        if self._flat is None:
+            self._flat = [*self.buffers, *(part for layer in self.layers for part in layer), *self.into]
+        return self._flat
 
     def like(self, tensors: Iterator[Tensor]) -> Net:
         """The same kind with other tensors, which are taken from an iterator."""
