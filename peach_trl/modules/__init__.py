@@ -10,6 +10,8 @@ from peach_trl.modules.networks import (
     observation_scale,
     stochastic_actor,
 )
+from peach_trl.modules.perceptron import Perceptron
+from peach_trl.modules.slow_copy import SlowCopy
 
 __all__ = [
     "BoundedValue",
@@ -17,6 +19,8 @@ __all__ = [
     "FeatureNet",
     "Features",
     "NetworkConfig",
+    "Perceptron",
+    "SlowCopy",
     "deterministic_actor",
     "observation_scale",
     "stochastic_actor",

@@ -108,6 +108,7 @@ class PlainMixin(_Loss):
 
     _parts: dict[str, Part] | None = None
     _kinds: TracedKinds | None = None
+    _fits: bool | None = None
 
     @cached_property
     def seeds(self) -> int | None:
@@ -116,6 +117,15 @@ class PlainMixin(_Loss):
 
     def is_plain(self, tensordict: TensorDictBase) -> bool:
         """Whether networks, estimator and batch allow for the short way."""
+        if self._fits is None:
+            self._fits = self._has_plain_networks()
+        return (
+            self._fits
+            and tensordict.get(cast(Any, self.tensor_keys).priority_weight, None) is None
+            and not any(tensordict.get(key).requires_grad for key in self.plain_keys[: _scaled(self.actor_network)])
+        )
+
+    def _has_plain_networks(self) -> bool:
         actor, critic = _inner(self.actor_network), _inner(self.qvalue_network)
         return (
             all(isinstance(module.module, FeatureNet | EndedNet) for module in (actor, critic))
@@ -124,9 +134,17 @@ class PlainMixin(_Loss):
             and not self.value_estimator.average_rewards
             and self.loss_function == "l2"
             and self.reduction == "mean"
-            and tensordict.get(cast(Any, self.tensor_keys).priority_weight, None) is None
-            and not any(tensordict.get(key).requires_grad for key in actor.in_keys[: _scaled(actor.module)])
         )
+
+    def set_keys(self, **kwargs: Any) -> None:
+        """As in TorchRL."""
+        self._fits = None
+        super().set_keys(**kwargs)
+
+    def make_value_estimator(self, *args: Any, **kwargs: Any) -> Any:
+        """As in TorchRL."""
+        self._fits = None
+        return super().make_value_estimator(*args, **kwargs)
 
     @property
     def plain_keys(self) -> list[NestedKey]:
@@ -225,7 +243,8 @@ class PlainMixin(_Loss):
 
     def by_seed(self, groups: int, *columns: Tensor) -> list[tuple[Tensor, ...]]:
         """Rows [S n, ...] as those of each group of agents, [G, n, ...]; all leading dimensions become one."""
-        flat = [column.detach().reshape(self.seeds or 1, -1, column.shape[-1]) for column in columns]
+        seeds = self.seeds or 1
+        flat = [column.reshape(seeds, -1, column.shape[-1]) for column in columns]
         return [tuple(flat)] if groups == 1 else list(zip(*(column.split(1) for column in flat), strict=True))
 
     def joined(self, losses: Sequence[Tensor]) -> Tensor:
@@ -250,7 +269,7 @@ class PlainMixin(_Loss):
         return {**self.__dict__, "_parts": None, "_kinds": None}
 
     def _apply(self, fn: Any, *args: Any, **kwargs: Any) -> Any:
-        self._parts = self._kinds = None  # tensors may be others after this
+        self._parts = self._kinds = self._fits = None  # tensors may be others after this
         return super()._apply(fn, *args, **kwargs)
 
 
@@ -296,9 +315,9 @@ def _make_part(function: nn.Module, params: TensorDictBase, seeds: int | None) -
     return Part(leaves, net, buffers, end, members)
 
 
-def _scaled(network: nn.Module) -> int:
+def _scaled(network: Any) -> int:
     """How many of its inputs a network scales: the observation, and the goal where it reads one."""
-    return 1 if features_and_end(network)[0].features.goal_space is None else 2
+    return 1 if features_and_end(_inner(network).module)[0].features.goal_space is None else 2
 
 
 def _inner(network: Any) -> Any:
