@@ -23,6 +23,7 @@ Result = TypeVar("Result")
 
 class _Settings:
     trace = True
+    threads = 1
     lock = Lock()
     pool: ThreadPoolExecutor | None = None
 
@@ -36,7 +37,7 @@ def set_execution(threads: int = 1, side_by_side: int = 1, trace: bool = True) -
         trace: whether functions are traced.
     """
     torch.set_num_threads(threads)
-    _Settings.trace = trace
+    _Settings.trace, _Settings.threads = trace, side_by_side
     _Settings.pool = ThreadPoolExecutor(side_by_side, "networks") if side_by_side > 1 else None
 
 
@@ -49,7 +50,11 @@ def each(function: Callable[[Item], Result], items: Sequence[Item]) -> list[Resu
     """
     if _Settings.pool is None or len(items) < 2:
         return [function(item) for item in items]
-    return list(_Settings.pool.map(function, items))
+    size = -(-len(items) // _Settings.threads)  # a thread gets all its items at once: handing over takes time
+    parts = [items[start : start + size] for start in range(0, len(items), size)]
+    return [
+        found for part in _Settings.pool.map(lambda part: [function(item) for item in part], parts) for found in part
+    ]
 
 
 class Traced:
