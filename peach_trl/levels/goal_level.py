@@ -88,7 +88,8 @@ class GoalLevel(nn.Module):
 
     def _apply(self, fn: Any, *args: Any, **kwargs: Any) -> Any:
         super()._apply(fn, *args, **kwargs)
-        self.targets.forget(), self.optimiser.forget()
+        self.targets.forget()
+        self.optimiser.forget()
         return self
 
     def update(self, batch: TensorDictBase) -> TensorDictBase:

@@ -166,7 +166,8 @@ class TopLevel(nn.Module):
 
     def _apply(self, fn: Any, *args: Any, **kwargs: Any) -> Any:
         super()._apply(fn, *args, **kwargs)
-        self.targets.forget(), self.optimiser.forget()
+        self.targets.forget()
+        self.optimiser.forget()
         if self._noise.device != self.device:
             self._noise = named_generator("update latent", self._seed, self.device)
         return self
