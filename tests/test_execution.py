@@ -127,3 +127,29 @@ def test_targets_are_torchrls_soft_update():
     pairs = zip(losses[0].state_dict().items(), losses[1].state_dict().values(), strict=True)
     for (name, one), other in pairs:
         torch.testing.assert_close(one, other, msg=name)
+
+
+@pytest.mark.parametrize("algorithm", ["td3", "sac"])
+def test_an_update_leaves_nothing_for_the_next_gradient(algorithm):
+    """Gradients are written into the same memory again and again: never while somebody has them."""
+    batches = [random_transitions((32,), seed, goal=True).exclude("steps_to_next_obs") for seed in range(3)]
+    level = tiny_agent(tiny_config(lower__algorithm=algorithm)).levels[0]
+    parameters = list(level.loss.qvalue_network_params.parameters())
+    for batch in batches:  # traced from here on
+        level.update(batch)
+    assert all(parameter.grad is None for parameter in parameters)
+
+    def gradient(loss):
+        return [part.clone() for part in torch.autograd.grad(loss, parameters, retain_graph=True)]
+
+    torch.manual_seed(0)
+    first = level.loss(batches[0])["loss_qvalue"]
+    expected = gradient(first)
+    other = level.loss(batches[1])["loss_qvalue"]
+    assert any(not torch.equal(one, two) for one, two in zip(gradient(other), expected, strict=True))
+    level.loss.learn(batches[2])
+    assert all(torch.equal(one, two) for one, two in zip(gradient(first), expected, strict=True))
+    before = [parameter.grad.clone() for parameter in parameters]
+    first.backward()  # on top of what learn left
+    for parameter, old, own in zip(parameters, before, expected, strict=True):
+        torch.testing.assert_close(parameter.grad, old + own)

@@ -80,6 +80,11 @@ def test_seeds_and_ensembles_are_networks_of_their_own(norm, together, monkeypat
                     )
 
 
+def test_each_seed_is_drawn_by_itself():
+    first, second = Perceptron(5, 3, (16,), True, seeds=2)[0].weight
+    assert not torch.allclose(first, second)
+
+
 def test_weights_that_change_are_seen():
     net, x = Perceptron(5, 3, (16,)), torch.randn(6, 5)
     before = net(x)

@@ -55,6 +55,14 @@ class FusedAdam(torch.optim.Adam):
             options |= {"weight_decay": 0.0, "amsgrad": False, "maximize": False}
             torch._fused_adam_(params, grads, means, squares, [], steps, **options)  # type: ignore[attr-defined]
 
+    def zero_grad(self, set_to_none: bool = True) -> None:
+        """Drops the gradients."""
+        if not set_to_none:
+            return super().zero_grad(set_to_none=False)
+        for group in self.param_groups:
+            for param in group["params"]:
+                param.grad = None
+
     def _group(self, params: list[Tensor]) -> list[list[Tensor]]:
         for param in params:
             state = self.state[param]

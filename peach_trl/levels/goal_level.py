@@ -4,19 +4,16 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
 
-import torch
 from tensordict import TensorDictBase
 from tensordict.nn import TensorDictModule
-from torch import nn
 from torchrl.data import TensorSpec
 from torchrl.modules import ValueOperator
 
 from peach_trl.config import option
 from peach_trl.hierarchy.structure import Hierarchy
 from peach_trl.levels.adam import FusedAdam
-from peach_trl.levels.targets import Targets, leaves, on_device
+from peach_trl.levels.targets import Level, Targets, leaves, on_device
 from peach_trl.modules.networks import (
     BoundedValue,
     FeatureNet,
@@ -36,7 +33,7 @@ class LowerConfig(GoalLossConfig, NetworkConfig):
     learning_rate: float = option(above=0, help="learning rate of actors and critics")
 
 
-class GoalLevel(nn.Module):
+class GoalLevel(Level):
     """A goal-reaching level pi_i(s, g_i) with two critics Q_i(s, g_i, a) in [-H, 0].
 
     Args:
@@ -81,21 +78,11 @@ class GoalLevel(nn.Module):
         learnt = leaves(self.loss.actor_network_params) + leaves(self.loss.qvalue_network_params)
         self.optimiser = FusedAdam(learnt, lr=config.learning_rate)
 
-    @property
-    def device(self) -> torch.device:
-        """Where the networks are; batches are moved there."""
-        return self.optimiser.param_groups[0]["params"][0].device
-
-    def _apply(self, fn: Any, *args: Any, **kwargs: Any) -> Any:
-        super()._apply(fn, *args, **kwargs)
-        self.targets.forget()
-        self.optimiser.forget()
-        return self
-
     def update(self, batch: TensorDictBase) -> TensorDictBase:
         """One gradient step on a batch [B] of the level's transitions; returns the losses, detached."""
         losses = self.loss.learn(on_device(batch, self.device))
         self.optimiser.step()
+        self.optimiser.zero_grad()
         self.targets.step()
         return losses
 

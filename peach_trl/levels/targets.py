@@ -9,6 +9,7 @@ from tensordict import TensorDictBase
 from torch import Tensor, nn
 from torchrl.objectives import LossModule
 
+from peach_trl.levels.adam import FusedAdam
 from peach_trl.modules.slow_copy import follow
 
 
@@ -65,3 +66,21 @@ def on_device(batch: TensorDictBase, device: torch.device) -> TensorDictBase:
     """A batch on a device; itself where it is there, whether or not it says so."""
     first = next(value for value in batch.values() if isinstance(value, Tensor))
     return batch if first.device == device else batch.to(device)
+
+
+class Level(nn.Module):
+    """What both kinds of levels have in common: an optimiser and targets, which follow the networks to a device."""
+
+    optimiser: FusedAdam
+    targets: Targets
+
+    @property
+    def device(self) -> torch.device:
+        """Where the networks are; batches are moved there."""
+        return self.optimiser.param_groups[0]["params"][0].device
+
+    def _apply(self, fn: Any, *args: Any, **kwargs: Any) -> Any:
+        super()._apply(fn, *args, **kwargs)
+        self.targets.forget()
+        self.optimiser.forget()
+        return self

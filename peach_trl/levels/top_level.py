@@ -25,7 +25,7 @@ from peach_trl.context.tracker import READINGS, UPDATES, context_key
 from peach_trl.envs.goal_space import GoalSpace
 from peach_trl.hierarchy.structure import Hierarchy
 from peach_trl.levels.adam import FusedAdam
-from peach_trl.levels.targets import Targets, leaves, on_device
+from peach_trl.levels.targets import Level, Targets, leaves, on_device
 from peach_trl.modules.execution import TracedKinds
 from peach_trl.modules.networks import FeatureNet, Features, NetworkConfig, stochastic_actor
 from peach_trl.modules.slow_copy import SlowCopy
@@ -72,7 +72,7 @@ class ReadingConfig(BeliefConfig):
     bootstrap: bool = option(help="values go on from a trajectory's last decision to the next trajectory's first")
 
 
-class TopLevel(nn.Module):
+class TopLevel(Level):
     """The top level pi_h(s, b) that follows the task's reward, with two critics Q(s, b, a), and q_phi behind b.
 
     Args:
@@ -159,15 +159,8 @@ class TopLevel(nn.Module):
             self.slow = SlowCopy(self.belief, context.slow)
         self.average = SlowCopy(self._acting, config.average) if config.average < 1 else None
 
-    @property
-    def device(self) -> torch.device:
-        """Where the networks are; batches are moved there."""
-        return self.optimiser.param_groups[0]["params"][0].device
-
     def _apply(self, fn: Any, *args: Any, **kwargs: Any) -> Any:
         super()._apply(fn, *args, **kwargs)
-        self.targets.forget()
-        self.optimiser.forget()
         if self._noise.device != self.device:
             self._noise = named_generator("update latent", self._seed, self.device)
         return self

@@ -58,17 +58,13 @@ class Perceptron(nn.Sequential):
     ) -> None:
         sizes, layers = [features, *cells, out], []
         for i, size in enumerate(sizes[:-1]):
-            layers.append(nn.Linear(size, sizes[i + 1]))
+            layers.append(_stacked(lambda size=size, i=i: nn.Linear(size, sizes[i + 1]), seeds))
             if i < len(cells):
-                layers += [nn.LayerNorm(sizes[i + 1])] * norm + [nn.ReLU()]
+                layers += [_stacked(lambda i=i: nn.LayerNorm(sizes[i + 1]), seeds)] * norm + [nn.ReLU()]
         super().__init__(*layers)
         self.features, self.out, self.norm, self.seeds, self.bf16 = features, out, norm, seeds, bf16
         self.width = max(sizes[1:])
         self._views: dict[tuple[int, ...], list[Layers]] = {}
-        if seeds is not None:
-            for layer in layers:
-                for name, parameter in layer.named_parameters():
-                    setattr(layer, name, nn.Parameter(torch.stack([parameter.detach()] * seeds)))
 
     def forward(self, x: Tensor) -> Tensor:
         """[..., F] to [..., out]."""
@@ -121,18 +117,28 @@ class Perceptron(nn.Sequential):
         return {**self.__dict__, "_views": {}}
 
 
+def _stacked(make: Callable[[], nn.Module], seeds: int | None) -> nn.Module:
+    """A layer, or as many as there are seeds as one: each parameter with a leading dimension, each drawn by itself."""
+    layer, *others = [make() for _ in range(seeds or 1)]
+    if seeds is not None:
+        for name, parameter in list(layer.named_parameters()):
+            same: list[Tensor] = [parameter, *(other.get_parameter(name) for other in others)]
+            setattr(layer, name, nn.Parameter(torch.stack(same).detach()))
+    return layer
+
+
 class _Perceptron(torch.autograd.Function):
     """Forward and backward of perceptrons, [S, B, F] to [E, S, B, out], as one node of autograd."""
 
     @staticmethod
     def forward(ctx: Any, x: Tensor, blocks: list[Layers], norm: bool, bf16: bool, *parameters: Tensor) -> Tensor:
-        size, seeds = blocks[0][0][0].shape[0], x.shape[0]
-        kind = ("run", x.shape, x.requires_grad, norm, bf16, *[layer[0].shape for layer in blocks[0]])
+        size, seeds, keep = blocks[0][0][0].shape[0], x.shape[0], any(ctx.needs_input_grad)
+        kind = ("run", x.shape, keep, norm, bf16, *[layer[0].shape for layer in blocks[0]])
 
         def make() -> Callable[..., tuple[Tensor, ...]]:
             def function(x: Tensor, *flat: Tensor) -> tuple[Tensor, ...]:
                 tape: list[Tensor] = []
-                return run(x, _layers(flat, norm), bf16, tape), *tape
+                return run(x, _layers(flat, norm), bf16, tape if keep else None), *tape
 
             return function
 
@@ -145,7 +151,7 @@ class _Perceptron(torch.autograd.Function):
                 return traced(rows, *(part for layer in blocks[number] for part in layer))
 
         found = each(of_block, range(len(blocks)))
-        if any(ctx.needs_input_grad):
+        if keep:
             ctx.save_for_backward(*(part for _, *tape in found for part in tape))
         ctx.norm, ctx.blocks, ctx.seeds = norm, len(blocks), seeds
         ctx.parameters = [part.shape for part in parameters]

@@ -6,7 +6,7 @@ batch allow it: the networks are those of :mod:`peach_trl.modules.networks`. Wit
 
 from __future__ import annotations
 
-import sys
+import weakref
 from collections.abc import Callable, Hashable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -48,7 +48,7 @@ class Part:
         self.memory = self._memory()
         self.dims = [0 if members is None else 1] * len(leaves)  # of the seeds
         self._made: dict[tuple[int, bool], list[list[Net]]] = {}
-        self._learning: dict[int, list[_Learning]] = {}
+        self._pools: dict[int, list[_Held]] = {}
 
     def _memory(self) -> list[int]:
         return [self.leaves[0].data_ptr(), self.leaves[-1].data_ptr()]
@@ -69,15 +69,16 @@ class Part:
             self._made[key] = self._make(rows, [leaf[0] for leaf in self.leaves] if first else self.leaves)
         return self._made[key]
 
-    def learning(self, rows: int) -> _Learning:
-        """Networks with tensors for the gradients of the leaves, which nobody else holds at the moment."""
-        pool = self._learning.setdefault(rows, [])
-        for held in pool:
-            if sys.getrefcount(held) <= 3:  # the pool, the variable, the argument
-                return held
-        pool.append(_Learning(gradients := [torch.empty_like(leaf) for leaf in self.leaves], []))
-        pool[-1].nets = self._make(rows, self.leaves, gradients)
-        return pool[-1]
+    def learning(self, rows: int) -> Learning:
+        """Networks with tensors for the gradients of the leaves, which are not lent to anybody else at the moment."""
+        pool = self._pools.setdefault(rows, [])
+        free = next((held for held in pool if held.borrower() is None), None)
+        if free is None:
+            gradients = [torch.empty_like(leaf) for leaf in self.leaves]
+            pool.append(free := _Held(gradients, self._make(rows, self.leaves, gradients)))
+        lent = Learning(free.gradients, free.nets)
+        free.borrower = weakref.ref(lent)
+        return lent
 
     def _make(self, rows: int, leaves: list[Tensor], gradients: Sequence[Tensor] = ()) -> list[list[Net]]:
         net, features, seeds = self.network.net, self.network.features, self.network.seeds or 1
@@ -96,11 +97,20 @@ class Part:
 
 
 @dataclass
-class _Learning:
-    """Gradients of the parameters [E, S, ...], and the networks that write them."""
+class Learning:
+    """Gradients of the parameters [E, S, ...], and the networks that write them; lent as long as this object lives."""
 
     gradients: list[Tensor]
     nets: list[list[Net]]
+
+
+@dataclass
+class _Held:
+    """What is lent, and to whom: nobody where the reference is dead."""
+
+    gradients: list[Tensor]
+    nets: list[list[Net]]
+    borrower: Callable[[], Learning | None] = lambda: None
 
 
 class PlainMixin(_Loss):
@@ -109,6 +119,7 @@ class PlainMixin(_Loss):
     _parts: dict[str, Part] | None = None
     _kinds: TracedKinds | None = None
     _fits: bool | None = None
+    _lent: list[Any] = []  # noqa: RUF012  # what the parameters' ``grad`` is in, after :meth:`learn`
 
     @cached_property
     def seeds(self) -> int | None:
@@ -152,19 +163,30 @@ class PlainMixin(_Loss):
         return _inner(self.actor_network).in_keys
 
     def learn(self, tensordict: TensorDictBase) -> TensorDictBase:
-        """The losses of a batch, detached, and the gradients of their sum in the parameters' ``grad``.
+        """The losses of a batch, detached; the gradients of their sum replace those in the parameters' ``grad``.
 
         The same as ``loss(batch)``, ``backward`` and ``detach``, without autograd where the loss goes the short way.
         """
         if self.is_plain(tensordict):
-            losses, learnt = self.compute(tensordict)
-            for part, learning, *_ in learnt:
+            self._lent = []  # those of the last call
+            losses, self._lent = self.compute(tensordict)
+            for part, learning, *_ in self._lent:
                 for leaf, gradient in zip(part.leaves, learning.gradients, strict=True):
                     leaf.grad = gradient
             return TensorDict({name: losses[name] for name in ("loss_actor", "loss_qvalue")})
         losses = self(tensordict)
         (losses.get("loss_actor") + losses.get("loss_qvalue")).backward()
         return losses.select("loss_actor", "loss_qvalue").detach()
+
+    def forward(self, tensordict: TensorDictBase) -> TensorDictBase:
+        """The losses, as the class behind the mixin has them."""
+        if not self.is_plain(tensordict):
+            return super().forward(tensordict)
+        losses, (by_actor, by_critics) = self.compute(tensordict)
+        if torch.is_grad_enabled():
+            losses["loss_actor"] = self.with_gradients(losses["loss_actor"], *by_actor)
+            losses["loss_qvalue"] = self.with_gradients(losses["loss_qvalue"], *by_critics)
+        return TensorDict(losses)
 
     def compute(self, tensordict: TensorDictBase) -> tuple[dict[str, Tensor], list[Any]]:
         """The losses without their gradients, and how :meth:`with_gradients` adds these: parts and gradients."""
@@ -231,10 +253,15 @@ class PlainMixin(_Loss):
         steps = tensordict.get(self.value_estimator.tensor_keys.steps_to_next_obs, None)
         return found if steps is None else [*found, steps]
 
-    def parts_of(self, rows: Sequence[Tensor]) -> tuple[Sequence[Tensor], Sequence[Tensor], Sequence[Tensor]]:
-        """Columns [G, n, ...] as s, s' and the rest."""
+    def parts_of(self, gamma: Tensor, rows: Sequence[Tensor], draws: int) -> tuple[Any, ...]:
+        """Columns [G, n, ...] as s, s', a, r, the discount and the draws.
+
+        The discount is gamma^k for a decision of k steps, and 0 where nothing follows, [G, n, 1].
+        """
         number = len(self.plain_keys)
-        return rows[:number], rows[number : 2 * number], rows[2 * number :]
+        s, s_after, (a, r, terminated, *rest) = rows[:number], rows[number : 2 * number], rows[2 * number :]
+        noise, steps = rest[:draws], rest[draws:]
+        return s, s_after, a, r, ~terminated * (gamma ** steps[0] if steps else gamma), *noise
 
     def bounded(self, target: Tensor) -> Tensor:
         """Targets within the estimator's bounds, if it has any."""
@@ -252,7 +279,7 @@ class PlainMixin(_Loss):
         return losses[0].squeeze(0).clone() if self.seeds is None else torch.cat(list(losses))
 
     def with_gradients(
-        self, loss: Tensor, part: Part, learning: _Learning, inputs: Sequence[tuple[Tensor, Sequence[Tensor]]] = ()
+        self, loss: Tensor, part: Part, learning: Learning, inputs: Sequence[tuple[Tensor, Sequence[Tensor]]] = ()
     ) -> Tensor:
         """A loss with the gradients of its parameters, and of the inputs [..., D] that come with theirs, by group."""
         of, gradients, dims = [*part.leaves], [*learning.gradients], [*part.dims]
@@ -266,7 +293,7 @@ class PlainMixin(_Loss):
         return x.mean() if self.seeds is None else x.reshape(self.seeds, -1).mean(-1)
 
     def __getstate__(self) -> dict[str, Any]:
-        return {**self.__dict__, "_parts": None, "_kinds": None}
+        return {**self.__dict__, "_parts": None, "_kinds": None, "_lent": []}
 
     def _apply(self, fn: Any, *args: Any, **kwargs: Any) -> Any:
         self._parts = self._kinds = self._fits = None  # tensors may be others after this

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from typing import Any, cast
 
 import torch
-from tensordict import TensorDict, TensorDictBase
+from tensordict import TensorDictBase
 from tensordict.nn import TensorDictModule
 from torch import Tensor
 from torchrl.objectives import TD3Loss
@@ -65,18 +65,9 @@ class BoundedTD0Estimator(TD0Estimator):
 class GoalTD3Loss(PlainMixin, TD3Loss):
     """TorchRL's ``TD3Loss`` (Fujimoto et al. 2018, arXiv 1802.09477), on plain tensors where its networks allow it.
 
-    The losses are the same but for rounding; see :class:`~peach_trl.objectives.adapter.PlainMixin`.
+    The losses are the same but for rounding, ``loss_actor`` and ``loss_qvalue``; the actor's evaluates one critic only.
+    See :class:`~peach_trl.objectives.adapter.PlainMixin`.
     """
-
-    def forward(self, tensordict: TensorDictBase) -> TensorDictBase:
-        """``loss_actor`` and ``loss_qvalue``; the actor's loss evaluates one critic only."""
-        if not self.is_plain(tensordict):
-            return super().forward(tensordict)
-        losses, (by_actor, by_critics) = self.compute(tensordict)
-        if torch.is_grad_enabled():
-            losses["loss_actor"] = self.with_gradients(losses["loss_actor"], *by_actor)
-            losses["loss_qvalue"] = self.with_gradients(losses["loss_qvalue"], *by_critics)
-        return TensorDict(losses)
 
     def compute(self, tensordict: TensorDictBase) -> tuple[dict[str, Tensor], list[Any]]:
         """See :meth:`PlainMixin.compute`."""
@@ -88,9 +79,7 @@ class GoalTD3Loss(PlainMixin, TD3Loss):
 
         def step(nets: list[list[Net]], rows: Sequence[Tensor]) -> tuple[Tensor, ...]:
             (policy,), critics, (first,), (target_policy,), targets = nets
-            gamma, *rows = rows
-            s, s_after, (a, r, terminated, noise, *steps) = self.parts_of(rows)
-            gamma = ~terminated * (gamma ** steps[0] if steps else gamma)
+            s, s_after, a, r, gamma, noise = self.parts_of(rows[0], rows[1:], draws=1)
             s_pi, s_Q = policy.read(*s), critics[0].read(*s)
             loss_actor = td3_actor_loss(policy, first, s_pi, s_Q, learns)
             after = target_policy.read(*s_after), targets[0].read(*s_after)

@@ -7,7 +7,7 @@ from itertools import accumulate
 from typing import Any, TypeVar, cast
 
 import torch
-from tensordict import TensorDict, TensorDictBase
+from tensordict import TensorDictBase
 from tensordict.nn import ProbabilisticTensorDictSequential, TensorDictModule
 from torch import Tensor
 from torchrl.objectives import SACLoss
@@ -21,18 +21,9 @@ Loss = TypeVar("Loss", bound=SACLoss)
 class PlainSACLoss(PlainMixin, SACLoss):
     """TorchRL's ``SACLoss``, computed on plain tensors where the networks allow it; see :class:`PlainMixin`.
 
-    The losses are the same but for rounding. Networks of several seeds have a loss each, in vectors [S].
+    The losses are the same but for rounding: ``loss_actor``, ``loss_qvalue``, ``alpha`` and ``entropy``. Networks of
+    several seeds have a loss each, in vectors [S].
     """
-
-    def forward(self, tensordict: TensorDictBase) -> TensorDictBase:
-        """``loss_actor``, ``loss_qvalue``, ``alpha`` and ``entropy``."""
-        if not self.is_plain(tensordict):
-            return super().forward(tensordict)
-        losses, (by_actor, by_critics) = self.compute(tensordict)
-        if torch.is_grad_enabled():
-            losses["loss_actor"] = self.with_gradients(losses["loss_actor"], *by_actor)
-            losses["loss_qvalue"] = self.with_gradients(losses["loss_qvalue"], *by_critics)
-        return TensorDict(losses)
 
     def compute(self, tensordict: TensorDictBase) -> tuple[dict[str, Tensor], list[Any]]:
         """See :meth:`PlainMixin.compute`."""
@@ -46,8 +37,7 @@ class PlainSACLoss(PlainMixin, SACLoss):
         def step(nets: list[list[Net]], rows: Sequence[Tensor]) -> tuple[Tensor, ...]:
             (policy,), critics, targets = nets
             alpha, gamma, *rows = rows
-            s, s_after, (a, r, terminated, noise_after, noise, *steps) = self.parts_of(rows)
-            gamma = ~terminated * (gamma ** steps[0] if steps else gamma)
+            s, s_after, a, r, gamma, noise_after, noise = self.parts_of(gamma, rows, draws=2)
             s_pi, s_Q = policy.read(*s), critics[0].read(*s)
             after = policy.read(*s_after), targets[0].read(*s_after)
             y = self.bounded(sac_target(policy, targets, *after, r, gamma, noise_after, alpha))
