@@ -212,6 +212,10 @@ class SourceConfig(Config):
                 f"context.bootstrap = {self.context.bootstrap}, top.batch = {self.top.batch}: decisions are drawn one "
                 "by one here, source.batch of each task; set false and null, or use recipes/peach.py"
             )
+        if self.top.n_step > 1:
+            raise ConfigError(
+                f"top.n_step = {self.top.n_step}: decisions are drawn one by one here; set it to 1, or use recipes/peach.py"
+            )
         if self.source.recent > self.replay.episodes:
             raise ConfigError(
                 f"source.recent = {self.source.recent}: only replay.episodes = {self.replay.episodes} episodes are "
@@ -235,6 +239,7 @@ class Phase:
 
     Attributes:
         number: from 0.
+        warmup: whether only goal-reaching levels learn, which explore so much only then.
         at_random: whether the top level proposes at random, and does not learn yet.
         forgets: whether what the top level met before is dropped, as nothing below it worked.
         progress: through the passes in which the top level learns, 0 to 1.
@@ -243,6 +248,7 @@ class Phase:
     """
 
     number: int
+    warmup: bool
     at_random: bool
     forgets: bool
     progress: float
@@ -258,6 +264,7 @@ def phases(config: Config, agent: Agent) -> list[Phase]:
     return [
         Phase(
             number=number,
+            warmup=number < warmup or agent.top is None,
             at_random=number < start,
             forgets=number == warmup,
             progress=max(0, number - start) / train.iterations,

@@ -46,7 +46,7 @@ def main(config: HacConfig, run_dir: Path) -> None:
     with Runs(run_dir, config) as runs, collecting(config, library, policy) as trajectories:
         report = Report(runs, agent, config, library)
         for phase in phases(config, agent):
-            policy.set_top_random(1.0 if phase.at_random else config.hierarchy.top_random_share)
+            policy.explore(warmup=phase.warmup, at_random=phase.at_random)
             if phase.forgets:
                 B.empty()  # what the top level met while nothing below it worked
 

@@ -111,12 +111,38 @@ def belief_by_hand(net, scale, rows):
     raise AssertionError
 
 
-@pytest.mark.parametrize(("following", "bootstrap"), [("after", True), ("after", False), ("same", True)])
-def test_a_gradient_step_with_a_belief(following, bootstrap):
-    """Actor and critics read b_t, targets b_{t+1} (or b_t), values go on in the next trajectory: by hand."""
+def ahead_by_hand(rows, after, n, bootstrap, gamma):
+    """Rows [B, L] and the beliefs behind them, whose rewards are those of the next n decisions, one after the other."""
+    rows, index = rows.clone(), torch.arange(rows.shape[1]).repeat(len(rows), 1)
+    source = rows.clone()
+    for i in range(len(rows)):
+        for t in range(rows.shape[1]):
+            reward, steps, last = 0.0, 0, t
+            for j in range(t, min(t + n, rows.shape[1])):
+                if j > t and not bool(source["mask"][i, j]):
+                    break
+                if j > t and not bootstrap and source["part"][i, j] != source["part"][i, t]:
+                    break
+                reward += gamma**steps * source["next", "reward"][i, j, 0].item()
+                steps, last = steps + int(source["steps_to_next_obs"][i, j]), j
+                if source["next", "terminated"][i, j]:
+                    break
+            rows["next", "reward"][i, t], rows["steps_to_next_obs"][i, t], index[i, t] = reward, steps, last
+            for key in ("observation", "terminated"):
+                rows["next", key][i, t] = source["next", key][i, last]
+    return rows, after[torch.arange(len(rows)).unsqueeze(1), index]
+
+
+@pytest.mark.parametrize(
+    ("following", "bootstrap", "n_step"),
+    [("after", True, 1), ("after", False, 1), ("same", True, 1), ("after", True, 3), ("after", False, 3)],
+)
+def test_a_gradient_step_with_a_belief(following, bootstrap, n_step):
+    """Actor and critics read b_t, targets b_{t+n} (or b_t), values go on in the next trajectory: by hand."""
     config = tiny_config(
         top__alpha_1=3e-3, top__alpha_2=1e-3, top__alpha_3=2e-3, top__loss_kl=0.3, top__gamma=0.9,
         top__test_penalty=0.7, context__next=following, context__bootstrap=bootstrap, context__slow=1.0,
+        top__n_step=n_step,
     )  # fmt: skip
     agent = tiny_agent(config)
     actor, critics, targets = top_copies(agent)
@@ -135,8 +161,10 @@ def test_a_gradient_step_with_a_belief(following, bootstrap):
                 if bootstrap and rows["mask"][i, t + 1] and rows["part"][i, t + 1] != rows["part"][i, t]:
                     linked["next", "observation"][i, t] = rows["observation"][i, t + 1]
                     linked["next", "terminated"][i, t] = False
-        batch = linked[mask]
-        now, after = b[:, :-1][mask], (b[:, 1:] if following == "after" else b[:, :-1])[mask].detach()
+        after = b[:, 1:] if following == "after" else b[:, :-1]
+        if n_step > 1:
+            linked, after = ahead_by_hand(linked, after, n_step, bootstrap, 0.9)
+        batch, now, after = linked[mask], b[:, :-1][mask], after[mask].detach()
         torch.manual_seed(step)
         noise = torch.randn(len(batch), 2), torch.randn(len(batch), 2)
         arguments = (actor, critics, targets, batch, [now], noise)
@@ -163,7 +191,12 @@ def test_a_gradient_step_with_a_belief(following, bootstrap):
 def test_without_z_the_top_update_is_sac():
     agent = tiny_agent(
         tiny_config(
-            context__latent_dim=0, top__alpha_2=3e-3, top__alpha_3=1e-3, top__gamma=0.9, context__bootstrap=False
+            context__latent_dim=0,
+            top__alpha_2=3e-3,
+            top__alpha_3=1e-3,
+            top__gamma=0.9,
+            context__bootstrap=False,
+            top__n_step=1,
         )
     )
     assert agent.top.belief is None
@@ -209,7 +242,9 @@ def test_a_sample_is_kept_for_a_trajectory_in_critics_and_targets():
     """context.update=trajectory: z and what targets read of it change at the ends of trajectories only."""
     rows = random_sequences(TASKS, 9, seed=3, parts=3)
     for slow in (1.0, 0.02):
-        config = tiny_config(context__read="sample", context__update="trajectory", context__slow=slow, top__batch=None)
+        config = tiny_config(
+            context__read="sample", context__update="trajectory", context__slow=slow, top__batch=None, top__n_step=1
+        )
         b, _ = tiny_agent(config).top.believe(rows.copy())
         z, after = b["z"].detach(), b["next", "z"]
         part, row = rows["part"][rows["mask"]], torch.arange(TASKS).repeat_interleave(rows["mask"].sum(1))

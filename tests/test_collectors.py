@@ -16,7 +16,7 @@ from peach_trl.envs import NotFiniteError, PointEnv
 from peach_trl.experiment import make_env, make_library
 
 CASES = {
-    "default": {},
+    "default": {"hierarchy__noise": 0.2, "hierarchy__random_share": 0.2},
     "higher_goal, depth 3": {"hierarchy__depth": 3, "hierarchy__clock": "higher_goal"},
     "own goal, z kept": {"hierarchy__clock": "own_goal", "context__read": "sample", "context__update": "trajectory"},
     "flat, held exploration": {

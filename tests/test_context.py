@@ -254,7 +254,7 @@ def test_the_policys_belief_agrees_with_the_conversion(depth, clock, belief):
     library = make_library(config)
     base = Ending(config.env, 3, library=library, tasks=tasks)
     env = make_env(config, library, tasks, policy)
-    policy.set_top_random(1.0)
+    policy.explore(at_random=True)
     torch.manual_seed(0)
     with torch.no_grad(), set_exploration_type(ExplorationType.RANDOM):
         batch = TransformedEnv(base, env.transform.clone()).rollout(8 * horizon, policy, break_when_any_done=False)

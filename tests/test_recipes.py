@@ -643,7 +643,7 @@ def test_workers_follow_the_learner():
                 last.weight.zero_()
                 last.bias[:2], last.bias[2:] = 4.0, -20.0  # loc, scale: the proposal is 1
             second = next(batches).clone()
-            policy.set_top_random(1.0)
+            policy.explore(at_random=True)
             third = next(batches).clone()
         finally:
             collector.shutdown()

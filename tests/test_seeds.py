@@ -117,7 +117,7 @@ def test_top_levels_learn_as_alone(changes, threads, draws):
 
 
 def test_short_sequences_leave_each_seed_as_many_decisions():
-    together, _ = agents(top__batch=None)
+    together, _ = agents(top__batch=None, top__n_step=1)
     rows = torch.cat([random_sequences(3, 9, seed=s) for s in range(SEEDS)])
     rows["mask"][0, 3:] = False  # the first seed has fewer
     counts = [int(mask.sum()) for mask in rows["mask"].chunk(SEEDS)]

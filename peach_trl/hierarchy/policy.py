@@ -109,6 +109,7 @@ class HierarchyActor(StepModule):
     """
 
     random_share: Tensor
+    noise: Tensor
 
     def __init__(self, hierarchy: Hierarchy, actors: Sequence[TensorDictModuleBase]) -> None:
         super().__init__()
@@ -118,9 +119,9 @@ class HierarchyActor(StepModule):
             )
         self.hierarchy, config = hierarchy, hierarchy.config
         self.actors = torch.nn.ModuleList(actors)
-        shares = torch.full((hierarchy.depth,), config.random_share)
-        shares[-1] = config.top_random_share
-        self.register_buffer("random_share", shares)
+        self.register_buffer("random_share", torch.zeros(hierarchy.depth))
+        self.register_buffer("noise", torch.zeros(()))
+        self.explore()
         self._generator = ProcessGenerator("exploration")
         self._draws = _Draws(self._generator)
         self._networks = [_network_of(actor) for actor in actors]
@@ -129,6 +130,13 @@ class HierarchyActor(StepModule):
         known = [key for key in actors[-1].in_keys if key != "observation"]
         self.in_keys = ["observation", ACTS, PROPOSAL, *([START] * self._holds), *held, *known, *state]
         self.out_keys = ["action", PROPOSAL, *held, *state]
+
+    def explore(self, *, warmup: bool = False, at_random: bool = False) -> None:
+        """Sets how levels explore from now on; see :meth:`HierarchyPolicy.explore`."""
+        config = self.hierarchy.config
+        self.random_share.fill_(config.warmup_random_share if warmup else config.random_share)
+        self.random_share[-1] = 1.0 if at_random else config.top_random_share
+        self.noise.fill_(config.warmup_noise if warmup else config.noise)
 
     def advance(self, frame: Frame) -> None:
         """Writes the action and the subgoals in force; see the class."""
@@ -182,7 +190,7 @@ class HierarchyActor(StepModule):
         return lambda: UnitTanhNormal.squash(loc), lambda normal: UnitTanhNormal.squash(loc + scale * normal)
 
     def _add_noise(self, proposal: np.ndarray, normal: np.ndarray) -> np.ndarray:
-        noisy = normal * np.float32(self.hierarchy.config.noise)
+        noisy = normal * self.noise.numpy()
         noisy += proposal
         return np.minimum(np.maximum(noisy, -1, out=noisy), 1, out=noisy)
 
@@ -347,9 +355,15 @@ class HierarchyPolicy(TensorDictSequential):
         """The belief of every row, or ``None`` without a context variable."""
         return cast("BeliefTracker", self.module[1]) if len(self.module) == 3 else None
 
-    def set_top_random(self, share: float) -> None:
-        """Sets the share of uniform proposals of the top level: 1 in a warm-up."""
-        self.actor.random_share[-1] = share
+    def explore(self, *, warmup: bool = False, at_random: bool = False) -> None:
+        """Sets how levels explore from now on.
+
+        Args:
+            warmup: whether goal-reaching levels explore as in their warm-up: they are to see much, while later their
+                noise would blur what the levels above learn from.
+            at_random: whether all proposals of the top level are uniform.
+        """
+        self.actor.explore(warmup=warmup, at_random=at_random)
 
     def advance(self, frame: Frame) -> None:
         """One step on arrays, without a TensorDict; see :class:`~peach_trl.collectors.Lockstep`."""

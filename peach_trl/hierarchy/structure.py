@@ -37,7 +37,9 @@ class HierarchyConfig:
     subgoal_reach: float = option(above=0, help="how far a relative subgoal may lie, per environment step, env units")
     test_probability: float = option(low=0, high=1, help="lambda, the share of proposals that are tested")
     random_share: float = option(low=0, high=1, help="share of uniform proposals of goal-reaching levels")
+    warmup_random_share: float = option(low=0, high=1, help="the same in their warm-up")
     noise: float = option(low=0, help="Gaussian noise of goal-reaching levels, in half-ranges of the proposal space")
+    warmup_noise: float = option(low=0, help="the same in their warm-up")
     top_random_share: float = option(low=0, high=1, help="share of uniform proposals of the top level")
     top_random_hold: int = option(low=1, help="decisions that a uniform proposal of the top level is held for")
 
@@ -66,8 +68,8 @@ class Hierarchy:
     Examples:
         >>> from torchrl.data import Bounded
         >>> config = HierarchyConfig(depth=3, decision_steps=20, clock="own_goal", subgoal="relative",
-        ...     subgoal_reach=0.15, test_probability=0.3, random_share=0.2, noise=0.1, top_random_share=0.0,
-        ...     top_random_hold=1)
+        ...     subgoal_reach=0.15, test_probability=0.3, random_share=0.2, warmup_random_share=0.2, noise=0.1,
+        ...     warmup_noise=0.1, top_random_share=0.0, top_random_hold=1)
         >>> space = GoalSpace([0, 1], low=[-10.0, -10.0], high=[10.0, 10.0], tolerance=0.5, metric="euclidean")
         >>> hierarchy = Hierarchy(config, Bounded(-1, 1, shape=(2,)), space)
         >>> hierarchy.k, hierarchy.horizons.tolist()[:2], hierarchy.proposal_dims

@@ -25,6 +25,7 @@ from peach_trl.context.tracker import READINGS, UPDATES, context_key
 from peach_trl.envs.goal_space import GoalSpace
 from peach_trl.hierarchy.structure import Hierarchy
 from peach_trl.levels.adam import FusedAdam
+from peach_trl.levels.multi_step import multi_step
 from peach_trl.levels.targets import Level, Targets, leaves, on_device
 from peach_trl.modules.execution import TracedKinds
 from peach_trl.modules.networks import FeatureNet, Features, NetworkConfig, stochastic_actor
@@ -44,6 +45,7 @@ class TopConfig(NetworkConfig):
     objective: str = option(choices=("reward", "goal"), help="the task's reward, or the known goal as HAC's top level")
     observe_goal: bool = option(help="whether the top level is told the task's goal (the oracle, and HAC)")
     gamma: float = option(low=0, high=1, help="discount per environment step")
+    n_step: int = option(low=1, help="decisions whose rewards a target adds up before it bootstraps")
     alpha: float = option(above=0, help="SAC's entropy coefficient, fixed")
     tau: float = option(above=0, high=1, help="rate of the target networks")
     alpha_1: float = option(above=0, help="learning rate of the encoder")
@@ -191,21 +193,38 @@ class TopLevel(Level):
         if self.context.bootstrap:
             _link(now, after, mask, part)
         if self.belief is None:
+            self._look_ahead(now, after, mask, part)
             nothing = torch.zeros(self.seeds or 1, 0, device=mask.device)
             return self._decisions(now, after, mask, full), TensorDict(
                 {"z_loc": nothing, "z_scale": nothing}, nothing.shape[:1]
             )
         loc, scale = self.belief.trace(evidence, None if full else mask)  # [B, L + 1, Z]
-        noise, part, key = self._draw(loc.shape), part if full else torch.where(mask, part, -1), self._key
-        now[key], after[key] = self._around(reading(loc, scale, noise), part)
+        noise, parts, key = self._draw(loc.shape), part if full else torch.where(mask, part, -1), self._key
+        now[key], after[key] = self._around(reading(loc, scale, noise), parts)
         if self.slow is not None:
             slow: Belief = self.slow.module  # type: ignore[assignment]
             with torch.no_grad():
-                after[key] = self._around(reading(*slow.trace(evidence, None if full else mask), noise), part)[1]
+                after[key] = self._around(reading(*slow.trace(evidence, None if full else mask), noise), parts)[1]
         after[key] = (after[key] if self.context.next == "after" else now[key]).detach()
+        self._look_ahead(now, after, mask, part)
         everywhere = None if full else self._chosen(pad(mask, (1, 0), value=True))
         q = {"z_loc": _flat(loc, everywhere), "z_scale": _flat(scale, everywhere)}
         return self._decisions(now, after, mask, full), TensorDict(q, q["z_loc"].shape[:1])
+
+    def _look_ahead(self, now: dict[str, Tensor], after: dict[str, Tensor], mask: Tensor, part: Tensor) -> None:
+        """Makes of each decision the next ``n_step`` ones: their rewards, and the state and belief behind the last."""
+        n, gamma, across = self.config.n_step, self.config.gamma, self.context.bootstrap
+        if n == 1:
+            return
+        columns = after["reward"], now["steps_to_next_obs"], after["terminated"], mask, part
+
+        def summed(*columns: Tensor) -> tuple[Tensor, ...]:
+            return multi_step(*columns, n=n, gamma=gamma, across=across)
+
+        traced = _KINDS.get((mask.shape, mask.device, n, gamma, across), lambda: summed)
+        after["reward"], now["steps_to_next_obs"], last = traced(*columns)
+        for key in after.keys() - {"reward"}:
+            after[key] = after[key].gather(1, last.unsqueeze(-1).expand_as(after[key]))
 
     def _columns(self, tensordict: TensorDictBase) -> dict[str, Tensor]:
         """The entries that the losses read."""
