@@ -214,7 +214,8 @@ class SourceConfig(Config):
             )
         if self.top.n_step > 1:
             raise ConfigError(
-                f"top.n_step = {self.top.n_step}: decisions are drawn one by one here; set it to 1, or use recipes/peach.py"
+                f"top.n_step = {self.top.n_step}: decisions are drawn one by one here; set it to 1, or use "
+                "recipes/peach.py"
             )
         if self.source.recent > self.replay.episodes:
             raise ConfigError(

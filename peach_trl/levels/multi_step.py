@@ -1,8 +1,9 @@
 """Multi-step targets on sequences of decisions: several rewards before a value is bootstrapped.
 
-A search that pays off ten decisions later is learnt one decision at a time by one-step targets. With n steps the target
-of decision t is r_t + gamma r_{t+1} + ... + gamma^n V(s_{t+n}, b_{t+n}) (Sutton and Barto 2018, section 7.1; uncorrected
-for being off-policy, as in Rainbow, Hessel et al. 2018, arXiv 1710.02298, and R2D2, Kapturowski et al. 2019).
+What a search finds ten decisions later reaches its first decision one update after the other. With n steps the target of
+decision t is r_t + gamma r_{t+1} + ... + gamma^n V(s_{t+n}, b_{t+n}) (Sutton and Barto 2018, section 7.1). It is not
+corrected for being off-policy, nor has it the entropies between, as is usual (Hessel et al. 2018, Rainbow, arXiv
+1710.02298; Kapturowski et al. 2019, R2D2).
 """
 
 from __future__ import annotations
@@ -34,8 +35,8 @@ def multi_step(
     Examples:
         >>> column = lambda *values: torch.tensor(values).view(1, -1, 1)
         >>> no, there = column(False, False, False, False), torch.tensor([[True, True, True, False]])
-        >>> reward, steps, last = multi_step(
-        ...     column(1.0, 2.0, 4.0, 9.0), column(1, 1, 1, 1), no, there, torch.zeros(1, 4), n=2, gamma=0.5, across=True)
+        >>> columns = column(1.0, 2.0, 4.0, 9.0), column(1, 1, 1, 1), no, there, torch.zeros(1, 4)
+        >>> reward, steps, last = multi_step(*columns, n=2, gamma=0.5, across=True)
         >>> reward.flatten().tolist()[:3], steps.flatten().tolist()[:3], last.tolist()[0][:3]
         ([2.0, 4.0, 4.0], [2, 2, 1], [1, 2, 2])
     """
