@@ -1,7 +1,7 @@
 """Multi-step targets on sequences of decisions: several rewards before a value is bootstrapped.
 
-What a search finds ten decisions later reaches its first decision one update after the other. With n steps the target of
-decision t is r_t + gamma r_{t+1} + ... + gamma^n V(s_{t+n}, b_{t+n}) (Sutton and Barto 2018, section 7.1). It is not
+What a search finds ten decisions later reaches its first decision one update after the other. With n steps the target
+of decision t is r_t + gamma r_{t+1} + ... + gamma^n V(s_{t+n}, b_{t+n}) (Sutton and Barto 2018, section 7.1). It is not
 corrected for being off-policy, nor has it the entropies between, as is usual (Hessel et al. 2018, Rainbow, arXiv
 1710.02298; Kapturowski et al. 2019, R2D2).
 """
