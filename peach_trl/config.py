@@ -39,6 +39,7 @@ def option(
     above: float | None = None,
     below: float | None = None,
     choices: Sequence[Any] | None = None,
+    auto: bool = False,
     help: str = "",
 ) -> Any:
     """Declares a required, range-checked field of a schema.
@@ -49,6 +50,7 @@ def option(
         above: exclusive lower bound.
         below: exclusive upper bound.
         choices: the allowed values, for names.
+        auto: whether ``"auto"`` may stand for a value; the schema's ``resolved`` must then put one in its place.
         help: one line on the meaning and the unit of the field, quoted in errors.
 
     Bounds apply to a number, or to each number of a list.
@@ -64,17 +66,17 @@ def option(
         ...
         peach_trl.config.ConfigError: arm.joints = 0: must be >= 1 (number of joints); set arm.joints to such a value
     """
-    return dataclasses.field(
-        metadata={"low": low, "high": high, "above": above, "below": below, "choices": choices, "help": help}
-    )
+    limits = {"low": low, "high": high, "above": above, "below": below, "choices": choices}
+    return dataclasses.field(metadata={**limits, "auto": auto, "help": help})
 
 
 def build(schema: type[Schema], values: Mapping[str, Any], path: str = "") -> Schema:
     """Builds ``schema`` from a nested mapping, checking every key, type and range.
 
     Whole floats such as 1e6 are taken for integers, integers for floats, lists become tuples. A schema may define
-    ``check(self)``, called once its fields are known to be good, for what joins several of them. It raises a
-    :class:`ConfigError` whose message begins with one of its own keys; ``path`` is put before it.
+    ``resolved(self)``, which returns it with values in place of ``"auto"``, and ``check(self)``, called once its fields
+    are known to be good, for what joins several of them. They raise a :class:`ConfigError` whose message begins with
+    one of its own keys; ``path`` is put before it.
 
     Args:
         schema: a dataclass whose fields were declared with :func:`option`, or are schemas themselves.
@@ -114,6 +116,8 @@ def build(schema: type[Schema], values: Mapping[str, Any], path: str = "") -> Sc
         built[field.name] = _checked(key, values[field.name], hints[field.name], field.metadata)
     try:
         result = schema(**built)
+        if callable(resolved := getattr(result, "resolved", None)):
+            result = resolved()
         check = getattr(result, "check", None)
         if callable(check):
             check()
@@ -174,8 +178,8 @@ def unknown_key(key: str, value: Any, known: Sequence[str]) -> ConfigError:
 
 def _checked(key: str, value: Any, kind: Any, limits: Mapping[str, Any]) -> Any:
     """The value of one field, converted to its type, or a ConfigError."""
-    if value is None and type(None) in typing.get_args(kind):
-        return None
+    if (value is None and type(None) in typing.get_args(kind)) or (value == "auto" and limits.get("auto")):
+        return value
     kind = _fitting(_options(kind), value)
     if dataclasses.is_dataclass(kind):
         return build(kind, value, key)  # type: ignore[arg-type]

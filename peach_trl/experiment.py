@@ -33,6 +33,7 @@ from peach_trl.hierarchy.transitions import TransitionsConfig
 from peach_trl.levels.goal_level import LowerConfig
 from peach_trl.levels.top_level import ReadingConfig, TopConfig
 from peach_trl.modules.execution import set_execution
+from peach_trl.rules import resolved
 from peach_trl.seeding import named_generator
 from peach_trl.utils.run import load_checkpoint
 
@@ -53,7 +54,7 @@ class TrainConfig:
     iterations: int = option(low=1, help="passes through the outer loop of Algorithm 1")
     warmup: int = option(low=0, help="iterations before those, in which only the goal-reaching levels learn")
     prefill: int = option(low=0, help="iterations after the warm-up in which the top level proposes at random")
-    envs_per_task: int = option(low=1, help="environments that play each task side by side")
+    envs_per_task: int = option(low=1, auto=True, help="environments that play each task side by side")
     trajectories: int = option(low=1, help="L, successive trajectories of each task per iteration")
     warmup_updates: int = option(low=0, help="gradient steps of each goal-reaching level a trajectory in the warm-up")
     lower_updates: int = option(low=0, help="gradient steps of each goal-reaching level after each trajectory")
@@ -99,6 +100,10 @@ class Config:
     train: TrainConfig
     collector: CollectorConfig
     evaluation: EvaluationConfig
+
+    def resolved(self) -> Config:
+        """With values by rule in place of ``auto``, see :mod:`peach_trl.rules`."""
+        return resolved(self)
 
     def check(self) -> None:
         """Checks what involves several groups, before anything runs."""

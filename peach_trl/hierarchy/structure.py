@@ -29,7 +29,7 @@ class HierarchyConfig:
     """Depth, clocks, subgoals and exploration of a hierarchy; see ``configs/`` for values and comments."""
 
     depth: int = option(low=1, help="number of levels, h + 1; 1 is a flat policy")
-    decision_steps: int = option(low=1, help="environment steps that one decision of the top level may take, k^h")
+    decision_steps: int = option(low=1, auto=True, help="environment steps of one decision of the top level, k^h")
     clock: str = option(choices=CLOCKS, help="what ends an attempt at a goal")
     subgoal: str = option(
         choices=("relative", "absolute"), help="subgoals relative to the state, or in the whole space"

@@ -30,7 +30,7 @@ class TransitionsConfig:
     """Hindsight and rewards of the conversion; see ``configs/`` for values and comments."""
 
     hindsight_goals: int = option(low=0, help="hindsight goals per attempt; the last state reached is always one")
-    reward_scale: float = option(above=0, help="factor on the task's rewards, summed over a decision of the top level")
+    reward_scale: float = option(above=0, auto=True, help="factor on the task's rewards, summed over a top decision")
 
 
 _Columns: TypeAlias = dict[str | tuple[str, str], Tensor]  # [M, ...] each

@@ -44,7 +44,7 @@ class TopConfig(NetworkConfig):
 
     objective: str = option(choices=("reward", "goal"), help="the task's reward, or the known goal as HAC's top level")
     observe_goal: bool = option(help="whether the top level is told the task's goal (the oracle, and HAC)")
-    gamma: float = option(low=0, high=1, help="discount per environment step")
+    gamma: float = option(low=0, high=1, auto=True, help="discount per environment step")
     n_step: int = option(low=1, help="decisions whose rewards a target adds up before it bootstraps")
     alpha: float = option(above=0, help="SAC's entropy coefficient, fixed")
     tau: float = option(above=0, high=1, help="rate of the target networks")
@@ -54,7 +54,7 @@ class TopConfig(NetworkConfig):
     lr_end: float = option(above=0, high=1, help="share of the learning rates left at the end; they fall linearly")
     average: float = option(above=0, high=1, help="rate of the averaged weights that act in tests; 1: the last weights")
     batch: int | None = option(low=1, help="most decisions in a gradient step, drawn at random; null: all")
-    test_penalty: float = option(low=0, help="what a missed subgoal test costs, in scaled reward")
+    test_penalty: float = option(low=0, auto=True, help="what a missed subgoal test costs, in scaled reward")
     loss_qvalue: float = option(low=0, help="coefficient of loss_qvalue, L_critic")
     loss_actor: float = option(low=0, help="coefficient of loss_actor, L_actor")
     loss_test: float = option(low=0, help="coefficient of loss_test, missed subgoal tests")

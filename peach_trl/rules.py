@@ -1,0 +1,149 @@
+"""Values by rule, for keys set to ``auto``: what follows from a task's horizon, best reward and size of goals.
+
+With T environment steps an episode, r the best reward of a step, K the environment steps of a decision of the top level
+and D = T / K decisions an episode:
+
+==============================  ==================================  ===============================================
+key                             rule                                why
+==============================  ==================================  ===============================================
+``hierarchy.decision_steps``    2 x goal size / length of a step,   a decision crosses about a goal, so that a path
+                                within T / 20 and T / 10            misses none; an episode has 10 to 20 decisions
+``transitions.reward_scale``    40 / (T r)                          a perfect episode is worth 40, whatever the task
+``top.gamma``                   (1 - 1 / D)^(1 / K)                 a decision looks ahead for about an episode
+``top.test_penalty``            4 / D                               10 % of a perfect decision
+``train.envs_per_task``         36,000 / (tasks x L x T)            an iteration has as much experience on any task
+==============================  ==================================  ===============================================
+
+The default task's values were there first (K 20, reward_scale .2, gamma .99475 = .9^(1/20), test_penalty .4); the rules
+carry them over to others.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from peach_trl.config import ConfigError
+
+AUTO = "auto"
+KEYS = (
+    "hierarchy.decision_steps",
+    "transitions.reward_scale",
+    "top.gamma",
+    "top.test_penalty",
+    "train.envs_per_task",
+)
+STEPS = 36_000  # environment steps of an iteration, of all tasks
+
+
+@dataclass(frozen=True)
+class TaskFacts:
+    """What the rules need to know of the tasks of a family.
+
+    Attributes:
+        horizon: environment steps an episode, T.
+        best_reward: the largest reward of a step, r; ``None`` where it has no bound worth the name.
+        goal_size: how far from a goal there are rewards, in the units of the subgoal space; ``None`` without goals.
+        step_length: how far a step can lead along an axis, likewise; ``None`` where it depends.
+    """
+
+    horizon: int
+    best_reward: float | None = None
+    goal_size: float | None = None
+    step_length: float | None = None
+
+
+def resolve(values: Mapping[str, Any], facts: TaskFacts, tasks: int, trajectories: int) -> dict[str, tuple[Any, str]]:
+    """The values of the keys that are ``"auto"``, and how they come about.
+
+    Args:
+        values: the keys of the table above, with a number or ``"auto"`` each.
+        facts: of the task family.
+        tasks: training tasks.
+        trajectories: of a meta-episode, L.
+
+    Returns:
+        For each key that was ``"auto"`` its value and the rule with its numbers.
+
+    Raises:
+        ConfigError: if a rule needs a fact that the family does not state.
+
+    Examples:
+        >>> keys = ("hierarchy.decision_steps", "transitions.reward_scale", "top.gamma", "train.envs_per_task")
+        >>> facts = TaskFacts(horizon=100, best_reward=1.0, goal_size=0.2, step_length=0.1)
+        >>> found = resolve(dict.fromkeys(keys, "auto"), facts, tasks=60, trajectories=3)
+        >>> {key: value for key, (value, _) in found.items()}
+        {'hierarchy.decision_steps': 5, 'transitions.reward_scale': 0.4, 'top.gamma': 0.98979, 'train.envs_per_task': 2}
+        >>> found["transitions.reward_scale"][1]
+        '40 / (100 steps x best reward 1)'
+    """
+    found: dict[str, tuple[Any, str]] = {}
+
+    def need(name: str, key: str) -> float:
+        value = getattr(facts, name)
+        if value is None:
+            raise ConfigError(f"{key} = 'auto': the task family does not state its {name}; set {key} to a value")
+        return value
+
+    T = facts.horizon
+    K = values.get("hierarchy.decision_steps", 1)
+    if K == AUTO:
+        size, step = need("goal_size", "hierarchy.decision_steps"), need("step_length", "hierarchy.decision_steps")
+        low, high = max(1, math.ceil(T / 20)), max(1, T // 10)
+        K = min(max(round(2 * size / step), low), high)
+        rule = f"2 x goal size {size:g} / length of a step {step:g}, within {low} and {high}"
+        found["hierarchy.decision_steps"] = K, rule
+    D = T / K
+    rules: dict[str, Callable[[str], tuple[Any, str]]] = {
+        "transitions.reward_scale": lambda key: (
+            _rounded(40 / (T * need("best_reward", key))),
+            f"40 / ({T} steps x best reward {need('best_reward', key):g})",
+        ),
+        "top.gamma": lambda key: (_rounded((1 - 1 / max(D, 2)) ** (1 / K)), f"(1 - 1 / {D:g} decisions)^(1 / {K})"),
+        "top.test_penalty": lambda key: (_rounded(4 / D), f"4 / {D:g} decisions"),
+        "train.envs_per_task": lambda key: (
+            max(1, STEPS // (tasks * trajectories * T)),
+            f"{STEPS} steps / ({tasks} tasks x {trajectories} trajectories x {T} steps)",
+        ),
+    }
+    return found | {key: rule(key) for key, rule in rules.items() if values.get(key) == AUTO}
+
+
+def resolved(config: Any) -> Any:
+    """A recipe's configuration with values in place of ``"auto"``; see :func:`resolve`."""
+    found = resolve({key: _value(config, key) for key in KEYS}, *_task(config))
+    for key, (value, _) in found.items():
+        group, name = key.split(".")
+        changed = dataclasses.replace(getattr(config, group), **{name: value})
+        config = dataclasses.replace(config, **{group: changed})
+    return config
+
+
+def explained(config: Any) -> list[str]:
+    """A line for each value of a configuration that a rule gives, or would give."""
+    lines = []
+    for key in KEYS:
+        value = _value(config, key)
+        given = {"hierarchy.decision_steps": config.hierarchy.decision_steps}
+        try:
+            by_rule, rule = resolve({**given, key: AUTO}, *_task(config))[key]
+        except ConfigError:
+            continue
+        lines.append(f"{key} = {value:g}: {'' if value == by_rule else f'not {by_rule:g} = '}{rule}")
+    return lines
+
+
+def _value(config: Any, key: str) -> Any:
+    group, name = key.split(".")
+    return getattr(getattr(config, group), name)
+
+
+def _task(config: Any) -> tuple[TaskFacts, int, int]:
+    return config.env.facts(), config.env.train_tasks, config.train.trajectories
+
+
+def _rounded(value: float) -> float:
+    return float(f"{value:.5g}")
