@@ -18,6 +18,7 @@ from peach_trl.envs import GoalSpace, NotFiniteError, PointConfig, PointEnv, Tas
 CONFIG = PointConfig(
     arena=10.0,
     horizon=20,
+    goals="half_circle",
     radius=8.0,
     goal_tolerance=2.5,
     subgoal_tolerance=0.5,

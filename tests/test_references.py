@@ -22,8 +22,8 @@ def point(rows, library=None, split="validation", **changes):
     return PointEnv(replace(config, **changes), rows, library=library, split=split, seed=0)
 
 
-def robot(rows, horizon, split="test"):
-    return SparsePointRobot(rows, library=SparsePointRobot.make_library(test=60), split=split, horizon=horizon, seed=0)
+def robot(rows, horizon, split="test", family=SparsePointRobot):
+    return family(rows, library=family.make_library(test=60), split=split, horizon=horizon, seed=0)
 
 
 def means(played):
@@ -68,6 +68,16 @@ def test_direct_control():
     assert play(env, chosen["oracle"], 1).rewards.sum(-1).mean() == pytest.approx(93.4, abs=0.2)
     rewards = play(env, chosen["search"], 3).rewards.sum(-1).mean(0)
     assert rewards[0] == pytest.approx(81.6, abs=1.0) and rewards.sum() == pytest.approx(268.4, abs=2.0)
+
+
+def test_half_circle_b():
+    env = robot(60, horizon=60, family=FAMILIES["HalfCircleB"])
+    chosen = policies(env, 2, 1, math.inf, seed=0)
+    assert play(env, chosen["oracle"], 1).rewards.sum(-1).mean() == pytest.approx(53.6, abs=0.2)
+    rewards = play(env, chosen["search"], 2).rewards.sum(-1).mean(0)
+    assert rewards[0] == pytest.approx(41.8, abs=0.5) and rewards.sum() == pytest.approx(95.4, abs=0.5)
+    drawn = 60 * thompson(robot(300, horizon=60, family=FAMILIES["HalfCircleB"]), [[0.0, 1.0], [0.2, 1.0]], 2)
+    assert drawn.tolist() == pytest.approx([6.4, 12.4], abs=2.5)  # standard error 1.0 to 1.3
 
 
 def test_horizon_too_short_for_a_search():

@@ -24,13 +24,13 @@ from peach_trl.envs.families.mazes import (
     PointMediumMaze,
     PointUMaze,
 )
-from peach_trl.envs.families.point_robot import PointRobot, SparsePointRobot
+from peach_trl.envs.families.point_robot import HalfCircleB, PointRobot, SparsePointRobot
 from peach_trl.envs.families.walker2d import Walker2dRandParams
 from peach_trl.envs.tasks import TaskLibrary
 
 _CLASSES: tuple[type[TaskFamily], ...] = (
     *(HalfCheetahVel, HalfCheetahDir, AntDir, AntGoal, HumanoidDir, Walker2dRandParams, HopperRandParams),
-    *(PointRobot, SparsePointRobot, Pendulum, UR5Reacher, AntReacher, AntFourRooms),
+    *(PointRobot, SparsePointRobot, HalfCircleB, Pendulum, UR5Reacher, AntReacher, AntFourRooms),
     *(PointUMaze, PointMediumMaze, PointLargeMaze, AntUMaze, AntMediumMaze, AntLargeMaze),
 )
 
@@ -82,6 +82,7 @@ __all__ = [
     "FamilyConfig",
     "HalfCheetahDir",
     "HalfCheetahVel",
+    "HalfCircleB",
     "HopperRandParams",
     "HumanoidDir",
     "Pendulum",
