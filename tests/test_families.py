@@ -31,7 +31,7 @@ SCHEMAS = {"peach": PeachConfig, "hac": HacConfig, "source": SourceConfig, "pear
 
 
 #: name, best reward of a step, trajectories of a meta-test
-SEARCH_TASKS = [("HalfCircleB", 1.0, 2), ("FullCircle", 1.0, 3)]
+SEARCH_TASKS = [("HalfCircleB", 1.0, 2), ("FullCircle", 1.0, 3), ("Wind", 1.0, 1), ("TreasureHunt", 10.0, 1)]
 
 
 def config_of(name, *overrides, recipe="peach"):

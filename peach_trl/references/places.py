@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 
 from peach_trl.envs.batched_mujoco import BatchedMujocoEnv
-from peach_trl.references.candidates import Candidates, Region, distance_to, train_ids
+from peach_trl.references.candidates import Candidates, Region, Walk, distance_to, train_ids
 from peach_trl.references.play import Deciding, Stay, play
 from peach_trl.seeding import named_generator
 
@@ -30,7 +30,7 @@ def place_policies(
     prior = partial(Candidates, region, _reward_samples(env), len(goals))
 
     def search(walk: Tensor) -> Search:
-        return Search(region, prior(), decision_steps, reach, walk)
+        return Search(region.walk(walk), prior(), decision_steps, reach)
 
     walk, place = best_walk(env, region, region.walks, search, trajectories), _best_place(env, region)
     return {
@@ -64,17 +64,15 @@ class Search(Deciding):
     Until then a subgoal is the furthest place on its way such that the straight line there misses no goal before it.
 
     Args:
-        region: where goals may lie.
+        walk: the way of each row.
         belief: the prior, which it updates.
         decision_steps: environment steps between two subgoals; 1 is direct control.
         reach: how far from the position subgoals may lie along each axis, in metres.
-        walk: [R, W]: the parameters of each row's way, such as some of ``region.walks``.
     """
 
-    def __init__(self, region: Region, belief: Candidates, decision_steps: int, reach: float, walk: Tensor) -> None:
+    def __init__(self, walk: Walk, belief: Candidates, decision_steps: int, reach: float) -> None:
         super().__init__(decision_steps, reach)
-        self.belief = belief
-        self._walk = region.walk(walk)
+        self.belief, self._walk = belief, walk
 
     def see(self, position: Tensor, reward: Tensor, observation: Tensor) -> None:
         """Updates the belief."""
@@ -124,7 +122,7 @@ def _best_place(env: BatchedMujocoEnv, region: Region) -> Tensor:
 def _near(
     env: BatchedMujocoEnv, region: Region, make: Callable[[Tensor], Stay], choices: Tensor, episodes: int
 ) -> list[Tensor]:
-    """Which candidates each step is near to, S times bool [K T, C], of the policies of ``choices`` [S, ...], unrewarded."""
+    """Which candidates each step is near to, S times bool [K T, C]; ``choices`` [S, ...] make unrewarded policies."""
     rows, paths, candidates = len(env.task_id), [], region.candidates
     for start in range(0, len(choices), rows):
         policy = make(choices[(start + torch.arange(rows)) % len(choices)])

@@ -19,6 +19,7 @@ class Control(NamedTuple):
 
     step: float  # length of a step along an axis, metres
     coast: float  # for how many of its steps a point goes on by itself
+    straight: bool = False  # whether it goes in a straight line, or along each axis at full action
 
 
 class Stay:
@@ -129,18 +130,19 @@ def play(env: BatchedMujocoEnv, policy: Stay, trajectories: int, *, blind: bool 
 class Point:
     """The rows of an environment as points that are told where to go; ``position`` [R, 2] in metres.
 
-    Each axis heads for the place at full action, less what momentum does by itself.
+    Each axis heads for the place at full action, less what momentum does by itself; or the shorter one at less, so that
+    the way is a straight line.
 
     Args:
         env: the environment, R rows, whose positions are the entries of its goals, or else of its subgoals.
-        control: length of a step, and for how many steps a point coasts; ``None``: measured beforehand.
+        control: what it is taken to do; ``None``: measured beforehand, and not in straight lines.
     """
 
     def __init__(self, env: BatchedMujocoEnv, control: Control | None = None) -> None:
         self._env, self._task_id = env, env.task_id
         self._space = env.subgoal_space if env.goal_space is None else env.goal_space
         self.restart()
-        self._step, self._coast = self._measure() if control is None else control
+        self._step, self._coast, self._straight = self._measure() if control is None else control
 
     def restart(self) -> None:
         """The next trajectory of the same tasks."""
@@ -150,7 +152,10 @@ class Point:
     def go(self, place: Tensor) -> Tensor:
         """One step towards ``place`` [R, 2]; the reward, [R]."""
         momentum = self._coast * (self.position - self._before)
-        return self._act(((place - self.position - momentum) / self._step).clamp(-1, 1))
+        action = (place - self.position - momentum) / self._step
+        if self._straight:
+            return self._act(action / action.abs().amax(-1, keepdim=True).clamp(min=1))
+        return self._act(action.clamp(-1, 1))
 
     def _measure(self) -> Control:
         path = []

@@ -9,15 +9,20 @@ agrees with what it saw for the true one, for a whole trajectory; without contex
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import partial
 from typing import cast
 
 from torch import Tensor
 from torchrl.envs import EnvBase
 
 from peach_trl.envs.batched_mujoco import BatchedMujocoEnv
+from peach_trl.envs.families.treasure_hunt import TreasureHunt
+from peach_trl.envs.families.wind import Wind
 from peach_trl.references.arc import Arc
 from peach_trl.references.places import place_policies
 from peach_trl.references.play import Stay, play
+from peach_trl.references.treasure import treasure_policies
+from peach_trl.references.wind import wind_policies
 
 Maker = Callable[[int, int, float, int], dict[str, Stay]]
 """Makes the policies, of trajectories, decision steps, reach and seed."""
@@ -78,5 +83,8 @@ def policies(env: BatchedMujocoEnv, trajectories: int, decision_steps: int, reac
 
 def _maker(env: EnvBase) -> Maker:
     """What makes the policies of ``env``; a ``ValueError`` where there are none."""
-    region = Arc.of(env)
-    return lambda *arguments: place_policies(cast(BatchedMujocoEnv, env), region, *arguments)
+    if isinstance(env, Wind):
+        return partial(wind_policies, env)
+    if isinstance(env, TreasureHunt):
+        return partial(treasure_policies, env)
+    return partial(place_policies, cast(BatchedMujocoEnv, env), Arc.of(env))
