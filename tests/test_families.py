@@ -31,7 +31,13 @@ SCHEMAS = {"peach": PeachConfig, "hac": HacConfig, "source": SourceConfig, "pear
 
 
 #: name, best reward of a step, trajectories of a meta-test
-SEARCH_TASKS = [("HalfCircleB", 1.0, 2), ("FullCircle", 1.0, 3), ("Wind", 1.0, 1), ("TreasureHunt", 10.0, 1)]
+SEARCH_TASKS = [
+    ("HalfCircleB", 1.0, 2),
+    ("FullCircle", 1.0, 3),
+    ("SquareArena", 1.0, 3),
+    ("Wind", 1.0, 1),
+    ("TreasureHunt", 10.0, 1),
+]
 
 
 def config_of(name, *overrides, recipe="peach"):
@@ -51,7 +57,7 @@ def test_the_yaml_of_a_family_holds_the_published_values(name):
 
 def test_there_is_a_yaml_for_each_family_and_no_other():
     files = {path.stem for path in (ROOT / "configs" / "env").glob("*.yaml")}
-    assert files == {*FAMILIES, "point", "HalfCircleV", "FullCircle"}
+    assert files == {*FAMILIES, "point", "HalfCircleV", "FullCircle", "SquareArena"}
     assert OmegaConf.load(ROOT / "configs" / "env" / "point.yaml").arena == 10.0
     assert isinstance(load_config(PeachConfig, "peach", ROOT / "configs").env, PointConfig)
 
@@ -75,14 +81,11 @@ def test_values_of_a_search_task_follow_from_its_horizon():
         assert 10 <= config.env.horizon / steps <= 20
 
 
-def test_the_full_circle_is_the_default_task_but_for_its_goals():
-    default, config = load_config(PeachConfig, "peach", ROOT / "configs"), config_of("FullCircle")
+@pytest.mark.parametrize(("name", "goals", "radius"), [("FullCircle", "circle", 8.0), ("SquareArena", "square", 5.0)])
+def test_goals_elsewhere_are_all_that_differs_from_the_default_task(name, goals, radius):
+    default, config = load_config(PeachConfig, "peach", ROOT / "configs"), config_of(name)
     assert replace(default, env=config.env) == config
-    assert replace(default.env, goals="circle") == config.env
-    goals = config.env.make_library().parameters
-    assert goals.norm(dim=-1).tolist() == pytest.approx([8.0] * 180)
-    angles = (torch.atan2(goals[:, 1], goals[:, 0]) / (2 * torch.pi) % 1 * 60).floor().view(3, 60)
-    assert angles.tolist() == [list(range(60))] * 3
+    assert replace(default.env, goals=goals, radius=radius) == config.env
 
 
 def test_a_recipes_own_values_stand_over_those_of_the_task():

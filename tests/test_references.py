@@ -10,7 +10,7 @@ import torch
 import yaml
 
 from peach_trl.envs import FAMILIES, PointConfig, PointEnv, TaskLibrary
-from peach_trl.references import Arc, Candidates, Stay, Thompson, has_references, play, policies, references
+from peach_trl.references import Arc, Candidates, Square, Stay, Thompson, has_references, play, policies, references
 
 ROOT = Path(__file__).parent.parent
 SparsePointRobot = FAMILIES["SparsePointRobot"]
@@ -183,6 +183,49 @@ def test_whole_circle():
     result = references(env, trajectories=2, decision_steps=20, reach=5.0, seed=0)
     assert result["search"][1] > 0.7 and 0.3 < result["search"][0] < result["search"][1]
     assert result["no context"].tolist() == pytest.approx([0.1 * 0.9] * 2, abs=0.05)  # 2 * 18.2 of 360 degrees
+
+
+@pytest.fixture(scope="module")
+def in_square():
+    env = point(20, goals="square", radius=5.0, validation_tasks=20)
+    chosen = policies(env, 2, 20, 4.4, seed=0)
+    return env, chosen, {name: play(env, copy.deepcopy(policy), 2) for name, policy in chosen.items()}
+
+
+def test_square(in_square):
+    """By hand: going there takes the longer axis's distance, less 2.5 m, at 0.25 m a step, and 2 steps to speed up."""
+    env, _, played = in_square
+    oracle, search, thompson, still = (means(played[name]) for name in ("oracle", "search", "thompson", "no context"))
+    away = (env.library.parameters[env.task_id].abs().amax(-1) - 2.5).clamp(min=0) / 0.25
+    assert oracle == pytest.approx([1 - (away + 1).mean().item() / 200] * 2, abs=0.02)
+    assert still == pytest.approx([torch.pi * 2.5**2 / 10**2] * 2, abs=0.04)  # the share of a disc
+    assert 0.65 < search[0] < 0.8 and search[1] == pytest.approx(oracle[1], abs=0.01)
+    assert thompson[0] < 0.35 and thompson[0] < thompson[1] < search[1]
+    assert (played["search"].rewards.amax((1, 2)) == 1).all()  # nowhere was left out
+
+
+def test_a_sweep_of_the_square_comes_by_all_of_it(in_square):
+    env, chosen, _ = in_square
+    square = Square.of(env)
+    path = play(env, copy.deepcopy(chosen["search"]), 1, blind=True).positions[0, 0]
+    generator = torch.Generator().manual_seed(0)
+    goals = 10 * torch.rand(2000, 2, generator=generator) - 5
+    near = torch.cdist(path, goals) <= 2.5
+    assert near.any(0).all() and near[:155].any(0).all()  # within 78 % of a trajectory
+    assert torch.cdist(goals, square.candidates).amin(1).max() <= square.slack
+    walk = square.walk(square.walks)
+    for share in (0.1, 0.37, 0.9):  # where the way comes by its candidates, and not before
+        places = walk.places(torch.full((len(square.walks), 1), share))
+        passed = torch.cdist(places, square.candidates)[:, 0] <= walk.margin
+        assert (walk.order[passed] <= share + 1 / 255).all()
+
+
+def test_larger_squares_take_more_rounds():
+    walks = {width: Square(width, 2.5, 0.25).walks for width in (3.0, 5.0, 9.0)}
+    assert [int(found[0, 4]) for found in walks.values()] == [1, 1, 3]  # the corners of two are too far apart
+    assert not len(Square(100.0, 2.5, 0.25).walks)
+    with pytest.raises(ValueError, match="goal_tolerance = 0.1: raise it to"):
+        Square.of(point(1, goals="square", radius=5.0, goal_tolerance=0.1))
 
 
 # What tasks are known to be.

@@ -5,6 +5,7 @@ from peach_trl.references.candidates import Candidates, Region, Walk
 from peach_trl.references.places import Search, Thompson
 from peach_trl.references.play import Deciding, Played, Stay, play
 from peach_trl.references.policies import has_references, policies, references
+from peach_trl.references.square import Square
 
 __all__ = [
     "Arc",
@@ -13,6 +14,7 @@ __all__ = [
     "Played",
     "Region",
     "Search",
+    "Square",
     "Stay",
     "Thompson",
     "Walk",

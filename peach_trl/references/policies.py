@@ -21,6 +21,7 @@ from peach_trl.envs.families.wind import Wind
 from peach_trl.references.arc import Arc
 from peach_trl.references.places import place_policies
 from peach_trl.references.play import Stay, play
+from peach_trl.references.square import Square
 from peach_trl.references.treasure import treasure_policies
 from peach_trl.references.wind import wind_policies
 
@@ -87,4 +88,8 @@ def _maker(env: EnvBase) -> Maker:
         return partial(wind_policies, env)
     if isinstance(env, TreasureHunt):
         return partial(treasure_policies, env)
-    return partial(place_policies, cast(BatchedMujocoEnv, env), Arc.of(env))
+    try:
+        region = Square.of(env)
+    except ValueError:
+        region = Arc.of(env)
+    return partial(place_policies, cast(BatchedMujocoEnv, env), region)
