@@ -32,11 +32,8 @@ SCHEMAS = {"peach": PeachConfig, "hac": HacConfig, "source": SourceConfig, "pear
 
 #: name, best reward of a step, trajectories of a meta-test
 SEARCH_TASKS = [
-    ("HalfCircleB", 1.0, 2),
-    ("FullCircle", 1.0, 3),
-    ("SquareArena", 1.0, 3),
-    ("Wind", 1.0, 1),
-    ("TreasureHunt", 10.0, 1),
+    *(("HalfCircleV", 1.0, 3), ("HalfCircleB", 1.0, 2), ("FullCircle", 1.0, 3), ("SquareArena", 1.0, 3)),
+    *(("SparsePointRobot", 1.0, 5), ("PointRobot", 1.0, 3), ("Wind", 1.0, 1), ("TreasureHunt", 10.0, 1)),
 ]
 
 
@@ -78,7 +75,7 @@ def test_values_of_a_search_task_follow_from_its_horizon():
         assert config.top.gamma**steps == pytest.approx(1 - steps / config.env.horizon, abs=1e-4)
         assert config.top.test_penalty == pytest.approx(0.1 * steps * scale * best, abs=1e-4)
         assert config.train.trajectories == config.evaluation.trajectories == trajectories
-        assert 10 <= config.env.horizon / steps <= 20
+        assert config.sequences.episodes == trajectories and 10 <= config.env.horizon / steps <= 20
 
 
 @pytest.mark.parametrize(("name", "goals", "radius"), [("FullCircle", "circle", 8.0), ("SquareArena", "square", 5.0)])
