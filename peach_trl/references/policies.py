@@ -1,9 +1,10 @@
 """Reference policies: what can be had, without any learning, on tasks that are known well enough to compute it.
 
-They bound and place a learning result. Each kind of task has a module: hidden places (``places``), the wind (``wind``),
-the treasure hunt (``treasure``). Names mean the same everywhere: the oracle is told the task; the search sets a subgoal
-every decision, as the agent does, and looks on purpose for what it must know; Thompson sampling takes one task that
-agrees with what it saw for the true one, for a whole trajectory; without context nothing seen is used.
+They bound and place a learning result. Each kind of task has a module: hidden places (``places``), and those that a
+distance tells (``dense``), the wind (``wind``), the treasure hunt (``treasure``). Names mean the same everywhere: the
+oracle is told the task; the search sets a subgoal every decision, as the agent does, and looks on purpose for what it
+must know; Thompson sampling takes one task that agrees with what it saw for the true one, for a whole trajectory;
+without context nothing seen is used.
 """
 
 from __future__ import annotations
@@ -16,9 +17,11 @@ from torch import Tensor
 from torchrl.envs import EnvBase
 
 from peach_trl.envs.batched_mujoco import BatchedMujocoEnv
+from peach_trl.envs.families.point_robot import PointRobot, SparsePointRobot
 from peach_trl.envs.families.treasure_hunt import TreasureHunt
 from peach_trl.envs.families.wind import Wind
 from peach_trl.references.arc import Arc
+from peach_trl.references.dense import dense_policies
 from peach_trl.references.places import place_policies
 from peach_trl.references.play import Stay, play
 from peach_trl.references.square import Square
@@ -34,8 +37,8 @@ def has_references(env: EnvBase) -> bool:
 
     Examples:
         >>> from peach_trl.envs import FAMILIES
-        >>> [name for name in ("PointRobot", "SparsePointRobot", "AntGoal") if has_references(FAMILIES[name](1))]
-        ['SparsePointRobot']
+        >>> [name for name in ("Wind", "SparsePointRobot", "AntGoal") if has_references(FAMILIES[name](1))]
+        ['Wind', 'SparsePointRobot']
     """
     try:
         _maker(env)
@@ -52,7 +55,8 @@ def references(env: EnvBase, *, trajectories: int, decision_steps: int, reach: f
         trajectories: of a meta-test, K.
         decision_steps: environment steps between two subgoals of the search; 1 is direct control.
         reach: how far from the position its subgoals may lie along each axis, in metres; ``math.inf`` for no limit.
-        seed: of Thompson's draws, one for each row and trajectory: their mean is as good as there are many rows.
+        seed: of Thompson's draws, one for each row and trajectory: their mean is as good as there are many rows; and of
+            the starts, where these are drawn.
 
     Returns:
         ``"oracle"``, ``"search"``, ``"thompson"`` and ``"no context"``, and what else a kind of tasks has: sums of
@@ -69,7 +73,11 @@ def references(env: EnvBase, *, trajectories: int, decision_steps: int, reach: f
         return {}
     env = cast(BatchedMujocoEnv, env)
     chosen = policies(env, trajectories, decision_steps, reach, seed)
-    return {name: play(env, policy, trajectories).returns.mean(0) for name, policy in chosen.items()}
+    means = {}
+    for name, policy in chosen.items():
+        env.set_seed(seed, static_seed=True)  # all start at the same places, where these are drawn
+        means[name] = play(env, policy, trajectories).returns.mean(0)
+    return means
 
 
 def policies(env: BatchedMujocoEnv, trajectories: int, decision_steps: int, reach: float, seed: int) -> dict[str, Stay]:
@@ -88,6 +96,8 @@ def _maker(env: EnvBase) -> Maker:
         return partial(wind_policies, env)
     if isinstance(env, TreasureHunt):
         return partial(treasure_policies, env)
+    if isinstance(env, PointRobot) and not isinstance(env, SparsePointRobot):
+        return partial(dense_policies, env)
     try:
         region = Square.of(env)
     except ValueError:
