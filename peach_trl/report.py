@@ -11,13 +11,13 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any, cast
 
-import numpy as np
 import torch
 from tensordict import TensorDictBase
 from torch import Tensor
 
 from peach_trl.agent import Agent
 from peach_trl.envs.families.maze_layouts import maze_walls
+from peach_trl.envs.families.wind import Wind
 from peach_trl.envs.goal_space import GoalSpace
 from peach_trl.envs.tasks import TaskLibrary
 from peach_trl.evaluation import MetaTest, meta_test
@@ -182,8 +182,13 @@ def save_meta_test(
     goals = result.goals
     env = make_env(config, library, library.split("train")[:1])
     places = _in_the_plane(env, goals[0])
-    if places and result.positions.shape[-1] == 2:
-        _plot_paths(run, config, library, result, tasks, maze_walls(env))
+    if result.positions.shape[-1] == 2:
+        if places:
+            tolerance = float(cast(GoalSpace, result.goal_space).tolerance.max())
+            _plot_paths(run, config, result, goals, tolerance, tasks, candidates=library.parameters, env=env)
+        elif isinstance(env, Wind):  # the place is the same in all tasks
+            place = torch.tensor(env.place).expand(len(goals), 2)
+            _plot_paths(run, config, result, place, env.place_radius, tasks, candidates=None, env=env)
     env.close()
     if result.loc is not None:
         values = torch.atan2(goals[:, 1], goals[:, 0]).rad2deg() if places else goals[:, 0]
@@ -200,20 +205,28 @@ def _in_the_plane(env: Any, goal: Tensor) -> bool:
 
 
 def _plot_paths(
-    run: Run, config: Config, library: TaskLibrary, result: MetaTest, tasks: int, walls: np.ndarray | None
+    run: Run,
+    config: Config,
+    result: MetaTest,
+    goals: Tensor,
+    tolerance: float,
+    tasks: int,
+    *,
+    candidates: Tensor | None,
+    env: Any,
 ) -> None:
-    space = cast(GoalSpace, result.goal_space)
-    first = torch.arange(0, len(result.goals), config.evaluation.rollouts)  # the first rollout of each task
+    """Draws the paths of some tasks, whose ``goals`` [R, 2] count within ``tolerance``, in metres."""
+    first = torch.arange(0, len(goals), config.evaluation.rollouts)  # the first rollout of each task
     rows = first[torch.linspace(0, len(first) - 1, min(tasks, len(first))).round().long()]
     plot_trajectories(
         run.folder / "trajectories.png",
         result.positions[rows],
-        result.goals[rows],
-        float(space.tolerance.max()),
+        goals[rows],
+        tolerance,
         subgoals=None if result.subgoals is None else result.subgoals[rows],
         found=result.found[rows],
-        candidates=library.parameters,
-        walls=walls,
+        candidates=candidates,
+        walls=maze_walls(env),
         names=[f"task {task}" for task in result.task_ids[rows].tolist()],
     )
 

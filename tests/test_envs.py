@@ -13,11 +13,21 @@ from torchrl.collectors import Collector
 from torchrl.envs import SerialEnv, StepCounter, TransformedEnv, check_env_specs
 
 from peach_trl.config import ConfigError
-from peach_trl.envs import GoalSpace, NotFiniteError, PointConfig, PointEnv, TaskLibrary, half_circle_tasks
+from peach_trl.envs import (
+    GoalSpace,
+    NotFiniteError,
+    PointConfig,
+    PointEnv,
+    TaskLibrary,
+    circle_tasks,
+    half_circle_tasks,
+    square_tasks,
+)
 
 CONFIG = PointConfig(
     arena=10.0,
     horizon=20,
+    goals="half_circle",
     radius=8.0,
     goal_tolerance=2.5,
     subgoal_tolerance=0.5,
@@ -91,6 +101,32 @@ def test_splits_are_disjoint_and_independent_of_each_others_sizes():
     assert torch.allclose(small.parameters.norm(dim=-1), torch.tensor(8.0)) and (small.parameters[:, 1] >= 0).all()
     assert torch.equal(small.parameters, half_circle_tasks(8.0, 5, 6, 7, seed=3).parameters)
     assert not torch.equal(small.parameters, half_circle_tasks(8.0, 5, 6, 7, seed=4).parameters)
+
+
+def test_goals_of_a_circle_lie_one_in_each_arc():
+    library = circle_tasks(8.0, 60, 6, 7, seed=0)
+    for name in library.split_names:
+        x, y = library.parameters[library.split(name)].double().T
+        assert torch.hypot(x, y).tolist() == pytest.approx([8.0] * len(x))
+        assert (torch.atan2(y, x) / (2 * torch.pi) % 1 * len(x)).floor().tolist() == list(range(len(x)))
+
+
+def test_goals_of_a_square_lie_one_in_each_rectangle():
+    library = square_tasks(5.0, 60, 6, 7, seed=0)
+    for name, (columns, rows) in {"train": (10, 6), "validation": (3, 2), "test": (7, 1)}.items():
+        goals = (library.parameters[library.split(name)].double() + 5) / 10 * torch.tensor([columns, rows])
+        assert goals.floor().tolist() == [[x, y] for y in range(rows) for x in range(columns)]
+
+
+@pytest.mark.parametrize(
+    ("goals", "fingerprint"),
+    [("half_circle", "e5034324ca346548"), ("circle", "8b2f07099ca19071"), ("square", "133027a721f0e8ab")],
+)
+def test_lists_of_tasks_are_pinned(goals, fingerprint):
+    library = dataclasses.replace(CONFIG, goals=goals).make_library()
+    assert library.name == {"half_circle": "HalfCircle-v2", "circle": "Circle-v1", "square": "Square-v1"}[goals]
+    assert library.fingerprint() == fingerprint, "the same seed gives other tasks: raise the version in the name"
+    assert PointEnv(dataclasses.replace(CONFIG, goals=goals), 2).library.fingerprint() == fingerprint
 
 
 @pytest.mark.parametrize(

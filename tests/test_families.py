@@ -2,6 +2,7 @@
 
 import csv
 import math
+from dataclasses import replace
 
 import gymnasium
 import pytest
@@ -29,6 +30,13 @@ SMALL = [
 SCHEMAS = {"peach": PeachConfig, "hac": HacConfig, "source": SourceConfig, "pearl": SourceConfig}
 
 
+#: name, best reward of a step, trajectories of a meta-test
+SEARCH_TASKS = [
+    *(("HalfCircleV", 1.0, 3), ("HalfCircleB", 1.0, 2), ("FullCircle", 1.0, 3), ("SquareArena", 1.0, 3)),
+    *(("SparsePointRobot", 1.0, 5), ("PointRobot", 1.0, 3), ("Wind", 1.0, 1), ("TreasureHunt", 10.0, 1)),
+]
+
+
 def config_of(name, *overrides, recipe="peach"):
     return load_config(SCHEMAS[recipe], recipe, ROOT / "configs", [f"env={name}", *overrides])
 
@@ -46,7 +54,7 @@ def test_the_yaml_of_a_family_holds_the_published_values(name):
 
 def test_there_is_a_yaml_for_each_family_and_no_other():
     files = {path.stem for path in (ROOT / "configs" / "env").glob("*.yaml")}
-    assert files == {*FAMILIES, "point", "HalfCircleV"}
+    assert files == {*FAMILIES, "point", "HalfCircleV", "FullCircle", "SquareArena"}
     assert OmegaConf.load(ROOT / "configs" / "env" / "point.yaml").arena == 10.0
     assert isinstance(load_config(PeachConfig, "peach", ROOT / "configs").env, PointConfig)
 
@@ -56,6 +64,25 @@ def test_half_circle_v_is_the_sparse_point_robot_for_longer():
     assert (config.env.family, config.env.horizon, config.hierarchy.top_steps) == ("SparsePointRobot", 100, 5)
     assert config.transitions.reward_scale == 40 / 100 and config.top.test_penalty == 0.1 * 5 * 0.4
     assert config.top.gamma**5 == pytest.approx(1 - 1 / 20, abs=1e-4)
+
+
+def test_values_of_a_search_task_follow_from_its_horizon():
+    """40 / horizon and the best reward; 1 - 1 / D for a decision of which an episode has D; 10 % of a perfect one."""
+    for name, best, trajectories in SEARCH_TASKS:
+        config = config_of(name)
+        steps, scale = config.hierarchy.top_steps, config.transitions.reward_scale
+        assert scale == pytest.approx(40 / (config.env.horizon * best), abs=1e-4)
+        assert config.top.gamma**steps == pytest.approx(1 - steps / config.env.horizon, abs=1e-4)
+        assert config.top.test_penalty == pytest.approx(0.1 * steps * scale * best, abs=1e-4)
+        assert config.train.trajectories == config.evaluation.trajectories == trajectories
+        assert config.sequences.episodes == trajectories and 10 <= config.env.horizon / steps <= 20
+
+
+@pytest.mark.parametrize(("name", "goals", "radius"), [("FullCircle", "circle", 8.0), ("SquareArena", "square", 5.0)])
+def test_goals_elsewhere_are_all_that_differs_from_the_default_task(name, goals, radius):
+    default, config = load_config(PeachConfig, "peach", ROOT / "configs"), config_of(name)
+    assert replace(default, env=config.env) == config
+    assert replace(default.env, goals=goals, radius=radius) == config.env
 
 
 def test_a_recipes_own_values_stand_over_those_of_the_task():

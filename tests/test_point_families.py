@@ -20,9 +20,9 @@ from peach_trl.envs.families.mazes import (
     PointMediumMaze,
     PointUMaze,
 )
-from peach_trl.envs.families.point_robot import PointRobot, SparsePointRobot
+from peach_trl.envs.families.point_robot import HalfCircleB, PointRobot, SparsePointRobot
 
-ROBOTS = [PointRobot, SparsePointRobot]
+ROBOTS = [PointRobot, SparsePointRobot, HalfCircleB]
 POINTS = [PointUMaze, PointMediumMaze, PointLargeMaze]
 ANTS = [AntUMaze, AntMediumMaze, AntLargeMaze]
 MAZES = POINTS + ANTS
@@ -88,7 +88,7 @@ def test_same_seeds_same_rollouts(family):
     first, again, other, threaded = rollout(1), rollout(1), rollout(2), rollout(1, threads=2)
     assert (first == again).all() and (first == threaded).all()
     assert not torch.equal(first["task_id"], other["task_id"])
-    fixed = family is SparsePointRobot  # which always starts at the origin
+    fixed = issubclass(family, SparsePointRobot)  # which always starts at the origin
     assert fixed == torch.equal(first["observation"][:, 0], other["observation"][:, 0])
 
 
@@ -125,6 +125,7 @@ def test_partial_steps_and_resets_touch_only_their_rows(family):
     [
         (PointRobot, "26e78702b4346319"),
         (SparsePointRobot, "b9b0737c1bfd07d2"),
+        (HalfCircleB, "b9b0737c1bfd07d2"),
         (PointUMaze, "2ab21dd5a346edb3"),
         (PointMediumMaze, "43e49ab9fbbd84da"),
         (PointLargeMaze, "678f86c78dc3013d"),
@@ -139,7 +140,7 @@ def test_lists_of_tasks_are_pinned(family, fingerprint):
     assert library.fingerprint() == fingerprint, "the same seed gives other tasks: raise the family's version"
 
 
-HORIZONS = [20, 20, 300, 600, 800, 700, 1000, 1000]
+HORIZONS = [20, 20, 60, 300, 600, 800, 700, 1000, 1000]
 
 
 @pytest.mark.parametrize(("family", "horizon"), list(zip(FAMILIES, HORIZONS, strict=True)))
@@ -187,9 +188,11 @@ def test_point_robots_are_pearls(family):
         reward = -np.sqrt(((position - goal) ** 2).sum(-1))
         if family is SparsePointRobot:
             reward = np.where(reward >= -0.2, reward + 1, 0)
+        if family is HalfCircleB:
+            reward = np.where(reward >= -0.2, 1, 0)
         np.testing.assert_allclose(values["reward"][:, 0].numpy(), reward, rtol=0, atol=1e-6)
         seen.append(reward)
-    if family is SparsePointRobot:
+    if family is not PointRobot:
         assert (np.array(seen) == 0).any() and (np.array(seen) > 0.95).any()
 
 
@@ -199,14 +202,15 @@ def test_point_robots_start_as_published():
     assert starts.mean(0).abs().max() < 0.05 and starts.std(0).tolist() == pytest.approx([3**-0.5] * 2, abs=0.02)
     env = PointRobot(4, seed=0)
     assert not torch.equal(env.reset()["observation"], env.reset()["observation"])
-    env = SparsePointRobot(4, seed=0)
-    env.reset()
-    env.advance(torch.ones(4, 2))
-    assert env.reset()["observation"].abs().sum() == 0
+    for family in (SparsePointRobot, HalfCircleB):
+        env = family(4, seed=0)
+        env.reset()
+        env.advance(torch.ones(4, 2))
+        assert env.reset()["observation"].abs().sum() == 0
 
 
 def test_point_robots_goals_are_published_distributions():
-    assert PointRobot.counts == SparsePointRobot.counts == (80, 20, 20)
+    assert PointRobot.counts == SparsePointRobot.counts == HalfCircleB.counts == (80, 20, 20)
     goals = PointRobot.make_library(train=2000).parameters[:2000]
     assert goals.abs().max() <= 1 and goals.abs().max(0).values.min() > 0.99 and goals.mean(0).abs().max() < 0.05
     library = SparsePointRobot.make_library()

@@ -459,7 +459,7 @@ def test_sweep(tmp_path):
         (["context.belief=gru"], ["context.belief = 'gru': must be one of product, attention, recurrent"]),
         (["context.encoder=nowhere:Encoder"], ["context.encoder = 'nowhere:Encoder'", "write module:Class"]),
         (["sequences.per_task=3"], ["sequences.consecutive = 0.5: of per_task = 3 sequences", "change one of them"]),
-        (["train.trajectories=5"], ["sequences.episodes = 3", "raise sequences.episodes"]),
+        (["train.trajectories=5", "sequences.episodes=3"], ["sequences.episodes = 3", "raise sequences.episodes"]),
         (["context.belief=recurrent", "context.decisions=3"], ["context.decisions = 3", "set it to null"]),
         (["replay.top_capacity=0"], ["replay.top_capacity = 0: must be >= 1", "set replay.top_capacity"]),
         (["top.actor_cells=[64,-64]"], ["top.actor_cells[1] = -64: must be >= 1", "set top.actor_cells"]),

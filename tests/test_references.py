@@ -10,7 +10,7 @@ import torch
 import yaml
 
 from peach_trl.envs import FAMILIES, PointConfig, PointEnv, TaskLibrary
-from peach_trl.references import Arc, Candidates, Stay, Thompson, has_references, play, policies, references
+from peach_trl.references import Arc, Candidates, Square, Stay, Thompson, has_references, play, policies, references
 
 ROOT = Path(__file__).parent.parent
 SparsePointRobot = FAMILIES["SparsePointRobot"]
@@ -22,8 +22,8 @@ def point(rows, library=None, split="validation", **changes):
     return PointEnv(replace(config, **changes), rows, library=library, split=split, seed=0)
 
 
-def robot(rows, horizon, split="test"):
-    return SparsePointRobot(rows, library=SparsePointRobot.make_library(test=60), split=split, horizon=horizon, seed=0)
+def robot(rows, horizon, split="test", family=SparsePointRobot):
+    return family(rows, library=family.make_library(test=60), split=split, horizon=horizon, seed=0)
 
 
 def means(played):
@@ -68,6 +68,35 @@ def test_direct_control():
     assert play(env, chosen["oracle"], 1).rewards.sum(-1).mean() == pytest.approx(93.4, abs=0.2)
     rewards = play(env, chosen["search"], 3).rewards.sum(-1).mean(0)
     assert rewards[0] == pytest.approx(81.6, abs=1.0) and rewards.sum() == pytest.approx(268.4, abs=2.0)
+
+
+def test_half_circle_b():
+    env = robot(60, horizon=60, family=FAMILIES["HalfCircleB"])
+    chosen = policies(env, 2, 1, math.inf, seed=0)
+    assert play(env, chosen["oracle"], 1).rewards.sum(-1).mean() == pytest.approx(53.6, abs=0.2)
+    rewards = play(env, chosen["search"], 2).rewards.sum(-1).mean(0)
+    assert rewards[0] == pytest.approx(41.8, abs=0.5) and rewards.sum() == pytest.approx(95.4, abs=0.5)
+    drawn = 60 * thompson(robot(300, horizon=60, family=FAMILIES["HalfCircleB"]), [[0.0, 1.0], [0.2, 1.0]], 2)
+    assert drawn.tolist() == pytest.approx([6.4, 12.4], abs=2.5)  # standard error 1.0 to 1.3
+
+
+def test_point_robot():
+    """Against draws of starts and goals; three distances tell the goal, so that the next trajectory is the oracle's."""
+    PointRobot = FAMILIES["PointRobot"]
+    library = PointRobot.make_library(test=2000)
+    played = {}
+    for name in ("oracle", "search", "thompson", "no context"):
+        env = PointRobot(2000, library=library, split="test", seed=0)  # the same starts for all
+        played[name] = play(env, policies(env, 2, 2, 0.2, seed=0)[name], 2).rewards.sum(-1).mean(0).tolist()
+    offset = 4 * torch.rand(2, 100_000, 2, generator=torch.Generator().manual_seed(0)) - 2
+    offset = (offset[0] - offset[1]).abs() / 2  # of goals from starts, both uniform in the square
+    left = [torch.hypot(*(offset - 0.1 * step).clamp(min=0).T) for step in range(1, 21)]
+    assert played["oracle"] == pytest.approx([-sum(left).mean().item()] * 2, abs=0.2)
+    assert played["thompson"][0] == pytest.approx(-20 * offset.norm(dim=-1).mean().item(), abs=1.5)  # as good as none
+    assert -16 < played["no context"][0] < -14 and 0 < played["oracle"][0] - played["search"][0] < 2
+    assert played["search"][1] == pytest.approx(played["oracle"][1], abs=0.25)  # its way is a straight line
+    assert played["thompson"][1] == pytest.approx(played["oracle"][1], abs=0.05)
+    assert played["thompson"][0] == pytest.approx(-20 * 1.043, abs=1.0)
 
 
 def test_horizon_too_short_for_a_search():
@@ -175,6 +204,49 @@ def test_whole_circle():
     assert result["no context"].tolist() == pytest.approx([0.1 * 0.9] * 2, abs=0.05)  # 2 * 18.2 of 360 degrees
 
 
+@pytest.fixture(scope="module")
+def in_square():
+    env = point(20, goals="square", radius=5.0, validation_tasks=20)
+    chosen = policies(env, 2, 20, 4.4, seed=0)
+    return env, chosen, {name: play(env, copy.deepcopy(policy), 2) for name, policy in chosen.items()}
+
+
+def test_square(in_square):
+    """By hand: going there takes the longer axis's distance, less 2.5 m, at 0.25 m a step, and 2 steps to speed up."""
+    env, _, played = in_square
+    oracle, search, thompson, still = (means(played[name]) for name in ("oracle", "search", "thompson", "no context"))
+    away = (env.library.parameters[env.task_id].abs().amax(-1) - 2.5).clamp(min=0) / 0.25
+    assert oracle == pytest.approx([1 - (away + 1).mean().item() / 200] * 2, abs=0.02)
+    assert still == pytest.approx([torch.pi * 2.5**2 / 10**2] * 2, abs=0.04)  # the share of a disc
+    assert 0.65 < search[0] < 0.8 and search[1] == pytest.approx(oracle[1], abs=0.01)
+    assert thompson[0] < 0.35 and thompson[0] < thompson[1] < search[1]
+    assert (played["search"].rewards.amax((1, 2)) == 1).all()  # nowhere was left out
+
+
+def test_a_sweep_of_the_square_comes_by_all_of_it(in_square):
+    env, chosen, _ = in_square
+    square = Square.of(env)
+    path = play(env, copy.deepcopy(chosen["search"]), 1, blind=True).positions[0, 0]
+    generator = torch.Generator().manual_seed(0)
+    goals = 10 * torch.rand(2000, 2, generator=generator) - 5
+    near = torch.cdist(path, goals) <= 2.5
+    assert near.any(0).all() and near[:155].any(0).all()  # within 78 % of a trajectory
+    assert torch.cdist(goals, square.candidates).amin(1).max() <= square.slack
+    walk = square.walk(square.walks)
+    for share in (0.1, 0.37, 0.9):  # where the way comes by its candidates, and not before
+        places = walk.places(torch.full((len(square.walks), 1), share))
+        passed = torch.cdist(places, square.candidates)[:, 0] <= walk.margin
+        assert (walk.order[passed] <= share + 1 / 255).all()
+
+
+def test_larger_squares_take_more_rounds():
+    walks = {width: Square(width, 2.5, 0.25).walks for width in (3.0, 5.0, 9.0)}
+    assert [int(found[0, 4]) for found in walks.values()] == [1, 1, 3]  # the corners of two are too far apart
+    assert not len(Square(100.0, 2.5, 0.25).walks)
+    with pytest.raises(ValueError, match="goal_tolerance = 0.1: raise it to"):
+        Square.of(point(1, goals="square", radius=5.0, goal_tolerance=0.1))
+
+
 # What tasks are known to be.
 
 
@@ -218,12 +290,12 @@ def test_belief_is_exact():
 
 
 def test_no_references():
-    assert [name for name in ("PointRobot", "PointUMaze", "AntGoal") if has_references(FAMILIES[name](1))] == []
+    assert [name for name in ("HalfCheetahVel", "PointUMaze", "AntGoal") if has_references(FAMILIES[name](1))] == []
     assert references(FAMILIES["HalfCheetahVel"](1), trajectories=1, decision_steps=1, reach=1.0, seed=0) == {}
 
 
 def test_errors():
-    env = FAMILIES["PointRobot"](2)
+    env = FAMILIES["PointUMaze"](2)
     with pytest.raises(ValueError, match="radii .* on a circle about the origin"):
         policies(env, 1, 1, 1.0, seed=0)
     env = robot(2, horizon=20)

@@ -10,7 +10,7 @@ from peach_trl.envs.goal_space import GoalSpace
 from peach_trl.envs.gymnasium_api import FamilyGymnasiumEnv, register_families
 from peach_trl.envs.gymnasium_tasks import GymnasiumTasksEnv, TasksOptions
 from peach_trl.envs.point import PointConfig, PointEnv
-from peach_trl.envs.tasks import TaskLibrary, draw_library, half_circle_tasks
+from peach_trl.envs.tasks import TaskLibrary, circle_tasks, draw_library, half_circle_tasks, square_tasks
 from peach_trl.envs.video import Video, record_video, render_row
 
 __all__ = [
@@ -28,9 +28,11 @@ __all__ = [
     "TaskLibrary",
     "TasksOptions",
     "Video",
+    "circle_tasks",
     "draw_library",
     "half_circle_tasks",
     "record_video",
     "register_families",
     "render_row",
+    "square_tasks",
 ]

@@ -19,11 +19,13 @@ from peach_trl.config import ConfigError, option
 from peach_trl.envs.batched_mujoco import BatchedMujocoEnv, EnvOptions
 from peach_trl.envs.errors import NOT_FINITE
 from peach_trl.envs.goal_space import GoalSpace
-from peach_trl.envs.tasks import TaskLibrary, half_circle_tasks
+from peach_trl.envs.tasks import TaskLibrary, circle_tasks, half_circle_tasks, square_tasks
 
 if TYPE_CHECKING:
     from mujoco.batch import Batch
 
+#: where goals lie, by the name in the configuration
+GOALS = {"half_circle": half_circle_tasks, "circle": circle_tasks, "square": square_tasks}
 _TIME_CONSTANT = 2.0  # of the velocity, in environment steps
 _VELOCITY_SLACK = 1.05  # bound of the velocity over the top speed
 
@@ -34,7 +36,8 @@ class PointConfig:
 
     arena: float = option(above=0, help="half-width of the square arena, in metres")
     horizon: int = option(low=1, help="environment steps per episode")
-    radius: float = option(above=0, help="radius of the half circle of goals, in metres")
+    goals: str = option(choices=tuple(GOALS), help="where goals lie, around the start")
+    radius: float = option(above=0, help="radius of the circle of goals, or half-width of their square, in metres")
     goal_tolerance: float = option(above=0, help="distance from the goal within which the reward is 1, in metres")
     subgoal_tolerance: float = option(above=0, help="distance within which a subgoal is achieved, in metres")
     speed: float = option(above=0, help="top speed along each axis, in metres per environment step")
@@ -72,7 +75,10 @@ class PointConfig:
 
 
 class PointEnv(BatchedMujocoEnv):
-    """A point mass in a square arena; each task hides a goal on a half circle around the start.
+    """A point mass in a square arena; each task hides a goal, on a half circle around the start, say.
+
+    Goals lie where ``config.goals`` says: on a ``"half_circle"`` or a ``"circle"`` of ``config.radius``, or anywhere in
+    a ``"square"`` of that half-width. This world is this package's own.
 
     The observation is (x, y, vx, vy), positions in metres and velocities in metres per environment step. The action
     is a force along x and y in [-1, 1]; held at 1 it brings the point to ``config.speed`` along that axis, with a time
@@ -93,8 +99,8 @@ class PointEnv(BatchedMujocoEnv):
 
     Examples:
         >>> config = PointConfig(
-        ...     arena=10.0, horizon=200, radius=8.0, goal_tolerance=2.5, subgoal_tolerance=0.5, speed=0.25,
-        ...     frame_skip=5, train_tasks=30, validation_tasks=15, test_tasks=15, task_seed=0, threads=1,
+        ...     arena=10.0, horizon=200, goals="half_circle", radius=8.0, goal_tolerance=2.5, subgoal_tolerance=0.5,
+        ...     speed=0.25, frame_skip=5, train_tasks=30, validation_tasks=15, test_tasks=15, task_seed=0, threads=1,
         ...     not_finite="raise",
         ... )
         >>> env = PointEnv(config, num_envs=4, seed=0)
@@ -139,9 +145,8 @@ class PointEnv(BatchedMujocoEnv):
     @staticmethod
     def make_library(config: PointConfig) -> TaskLibrary:
         """The tasks of ``config``, in the splits ``"train"``, ``"validation"`` and ``"test"``."""
-        return half_circle_tasks(
-            config.radius, config.train_tasks, config.validation_tasks, config.test_tasks, config.task_seed
-        )
+        make = GOALS[config.goals]
+        return make(config.radius, config.train_tasks, config.validation_tasks, config.test_tasks, config.task_seed)
 
     def _bind(self, batch: Batch) -> None:
         self._qpos, self._qvel = batch.bind("qpos"), batch.bind("qvel")

@@ -198,6 +198,65 @@ def half_circle_tasks(
 
 def half_circle_goals(size: int, generator: torch.Generator, radius: float) -> Tensor:
     """Goals (x, y), ``[size, 2]``, one in each of ``size`` equal arcs; see :func:`half_circle_tasks`."""
+    return _arc_goals(size, generator, radius, math.pi)
+
+
+def circle_tasks(
+    radius: float, train: int, validation: int, test: int, seed: int, name: str = "Circle-v1"
+) -> TaskLibrary:
+    """Goals (x, y) on a whole circle around the origin, one in each of as many equal arcs as a split has tasks.
+
+    Arguments: see :func:`half_circle_tasks`.
+
+    Examples:
+        >>> library = circle_tasks(8.0, train=4, validation=2, test=2, seed=0)
+        >>> library.parameters[:4].sign().tolist()  # one in each quadrant
+        [[1.0, 1.0], [-1.0, 1.0], [-1.0, -1.0], [1.0, -1.0]]
+    """
+    draw = partial(circle_goals, radius=radius)
+    return draw_library(name, draw, train=train, validation=validation, test=test, seed=seed, stream=f"{name}/tasks")
+
+
+def circle_goals(size: int, generator: torch.Generator, radius: float) -> Tensor:
+    """Goals (x, y), ``[size, 2]``, one in each of ``size`` equal arcs; see :func:`circle_tasks`."""
+    return _arc_goals(size, generator, radius, 2 * math.pi)
+
+
+def _arc_goals(size: int, generator: torch.Generator, radius: float, length: float) -> Tensor:
     within = torch.rand(size, generator=generator, dtype=torch.float64)
-    angle = math.pi * (torch.arange(size) + within) / size
+    angle = length * (torch.arange(size) + within) / size
     return radius * torch.stack([angle.cos(), angle.sin()], dim=-1)
+
+
+def square_tasks(
+    half_width: float, train: int, validation: int, test: int, seed: int, name: str = "Square-v1"
+) -> TaskLibrary:
+    """Goals (x, y) in a square around the origin, one in each of as many equal rectangles as a split has tasks.
+
+    Within its rectangle a goal is drawn uniformly. The rectangles are as near to squares as the number of tasks can be
+    divided: 60 tasks make 6 rows of 10, a prime number of them one row.
+
+    Args:
+        half_width: of the square, in metres.
+        train: number of training tasks, see :func:`draw_library`.
+        validation: number of validation tasks.
+        test: number of test tasks.
+        seed: fixes all the goals.
+        name: name and version of the list.
+
+    Examples:
+        >>> library = square_tasks(6.0, train=4, validation=2, test=2, seed=0)
+        >>> library.parameters[:4].sign().tolist(), bool((library.parameters.abs() <= 6.0).all())
+        ([[-1.0, -1.0], [1.0, -1.0], [-1.0, 1.0], [1.0, 1.0]], True)
+    """
+    draw = partial(square_goals, half_width=half_width)
+    return draw_library(name, draw, train=train, validation=validation, test=test, seed=seed, stream=f"{name}/tasks")
+
+
+def square_goals(size: int, generator: torch.Generator, half_width: float) -> Tensor:
+    """Goals (x, y), ``[size, 2]``, one in each of ``size`` equal rectangles; see :func:`square_tasks`."""
+    rows = max(n for n in range(1, math.isqrt(size) + 1) if size % n == 0)
+    columns = size // rows
+    cell = torch.stack([torch.arange(size) % columns, torch.arange(size) // columns], dim=-1)
+    within = torch.rand(size, 2, generator=generator, dtype=torch.float64)
+    return half_width * (2 * (cell + within) / torch.tensor([columns, rows]) - 1)

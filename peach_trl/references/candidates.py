@@ -1,77 +1,72 @@
-"""The goals that may still be: an arc in the plane, and the candidates on it that agree with what was seen."""
+"""The goals that may still be: where goals may lie, and the candidates there that agree with what was seen."""
 
 from __future__ import annotations
 
-import math
-from typing import NamedTuple
+from collections.abc import Callable
+from typing import NamedTuple, Protocol
 
 import torch
 from torch import Tensor
-from torchrl.envs import EnvBase
 
-from peach_trl.envs.batched_mujoco import BatchedMujocoEnv
 from peach_trl.envs.tasks import TaskLibrary
 
-REMEDY = "references need two actions and goals (x, y) on a circle about the origin; ask has_references first"
-SHARES = (torch.arange(400) + 0.5) / 400  # [C], of the way along an arc: the candidates that stand for all its goals
+REMEDY = (
+    "references need two actions and goals (x, y) on a circle about the origin, or a family that they know; ask "
+    "has_references first"
+)
 _NOISE = 1e-5  # of rewards
 
 
-class Arc(NamedTuple):
-    """The part of a circle about the origin on which the goals of an environment lie.
+class Walk(NamedTuple):
+    """Ways along all the goals, one of each of R rows; a place on a way is a number that grows along it.
 
-    Examples:
-        >>> from peach_trl.envs import FAMILIES
-        >>> arc = Arc.of(FAMILIES["SparsePointRobot"](num_envs=1))
-        >>> round(arc.radius, 2), abs(round(arc.start, 1)), round(arc.length, 1), round(arc.tolerance, 2)
-        (1.0, 0.0, 3.2, 0.2)
+    See :class:`~peach_trl.references.places.Search`.
     """
 
-    radius: float  # of the circle, metres
-    start: float  # angle of one end, radians
-    length: float  # angle from there to the other end, anticlockwise; 2 pi for a whole circle
-    tolerance: float  # distance from a goal within which there are rewards, metres
+    order: Tensor  # [R, C], where on the way it comes by each candidate
+    leads: Tensor  # [L] or [R, L], from 0: how far ahead of the first possible candidate a subgoal may lie
+    margin: Tensor  # [R, 1], how near to a goal a subgoal's way has to come, metres
+    places: Callable[[Tensor], Tensor]  # from where on the way [R, L] to the plane [R, L, 2]
 
-    @classmethod
-    def of(cls, env: EnvBase) -> Arc:
-        """The arc that the goals of the training tasks span, and half a mean gap at either end.
 
-        It is the whole circle where the widest gap is below 0.5 radians or 3 mean ones.
+class Region(Protocol):
+    """Where the goals of an environment may lie, and how to look for them there: an arc or a square."""
 
-        Raises:
-            ValueError: where goals are not in the plane on a circle about the origin, and for other environments.
-        """
-        space, actions = getattr(env, "goal_space", None), env.action_spec.shape[-1]
-        if not isinstance(env, BatchedMujocoEnv) or space is None or space.metric != "euclidean":
-            raise ValueError(f"{type(env).__name__}, goal_space = {space}: {REMEDY}")
-        goals = env.library.parameters[train_ids(env.library)]
-        if space.dim != 2 or actions != 2 or goals.shape[1] != 2:
-            raise ValueError(f"{space.dim} goal, {actions} action and {goals.shape[1]} task entries: {REMEDY}")
-        radii, angles = torch.linalg.vector_norm(goals, dim=-1), torch.atan2(goals[:, 1], goals[:, 0]).unique()
-        radius = radii.mean().item()
-        if len(angles) < 2 or (radii - radius).abs().max() > 0.01 * radius:
-            raise ValueError(f"radii {radii.min():.3g} to {radii.max():.3g}, {len(angles)} angles: {REMEDY}")
-        gaps = angles.roll(-1) - angles
-        gaps[-1] += 2 * math.pi
-        widest = gaps.max().item()
-        mean = (2 * math.pi - widest) / (len(gaps) - 1)  # of the others
-        if widest < max(0.5, 3 * mean):
-            return cls(radius, 0.0, 2 * math.pi, space.tolerance.item())
-        start = angles.roll(-1)[gaps.argmax()].item() - mean / 2
-        return cls(radius, start, 2 * math.pi - widest + mean, space.tolerance.item())
+    @property
+    def tolerance(self) -> float:
+        """Distance from a goal within which there are rewards, metres."""
+        ...
 
-    def places(self, share: Tensor, radius: Tensor | None = None) -> Tensor:
-        """The places [..., 2] at ``share`` [...] of the way along, 0 to 1; if given, on another ``radius`` [...]."""
-        angle = self.start + share * self.length
-        scale = torch.tensor(self.radius) if radius is None else radius
-        return scale.unsqueeze(-1) * torch.stack([angle.cos(), angle.sin()], -1)
+    @property
+    def candidates(self) -> Tensor:
+        """A grid [C, 2] that stands for all goals, metres."""
+        ...
+
+    @property
+    def slack(self) -> float:
+        """A goal lies this near to a candidate, metres."""
+        ...
+
+    @property
+    def stays(self) -> Tensor:
+        """Places [S, 2], metres, one of which is the best to stay at where nothing is known."""
+        ...
+
+    @property
+    def walks(self) -> Tensor:
+        """The parameters of ways [S, W] that come by all candidates, one of which is the best."""
+        ...
+
+    def walk(self, choices: Tensor) -> Walk:
+        """The ways of some of these parameters, [R, W]."""
+        ...
 
 
 class Candidates:
     """The goals that agree with all rewards so far: the exact posterior of a uniform prior, on a grid, for R rows.
 
     Args:
-        arc: where goals may lie.
+        region: where goals may lie.
         samples: distance from the goal and reward there, [M, 2]; what lies between two samples may be had there.
         rows: R.
 
@@ -81,6 +76,7 @@ class Candidates:
         found: bool [R], whether there was a reward.
 
     Examples:
+        >>> from peach_trl.references import Arc
         >>> samples = torch.tensor([[0.0, 1.0], [0.1, 0.9], [0.2, 0.8]])
         >>> candidates = Candidates(Arc(radius=1.0, start=0.0, length=torch.pi, tolerance=0.2), samples, rows=1)
         >>> candidates.see(torch.tensor([[1.0, 0.0]]), torch.tensor([0.0]))
@@ -89,15 +85,15 @@ class Candidates:
         (True, tensor([False]))
     """
 
-    def __init__(self, arc: Arc, samples: Tensor, rows: int) -> None:
-        self.goals = arc.places(SHARES)
+    def __init__(self, region: Region, samples: Tensor, rows: int) -> None:
+        self.goals = region.candidates
         self.possible = torch.ones(rows, len(self.goals), dtype=torch.bool)
         self.found = torch.zeros(rows, dtype=torch.bool)
         rewarded = samples[samples[:, 1] > 0]
-        limits = torch.tensor([[-torch.inf, torch.inf], [arc.tolerance, 2 * _NOISE], [torch.inf, 0.0]])
+        limits = torch.tensor([[-torch.inf, torch.inf], [region.tolerance, 2 * _NOISE], [torch.inf, 0.0]])
         ordered = torch.cat([limits[:1], rewarded[rewarded[:, 0].argsort()], limits[1:]])
         self._distance, self._reward = ordered.T.contiguous()
-        self._slack = arc.radius * arc.length / len(self.goals) / 2  # the goal lies this near to a candidate
+        self._slack = region.slack
 
     def see(self, position: Tensor, reward: Tensor) -> None:
         """Excludes what does not agree with the ``reward`` [R] of coming to ``position`` [R, 2]."""
@@ -105,7 +101,7 @@ class Candidates:
         most = self._reward[torch.searchsorted(self._distance, distance - self._slack, right=True) - 1]
         least = self._reward[torch.searchsorted(self._distance, distance + self._slack)]
         left = self.possible & (got <= most + _NOISE) & (got >= least - _NOISE)
-        self.possible = torch.where(left.any(-1, keepdim=True), left, self.possible)  # a goal off the arc fits nowhere
+        self.possible = torch.where(left.any(-1, keepdim=True), left, self.possible)  # a goal elsewhere fits nowhere
         self.found = self.found | (reward > 0)
 
     def estimate(self) -> Tensor:

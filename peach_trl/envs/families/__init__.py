@@ -1,4 +1,4 @@
-"""Task families, all on the batched simulator: PEARL's, Hierarchical Actor-Critic's, and mazes."""
+"""Task families, all on the batched simulator: PEARL's, Hierarchical Actor-Critic's, searches of others, and mazes."""
 
 from __future__ import annotations
 
@@ -24,13 +24,16 @@ from peach_trl.envs.families.mazes import (
     PointMediumMaze,
     PointUMaze,
 )
-from peach_trl.envs.families.point_robot import PointRobot, SparsePointRobot
+from peach_trl.envs.families.point_robot import HalfCircleB, PointRobot, SparsePointRobot
+from peach_trl.envs.families.treasure_hunt import TreasureHunt
 from peach_trl.envs.families.walker2d import Walker2dRandParams
+from peach_trl.envs.families.wind import Wind
 from peach_trl.envs.tasks import TaskLibrary
 
 _CLASSES: tuple[type[TaskFamily], ...] = (
     *(HalfCheetahVel, HalfCheetahDir, AntDir, AntGoal, HumanoidDir, Walker2dRandParams, HopperRandParams),
-    *(PointRobot, SparsePointRobot, Pendulum, UR5Reacher, AntReacher, AntFourRooms),
+    *(PointRobot, SparsePointRobot, HalfCircleB, Wind, TreasureHunt),
+    *(Pendulum, UR5Reacher, AntReacher, AntFourRooms),
     *(PointUMaze, PointMediumMaze, PointLargeMaze, AntUMaze, AntMediumMaze, AntLargeMaze),
 )
 
@@ -82,6 +85,7 @@ __all__ = [
     "FamilyConfig",
     "HalfCheetahDir",
     "HalfCheetahVel",
+    "HalfCircleB",
     "HopperRandParams",
     "HumanoidDir",
     "Pendulum",
@@ -93,6 +97,8 @@ __all__ = [
     "SparsePointRobot",
     "TaskCounts",
     "TaskFamily",
+    "TreasureHunt",
     "UR5Reacher",
     "Walker2dRandParams",
+    "Wind",
 ]

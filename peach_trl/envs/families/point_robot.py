@@ -1,4 +1,4 @@
-"""The point robots of PEARL: a position on a plane that moves by the action itself."""
+"""The point robots of PEARL, and what others made of them: a position on a plane that moves by the action itself."""
 
 # MuJoCo ships no type stubs, so pyright sees none of its names.
 # pyright: reportAttributeAccessIssue=false
@@ -145,3 +145,34 @@ class SparsePointRobot(PointRobot):
         distance = np.empty((len(observation), 1), dtype=np.float32)
         self._distance(observation, distance)
         return torch.from_numpy((1 - distance) * (distance <= _GOAL_RADIUS))
+
+
+class HalfCircleB(SparsePointRobot):
+    """A point that must find a goal on a half circle around its start; every step near it is worth 1.
+
+    ``PointRobotSparse-v0`` of BOReL (Dorfman et al. 2021, arXiv 2008.02598; code Rondorf/BOReL,
+    ``environments/toy_navigation/point_robot.py``) and of the recurrent baselines of Ni et al. 2022 (arXiv 2110.05038;
+    code twni2016/pomdp-baselines, ``envs/meta/toy_navigation/point_robot.py``, ``configs/meta/point_robot``). What is
+    as published, besides the dynamics of :class:`PointRobot`:
+
+    - reward: 1 after each step that ends within 0.2 m of the goal, else 0;
+    - goals on the half circle of 1 m radius with y >= 0; 80 training and 20 test tasks;
+    - episodes of 60 steps that never terminate; meta-tests of 2 episodes.
+
+    What is not: by default the source starts each episode at a place drawn uniformly from [-1.5, 1.5] x [-0.5, 1.5];
+    here it is the origin, as with the source's ``modify_init_state_dist=False`` and in VariBAD, so that what can be had
+    has known values. Goals are those of :class:`SparsePointRobot`; the source draws angles uniformly.
+
+    Examples:
+        >>> env = HalfCircleB(num_envs=4, seed=0)
+        >>> rollout = env.rollout(3)
+        >>> rollout["observation"][:, 0].abs().sum(), env.horizon, env.library
+        (tensor(0.), 60, TaskLibrary(HalfCircleB-v1: 120 tasks of 2 parameters; train: 80, validation: 20, test: 20))
+    """
+
+    episode_steps = 60
+
+    def _reward(self, observation: Tensor) -> Tensor:
+        distance = np.empty((len(observation), 1), dtype=np.float32)
+        self._distance(observation, distance)
+        return torch.from_numpy((distance <= _GOAL_RADIUS).astype(np.float32))
