@@ -25,6 +25,7 @@ from peach_trl.experiment import Config, Phase, make_agent, make_env, of_seeds, 
 from peach_trl.hierarchy.metrics import level_metrics
 from peach_trl.levels.top_level import LOSSES
 from peach_trl.references import has_references, references
+from peach_trl.rules import explained
 from peach_trl.utils.plots import plot_curves, plot_posterior, plot_trajectories
 from peach_trl.utils.run import Run, progress
 
@@ -90,6 +91,7 @@ class Report:
         self.env_steps, self.updates = 0, 0  # of each seed
         self._sums: dict[str, list[Tensor]] = defaultdict(list)  # [S] each
         self._clock = time.perf_counter()
+        print("values by rule (peach_trl.rules):", *explained(config), sep="\n  ")
         self._bar = progress(len(phases(config, agent)), "meta-training")
 
     def collected(self, batch: TensorDictBase, trajectory: int) -> None:

@@ -20,6 +20,7 @@ from peach_trl.envs.batched_mujoco import BatchedMujocoEnv, EnvOptions
 from peach_trl.envs.errors import NOT_FINITE
 from peach_trl.envs.goal_space import GoalSpace
 from peach_trl.envs.tasks import TaskLibrary, circle_tasks, half_circle_tasks, square_tasks
+from peach_trl.rules import TaskFacts
 
 if TYPE_CHECKING:
     from mujoco.batch import Batch
@@ -56,6 +57,10 @@ class PointConfig:
                 f"radius = {self.radius}: goals must be within reach, <= arena - speed = {self.arena - self.speed};"
                 " lower radius or raise arena"
             )
+
+    def facts(self) -> TaskFacts:
+        """What values by rule need to know of the tasks."""
+        return TaskFacts(self.horizon, 1.0, self.goal_tolerance, self.speed)
 
     def make_library(self) -> TaskLibrary:
         """The tasks, in the splits ``"train"``, ``"validation"`` and ``"test"``."""

@@ -29,6 +29,7 @@ from peach_trl.envs.families.treasure_hunt import TreasureHunt
 from peach_trl.envs.families.walker2d import Walker2dRandParams
 from peach_trl.envs.families.wind import Wind
 from peach_trl.envs.tasks import TaskLibrary
+from peach_trl.rules import TaskFacts
 
 _CLASSES: tuple[type[TaskFamily], ...] = (
     *(HalfCheetahVel, HalfCheetahDir, AntDir, AntGoal, HumanoidDir, Walker2dRandParams, HopperRandParams),
@@ -58,6 +59,11 @@ class FamilyConfig:
         """The tasks, in the splits ``"train"``, ``"validation"`` and ``"test"``."""
         counts = self.train_tasks, self.validation_tasks, self.test_tasks
         return FAMILIES[self.family].make_library(*counts, seed=self.task_seed)
+
+    def facts(self) -> TaskFacts:
+        """What values by rule need to know of the family."""
+        family = FAMILIES[self.family]
+        return TaskFacts(self.horizon, family.best_reward, family.goal_size, family.step_length)
 
     def make_env(self, library: TaskLibrary, tasks: Tensor, *, observe_goal: bool, seed: int) -> TaskFamily:
         """One row for each of ``tasks`` [N]."""

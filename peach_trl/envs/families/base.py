@@ -62,12 +62,19 @@ class TaskFamily(BatchedMujocoEnv):
         counts: tasks of each split.
         episode_steps: the family's horizon, environment steps.
         frame_skip: simulation steps per environment step.
+        best_reward: largest reward of a step, or where that says little, by how much rewards differ. This and the
+            next two are what values by rule (:mod:`peach_trl.rules`) need; ``None`` where nothing useful can be said.
+        goal_size: distance from a task's goal within which it is rewarded, in the units of the subgoal space.
+        step_length: how far a step can lead along an axis, likewise.
     """
 
     version: ClassVar[int] = 1
     counts: ClassVar[TaskCounts]
     episode_steps: ClassVar[int]
     frame_skip: ClassVar[int]
+    best_reward: ClassVar[float | None] = None
+    goal_size: ClassVar[float | None] = None
+    step_length: ClassVar[float | None] = None
 
     def __init__(
         self,

@@ -58,6 +58,7 @@ class PointRobot(TaskFamily):
     counts = TaskCounts(80, 20, 20)
     episode_steps = 20
     frame_skip = 1
+    best_reward, goal_size, step_length = 1.0, _GOAL_RADIUS, _STEP
 
     @classmethod
     def make_model(cls) -> mujoco.MjModel:

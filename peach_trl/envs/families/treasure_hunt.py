@@ -62,6 +62,7 @@ class TreasureHunt(PointRobot):
 
     counts = TaskCounts(60, 60, 60)
     episode_steps = 100
+    best_reward, goal_size = 10.0, 0.1
     #: metres: of the circle of treasures, of the mountain, and how near to a treasure or to the top counts
     radius: ClassVar[float] = 1.0
     mountain: ClassVar[float] = 0.5

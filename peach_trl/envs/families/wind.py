@@ -65,6 +65,7 @@ class Wind(PointRobot):
 
     counts = TaskCounts(40, 20, 20)
     episode_steps = 75
+    goal_size = 0.03
     #: bound of the wind along an axis, in metres a step
     strongest: ClassVar[float] = 0.08
     #: where the reward is, x and y in metres, and how near counts
