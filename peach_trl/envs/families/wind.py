@@ -25,8 +25,7 @@ class Wind(PointRobot):
     """A point that is always blown along, the same way throughout a task, and must get to and stay at a fixed place.
 
     ``Wind-v0`` of the recurrent baselines of Ni et al. 2022 (arXiv 2110.05038; code twni2016/pomdp-baselines,
-    ``envs/meta/toy_navigation/wind.py``, ``configs/meta/wind``), after Dorfman et al. 2021 (arXiv 2008.02598). What is
-    as published:
+    ``envs/meta/toy_navigation/wind.py``, ``configs/meta/wind``). What is as published:
 
     - observation: the position (x, y) in metres;
     - dynamics: the position moves by 0.1 m times the action and by the wind, exactly; there are no walls;
