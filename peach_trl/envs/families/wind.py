@@ -40,8 +40,8 @@ class Wind(PointRobot):
     here beliefs have them as everywhere.
 
     A task is its wind and no state to reach: there is no goal space, and ``observe_goal`` shows the wind. The place to
-    get to is :attr:`place`. Subgoals are positions, and wider than the place: who heads for one without knowing the wind
-    comes to rest beside it, off by the wind, 0.06 m on average and 0.11 m at most.
+    get to is :attr:`place`. Subgoals are positions, and wider than the place: who heads for one without knowing the
+    wind comes to rest beside it, off by the wind, 0.06 m on average and 0.11 m at most.
 
     Args:
         num_envs: number of rows, N.
