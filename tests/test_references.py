@@ -93,7 +93,7 @@ def test_point_robot():
     left = [torch.hypot(*(offset - 0.1 * step).clamp(min=0).T) for step in range(1, 21)]
     assert played["oracle"] == pytest.approx([-sum(left).mean().item()] * 2, abs=0.2)
     assert played["thompson"][0] == pytest.approx(-20 * offset.norm(dim=-1).mean().item(), abs=1.5)  # as good as none
-    assert -16 < played["no context"][0] < -14 and 0 < played["oracle"][0] - played["search"][0] < 2
+    assert -17 < played["no context"][0] < -15.3 and 0 < played["oracle"][0] - played["search"][0] < 2
     assert played["search"][1] == pytest.approx(played["oracle"][1], abs=0.25)  # its way is a straight line
     assert played["thompson"][1] == pytest.approx(played["oracle"][1], abs=0.05)
     assert played["thompson"][0] == pytest.approx(-20 * 1.043, abs=1.0)

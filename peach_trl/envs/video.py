@@ -314,7 +314,10 @@ def _make_camera(env: BatchedMujocoEnv, model: Any, data: Any, camera: Camera) -
 
 
 def _goal_places(env: BatchedMujocoEnv, model: Any, data: Any) -> np.ndarray:
-    """Where the goals of all tasks lie, ``[n, 3]``; empty where they are no places."""
+    """Where the goals of all tasks lie, or the one place of them all, ``[n, 3]``; empty where they are no places."""
+    place = getattr(env, "place", None)  # as Wind has it
+    if place is not None:
+        return np.array([[*place, 0.0]])
     goals = () if env.goal_space is None else env.library.parameters.numpy().astype(np.float64)
     places = [env.goal_position(goal, model, data) for goal in goals]
     return np.array([place for place in places if place is not None]).reshape(-1, 3)

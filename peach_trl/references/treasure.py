@@ -34,7 +34,6 @@ def treasure_policies(
     """
     goals, arc = env.library.parameters[env.task_id], Arc.of(env)
     rows = len(goals)
-
     leads = torch.linspace(0, 8 * arc.tolerance / arc.radius / arc.length, 32)  # up to what a chord can pass by
 
     def walking(walk: Tensor) -> Search:
