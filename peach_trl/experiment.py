@@ -56,8 +56,8 @@ class TrainConfig:
     prefill: int = option(low=0, help="iterations after the warm-up in which the top level proposes at random")
     envs_per_task: int = option(low=1, auto=True, help="environments that play each task side by side")
     trajectories: int = option(low=1, help="L, successive trajectories of each task per iteration")
-    warmup_updates: int = option(low=0, help="gradient steps of each goal-reaching level a trajectory in the warm-up")
-    lower_updates: int = option(low=0, help="gradient steps of each goal-reaching level after each trajectory")
+    warmup_updates: int = option(low=0, help="gradient steps of each goal-reaching level an iteration in the warm-up")
+    lower_updates: int = option(low=0, help="gradient steps of each goal-reaching level an iteration, from then on")
     top_updates: int = option(low=0, help="gradient steps of encoder and top level per iteration")
     lower_batch: int = option(low=1, help="batch size of the goal-reaching levels")
     meta_batch: int = option(low=1, help="tasks in a gradient step of the top level, M")
@@ -274,7 +274,7 @@ def phases(config: Config, agent: Agent) -> list[Phase]:
             at_random=number < start,
             forgets=number == warmup,
             progress=max(0, number - start) / train.iterations,
-            lower_updates=train.warmup_updates if number < warmup else train.lower_updates,
+            lower_updates=-(-(train.warmup_updates if number < warmup else train.lower_updates) // train.trajectories),
             top_updates=0 if number < start else train.top_updates,
         )
         for number in range(start + train.iterations)

@@ -234,7 +234,7 @@ def names_of(log):
 def test_peach_follows_algorithm_1(tmp_path):
     with events() as log:
         start(
-            tmp_path, "peach", *TINY, "train.iterations=1", "train.warmup_updates=1", "train.lower_updates=3",
+            tmp_path, "peach", *TINY, "train.iterations=1", "train.warmup_updates=2", "train.lower_updates=6",
             plots=False,
         )  # fmt: skip
 
