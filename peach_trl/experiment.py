@@ -51,10 +51,10 @@ class ReplayConfig:
 class TrainConfig:
     """Length and batch sizes of meta-training; see ``configs/`` for values."""
 
-    iterations: int = option(low=1, help="passes through the outer loop of Algorithm 1")
+    iterations: int = option(low=1, auto=True, help="passes through the outer loop of Algorithm 1")
     warmup: int = option(low=0, help="iterations before those, in which only the goal-reaching levels learn")
     prefill: int = option(low=0, help="iterations after the warm-up in which the top level proposes at random")
-    envs_per_task: int = option(low=1, auto=True, help="environments that play each task side by side")
+    envs_per_task: int = option(low=1, help="environments that play each task side by side")
     trajectories: int = option(low=1, help="L, successive trajectories of each task per iteration")
     warmup_updates: int = option(low=0, help="gradient steps of each goal-reaching level an iteration in the warm-up")
     lower_updates: int = option(low=0, help="gradient steps of each goal-reaching level an iteration, from then on")

@@ -11,7 +11,8 @@ key                             rule                                why
 ``transitions.reward_scale``    40 / (T r)                          a perfect episode is worth 40, whatever the task
 ``top.gamma``                   (1 - 1 / D)^(1 / K)                 a decision looks ahead for about an episode
 ``top.test_penalty``            4 / D                               10 % of a perfect decision
-``train.envs_per_task``         36,000 / (tasks x L x T)            an iteration has as much experience on any task
+``train.iterations``            2 million / (tasks x L x T),        passes of collecting and learning make the
+                                within 50 and 150                   difference, not rows that play side by side
 ==============================  ==================================  ===============================================
 
 The default task's values were there first (K 20, reward_scale .2, gamma .99475 = .9^(1/20), test_penalty .4); the rules
@@ -34,9 +35,9 @@ KEYS = (
     "transitions.reward_scale",
     "top.gamma",
     "top.test_penalty",
-    "train.envs_per_task",
+    "train.iterations",
 )
-STEPS = 36_000  # environment steps of an iteration, of all tasks
+STEPS, LEAST, MOST = 2_000_000, 50, 150  # environment steps of a run, and iterations of it
 
 
 @dataclass(frozen=True)
@@ -56,14 +57,17 @@ class TaskFacts:
     step_length: float | None = None
 
 
-def resolve(values: Mapping[str, Any], facts: TaskFacts, tasks: int, trajectories: int) -> dict[str, tuple[Any, str]]:
+def resolve(
+    values: Mapping[str, Any], facts: TaskFacts, rows: int, trajectories: int, before: int = 0
+) -> dict[str, tuple[Any, str]]:
     """The values of the keys that are ``"auto"``, and how they come about.
 
     Args:
         values: the keys of the table above, with a number or ``"auto"`` each.
         facts: of the task family.
-        tasks: training tasks.
+        rows: training tasks, times the environments that play each.
         trajectories: of a meta-episode, L.
+        before: iterations of warm-up and prefill.
 
     Returns:
         For each key that was ``"auto"`` its value and the rule with its numbers.
@@ -72,11 +76,11 @@ def resolve(values: Mapping[str, Any], facts: TaskFacts, tasks: int, trajectorie
         ConfigError: if a rule needs a fact that the family does not state.
 
     Examples:
-        >>> keys = ("hierarchy.decision_steps", "transitions.reward_scale", "top.gamma", "train.envs_per_task")
+        >>> keys = ("hierarchy.decision_steps", "transitions.reward_scale", "top.gamma", "train.iterations")
         >>> facts = TaskFacts(horizon=100, best_reward=1.0, goal_size=0.2, step_length=0.1)
-        >>> found = resolve(dict.fromkeys(keys, "auto"), facts, tasks=60, trajectories=3)
+        >>> found = resolve(dict.fromkeys(keys, "auto"), facts, rows=60, trajectories=3, before=5)
         >>> {key: value for key, (value, _) in found.items()}
-        {'hierarchy.decision_steps': 5, 'transitions.reward_scale': 0.4, 'top.gamma': 0.98979, 'train.envs_per_task': 2}
+        {'hierarchy.decision_steps': 5, 'transitions.reward_scale': 0.4, 'top.gamma': 0.98979, 'train.iterations': 106}
         >>> found["transitions.reward_scale"][1]
         '40 / (100 steps x best reward 1)'
     """
@@ -104,9 +108,9 @@ def resolve(values: Mapping[str, Any], facts: TaskFacts, tasks: int, trajectorie
         ),
         "top.gamma": lambda key: (_rounded((1 - 1 / max(D, 2)) ** (1 / K)), f"(1 - 1 / {D:g} decisions)^(1 / {K})"),
         "top.test_penalty": lambda key: (_rounded(4 / D), f"4 / {D:g} decisions"),
-        "train.envs_per_task": lambda key: (
-            max(1, STEPS // (tasks * trajectories * T)),
-            f"{STEPS} steps / ({tasks} tasks x {trajectories} trajectories x {T} steps)",
+        "train.iterations": lambda key: (
+            min(max(STEPS // (rows * trajectories * T) - before, LEAST), MOST),
+            f"{STEPS:,} steps / ({rows} rows x {trajectories} trajectories x {T} steps) - {before}, within {LEAST} and {MOST}",
         ),
     }
     return found | {key: rule(key) for key, rule in rules.items() if values.get(key) == AUTO}
@@ -141,8 +145,10 @@ def _value(config: Any, key: str) -> Any:
     return getattr(getattr(config, group), name)
 
 
-def _task(config: Any) -> tuple[TaskFacts, int, int]:
-    return config.env.facts(), config.env.train_tasks, config.train.trajectories
+def _task(config: Any) -> tuple[TaskFacts, int, int, int]:
+    train = config.train
+    before = (train.warmup if config.hierarchy.depth > 1 else 0) + train.prefill
+    return config.env.facts(), config.env.train_tasks * train.envs_per_task, train.trajectories, before
 
 
 def _rounded(value: float) -> float:
