@@ -110,7 +110,8 @@ def resolve(
         "top.test_penalty": lambda key: (_rounded(4 / D), f"4 / {D:g} decisions"),
         "train.iterations": lambda key: (
             min(max(STEPS // (rows * trajectories * T) - before, LEAST), MOST),
-            f"{STEPS:,} steps / ({rows} rows x {trajectories} trajectories x {T} steps) - {before}, within {LEAST} and {MOST}",
+            f"{STEPS:,} steps / ({rows} rows x {trajectories} trajectories x {T} steps) - {before}, "
+            f"within {LEAST} and {MOST}",
         ),
     }
     return found | {key: rule(key) for key, rule in rules.items() if values.get(key) == AUTO}
