@@ -27,9 +27,9 @@ from peach_trl.experiment import (
     make_library,
     make_sequence_sampler,
     make_task_buffer,
+    make_transitions,
     seed_everything,
 )
-from peach_trl.hierarchy.transitions import LevelTransitions
 from peach_trl.utils import load_config
 
 
@@ -49,7 +49,7 @@ class Job:
         levels = range(len(self.agent.levels))
         self.level_replays = [make_level_buffer(self.config, library, level) for level in levels]
         self.sampler = make_sequence_sampler(self.config, self.replay)
-        self.convert = LevelTransitions(self.agent.hierarchy, self.config.transitions, self.config.seed)
+        self.convert = make_transitions(self.config, library, self.agent)
         policy = self.agent.make_policy(self.config.train.trajectories)
         self.collector = make_collector(self.config, library, policy)
         self.trajectories = iter(self.collector)

@@ -29,7 +29,7 @@ from peach_trl.envs.families import FamilyConfig
 from peach_trl.envs.point import PointConfig
 from peach_trl.envs.tasks import TaskLibrary
 from peach_trl.hierarchy.structure import HierarchyConfig
-from peach_trl.hierarchy.transitions import TransitionsConfig
+from peach_trl.hierarchy.transitions import LevelTransitions, TransitionsConfig
 from peach_trl.levels.goal_level import LowerConfig
 from peach_trl.levels.top_level import ReadingConfig, TopConfig
 from peach_trl.modules.execution import set_execution
@@ -117,6 +117,9 @@ class Config:
                 f"collector.workers = {self.collector.workers}: each worker needs a task of its own; lower it to "
                 f"env.train_tasks = {self.env.train_tasks} at most"
             )
+        if self.transitions.reward == "dense" and not self.env.has_dense_reward:
+            family = getattr(self.env, "family", "this family")
+            raise ConfigError(f"transitions.reward = 'dense': {family} has no dense reward; set it to task")
         try:
             torch.device(self.device)
         except RuntimeError as error:
@@ -428,6 +431,17 @@ def make_level_buffer(config: Config, library: TaskLibrary, level: int) -> TaskR
         partitions=torch.arange(library.num_tasks) // single,
         seeds=config.seeds,
     )
+
+
+def make_transitions(config: Config, library: TaskLibrary, agent: Agent) -> LevelTransitions:
+    """What makes transitions of recorded steps, with the reward that ``transitions.reward`` names."""
+    dense = None
+    if config.transitions.reward == "dense":
+
+        def dense(observation: Tensor, task_id: Tensor) -> Tensor:
+            return config.env.dense_reward(observation, library.parameters[task_id.squeeze(-1)])
+
+    return LevelTransitions(agent.hierarchy, config.transitions, config.seed, dense)
 
 
 def make_task_buffer(config: Config, library: TaskLibrary) -> TaskReplayBuffer:

@@ -21,10 +21,10 @@ from peach_trl.experiment import (
     make_library,
     make_sequence_sampler,
     make_task_buffer,
+    make_transitions,
     phases,
     seed_everything,
 )
-from peach_trl.hierarchy.transitions import LevelTransitions
 from peach_trl.report import Report, Runs
 from peach_trl.utils.cli import recipe
 
@@ -41,7 +41,7 @@ def main(config: PeachConfig, run_dir: Path) -> None:
     B = make_task_buffer(config, library)  # one B^i a task
     replays = [make_level_buffer(config, library, level) for level in range(len(lower))]  # one a goal-reaching level
     S_c = make_sequence_sampler(config, B)
-    transitions = LevelTransitions(agent.hierarchy, config.transitions, config.seed)
+    transitions = make_transitions(config, library, agent)
     train = config.train
 
     with Runs(run_dir, config) as runs, collecting(config, library, policy) as trajectories:

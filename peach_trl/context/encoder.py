@@ -26,7 +26,8 @@ class Transition(NamedTuple):
     Attributes:
         observation: s, where the decision began, [..., D].
         action: a, the proposal with hindsight, [..., P] in [-1, 1].
-        reward: r, the task's rewards over the decision, scaled, [..., 1].
+        reward: r, the task's rewards over the decision, scaled, [..., 1]; where learning has another reward, these are
+            its ``evidence``.
         next_observation: s', where it ended, [..., D].
     """
 
@@ -39,9 +40,9 @@ class Transition(NamedTuple):
     def of(cls, tensordict: TensorDictBase) -> Transition:
         """The four entries of a TensorDict of transitions, as TorchRL names them."""
         after = tensordict.get("next")
-        return cls(
-            tensordict.get("observation"), tensordict.get("action"), after.get("reward"), after.get("observation")
-        )
+        reward = after.get("evidence", None)
+        reward = after.get("reward") if reward is None else reward
+        return cls(tensordict.get("observation"), tensordict.get("action"), reward, after.get("observation"))
 
 
 class ContextEncoder(nn.Module):

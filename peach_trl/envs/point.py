@@ -8,7 +8,7 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Unpack, cast
+from typing import TYPE_CHECKING, ClassVar, Unpack, cast
 
 import mujoco
 import numpy as np
@@ -61,6 +61,12 @@ class PointConfig:
     def facts(self) -> TaskFacts:
         """What values by rule need to know of the tasks."""
         return TaskFacts(self.horizon, 1.0, self.goal_tolerance, self.speed)
+
+    has_dense_reward: ClassVar[bool] = True
+
+    def dense_reward(self, observation: Tensor, parameters: Tensor) -> Tensor:
+        """Minus the distance from the goal as a share of the arena's half-width, ``[...]``, for training only."""
+        return -torch.linalg.vector_norm(observation[..., :2] - parameters, dim=-1) / self.arena
 
     def make_library(self) -> TaskLibrary:
         """The tasks, in the splits ``"train"``, ``"validation"`` and ``"test"``."""

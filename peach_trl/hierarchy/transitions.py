@@ -8,7 +8,7 @@ child's attempt ends, that decision ends; both lists in order give the pairs. So
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import TypeAlias
 
@@ -23,6 +23,9 @@ from peach_trl.seeding import named_generator
 
 #: Values of a transition's ``transition_type``.
 HINDSIGHT_ACTION, HINDSIGHT_GOAL, SUBGOAL_TEST = 0, 1, 2
+REWARDS = ("task", "dense")
+#: A reward that is there while training only: of observations after a step [N, T, D] and task ids [N, T, 1], [N, T].
+DenseReward: TypeAlias = Callable[[Tensor, Tensor], Tensor]
 
 
 @dataclass(frozen=True)
@@ -30,6 +33,7 @@ class TransitionsConfig:
     """Hindsight and rewards of the conversion; see ``configs/`` for values and comments."""
 
     hindsight_goals: int = option(low=0, help="hindsight goals per attempt; the last state reached is always one")
+    reward: str = option(choices=REWARDS, help="what the top level learns from: the task's reward, or its dense form")
     reward_scale: float = option(above=0, auto=True, help="factor on the task's rewards, summed over a top decision")
 
 
@@ -60,12 +64,14 @@ class LevelTransitions:
     ``goal`` only if the environment shows it, ``steps_to_next_obs``, the environment steps of the decision, from which
     TorchRL's value estimators discount per step, and above a lower level ``proposal`` [M, P] and ``missed`` bool
     [M, 1]: it was tested, and missed with the attempts used up. ``meta_episode`` [M, 1] numbers the meta-episodes of
-    all rows, if the policy tracks a belief.
+    all rows, if the policy tracks a belief. With ``dense`` its reward is that one's, and ``("next", "evidence")``
+    [M, 1] is the task's own, which beliefs read: they will have no other when it is tested.
 
     Args:
         hierarchy: the hierarchy that recorded the batches.
         config: hindsight goals and reward scale.
         seed: for drawing hindsight goals.
+        dense: a reward to learn from in place of the task's, as PEARL has for its sparse point robot.
 
     Examples:
         >>> from peach_trl.experiment import PeachConfig, make_agent, make_env, make_library
@@ -82,8 +88,14 @@ class LevelTransitions:
         120
     """
 
-    def __init__(self, hierarchy: Hierarchy, config: TransitionsConfig, seed: int | None = None) -> None:
-        self.hierarchy, self.config = hierarchy, config
+    def __init__(
+        self,
+        hierarchy: Hierarchy,
+        config: TransitionsConfig,
+        seed: int | None = None,
+        dense: DenseReward | None = None,
+    ) -> None:
+        self.hierarchy, self.config, self.dense = hierarchy, config, dense
         self._generator = named_generator("hindsight", seed)
         self._meta_episodes = self._offset = 0
         self.reset()
@@ -134,6 +146,8 @@ class LevelTransitions:
             "draw": batch.get("hindsight_draw", None),
             **{"done": batch["next", "done"].squeeze(-1), "achieved": achieved, "end": end, "used": used},
         }
+        if self.dense is not None:
+            steps["learnt"] = self.dense(batch["next", "observation"], batch["task_id"])
         number = batch.get(("context", "meta_episode"), None)
         if number is not None:  # one number for each row's meta-episodes
             steps["meta_episode"] = (self._offset + number) * len(number) + torch.arange(len(number)).view(-1, 1, 1)
@@ -191,9 +205,10 @@ class LevelTransitions:
             ("next", "done"): flat["done"][end].unsqueeze(-1),
         }
         if hierarchy.space_of(level) is None:
-            total = flat["reward"].double().cumsum(0)
-            summed = total[end] - total[start] + flat["reward"][start].double()
-            rows["next", "reward"] = (self.config.reward_scale * summed).float().unsqueeze(-1)
+            rows["next", "reward"] = self._summed(flat["reward"], decisions)
+            if self.dense is not None:
+                rows["next", "evidence"] = rows["next", "reward"]
+                rows["next", "reward"] = self._summed(flat["learnt"], decisions)
             rows["steps_to_next_obs"] = (end - start + 1).unsqueeze(-1)
             rows["next", "terminated"] = flat["terminated"][end].unsqueeze(-1)
         else:
@@ -205,6 +220,12 @@ class LevelTransitions:
         elif "end_goal" in flat.keys():  # known, be it reached for, or only read by a top that follows the reward
             rows["goal"] = rows["next", "goal"] = flat["end_goal"][start]
         return rows
+
+    def _summed(self, reward: Tensor, decisions: _Decisions) -> Tensor:
+        """The rewards [N * T] over each decision, scaled, [M, 1]."""
+        total = reward.double().cumsum(0)
+        summed = total[decisions.end] - total[decisions.start] + reward[decisions.start].double()
+        return (self.config.reward_scale * summed).float().unsqueeze(-1)
 
     def _hindsight_goal(
         self, space: GoalSpace, flat: TensorDictBase, decisions: _Decisions, rows: _Columns

@@ -65,6 +65,15 @@ class FamilyConfig:
         family = FAMILIES[self.family]
         return TaskFacts(self.horizon, family.best_reward, family.goal_size, family.step_length)
 
+    @property
+    def has_dense_reward(self) -> bool:
+        """Whether the family has a dense reward to learn from."""
+        return FAMILIES[self.family].dense_reward is not TaskFamily.dense_reward
+
+    def dense_reward(self, observation: Tensor, parameters: Tensor) -> Tensor:
+        """See :meth:`TaskFamily.dense_reward`."""
+        return FAMILIES[self.family].dense_reward(observation, parameters)
+
     def make_env(self, library: TaskLibrary, tasks: Tensor, *, observe_goal: bool, seed: int) -> TaskFamily:
         """One row for each of ``tasks`` [N]."""
         return FAMILIES[self.family](

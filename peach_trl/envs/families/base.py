@@ -141,6 +141,19 @@ class TaskFamily(BatchedMujocoEnv):
         return cast(GoalSpace, self.goal_space).achieved(observation, self._goal).unsqueeze(-1).float()
 
     @staticmethod
+    def dense_reward(observation: Tensor, parameters: Tensor) -> Tensor:
+        """A dense form of a sparse reward, ``[...]``, after steps to ``observation`` ``[..., D]``, for training only.
+
+        Args:
+            observation: where steps led.
+            parameters: of their tasks, ``[..., P]``.
+
+        Raises:
+            NotImplementedError: in families that have none.
+        """
+        raise NotImplementedError
+
+    @staticmethod
     def draw_tasks(size: int, generator: torch.Generator) -> Tensor:
         """The parameters ``[size, P]`` of ``size`` tasks; not needed where :meth:`make_library` is overridden."""
         raise NotImplementedError

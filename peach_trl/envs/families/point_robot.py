@@ -135,6 +135,11 @@ class SparsePointRobot(PointRobot):
     """
 
     @staticmethod
+    def dense_reward(observation: Tensor, parameters: Tensor) -> Tensor:
+        """Minus the distance from the goal in metres: the reward that the source's meta-training optimises."""
+        return -torch.linalg.vector_norm(observation - parameters, dim=-1)
+
+    @staticmethod
     def draw_tasks(size: int, generator: torch.Generator) -> Tensor:
         """Goals (x, y) in metres, ``[size, 2]``: one in each of ``size`` equal arcs of the half circle."""
         return half_circle_goals(size, generator, radius=1.0)
