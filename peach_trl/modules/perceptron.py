@@ -9,17 +9,13 @@ matrices.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from functools import cache
-from typing import Any, Tuple, TypeAlias, cast  # noqa: UP035
+from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
 
 from peach_trl.modules.execution import TracedKinds, each
-
-_relu_backward = torch.ops.aten.threshold_backward.default
-_EPS = 1e-5  # of layer normalisation, as nn.LayerNorm has it
-Layers: TypeAlias = list[tuple[Tensor, ...]]
+from peach_trl.modules.layers import Layers, gradient, run, shared
 
 
 class Perceptron(nn.Sequential):
@@ -90,9 +86,9 @@ class Perceptron(nn.Sequential):
         blocks = self.blocks(parameters, rows.shape[1])
         if len(blocks) == 1 and not torch.is_grad_enabled():
             y = run(shared(rows, blocks[0][0][0].shape[0]), blocks[0], self.bf16)
-            return y.view(*members, *x.shape[:-1], self.out)
+            return y.reshape(*members, *x.shape[:-1], self.out)
         y = _Perceptron.apply(rows, blocks, self.norm, self.bf16, *parameters)
-        return y.view(*members, *x.shape[:-1], self.out)
+        return y.reshape(*members, *x.shape[:-1], self.out)
 
     def together(self, rows: int) -> bool:
         """Whether all networks are computed together, as batched matrices, or one after the other.
@@ -186,7 +182,7 @@ class _Perceptron(torch.autograd.Function):
         x = None
         if wants_x:
             x = torch.cat(inputs) if len(inputs) > 1 else inputs[0]
-            x = x if count == ctx.seeds else x.view(-1, ctx.seeds, *x.shape[1:]).sum(0)
+            x = x if count == ctx.seeds else x.unflatten(0, (-1, ctx.seeds)).sum(0)
         return x, None, None, None, *(parameters or [None] * len(ctx.parameters))
 
 
@@ -213,126 +209,3 @@ def blocks_of(parameters: Sequence[Tensor], norm: bool, together: int) -> list[L
         [tuple(part[k] for part in parts[i : i + size]) for i in range(0, len(parts), size)]
         for k in range(len(parts[0]))
     ]
-
-
-def shared(x: Tensor, count: int) -> Tensor:
-    """Rows [S, B, F] as those of ``count`` networks [E S, B, F], of which every E-th reads the same."""
-    agents, *shape = x.shape
-    return x if agents == count else x.expand(count // agents, agents, *shape).reshape(count, *shape)
-
-
-def run(x: Tensor, layers: Layers, bf16: bool = False, tape: list[Tensor] | None = None) -> Tensor:
-    """K networks, [K, B, F] to [K, B, out], on plain tensors; notes on the ``tape`` what :func:`gradient` needs."""
-    last = layers[-1]
-    for layer in layers:
-        weight, bias, *affine = layer
-        if bf16:
-            x, weight, bias, affine = x.bfloat16(), weight.bfloat16(), bias.bfloat16(), [a.bfloat16() for a in affine]
-        h = torch.baddbmm(bias, x, weight.mT)
-        if tape is not None:
-            tape += [x, weight]
-        if layer is last:
-            return h.float() if bf16 else h
-        if not affine:
-            x = h.relu_()
-            continue
-        x, mean, deviation = _normalise(h, *affine)
-        x = x.relu_()
-        if tape is not None:
-            tape += [h, mean, deviation, affine[0]]
-    raise AssertionError
-
-
-def gradient(
-    grad: Tensor, tape: list[Tensor], norm: bool, into: Sequence[Tensor] = (), wants_x: bool = False
-) -> Tensor:
-    """From the gradient of what :func:`run` put out [K, B, out] to that of its input [K, B, F]; empties the tape.
-
-    Args:
-        grad: of the output.
-        tape: as :func:`run` left it.
-        norm: whether the networks have layer normalisation.
-        into: the gradients of the parameters [K, ...], in their order, which are written; none to leave them out.
-        wants_x: whether the input's gradient is of interest; else it is not that.
-    """
-    y: Tensor | None = None  # what the layer put out, after its ReLU
-    into = list(into)
-    if grad.dtype != tape[0].dtype:
-        grad = grad.to(tape[0].dtype)
-    while tape:
-        if y is not None:
-            grad = _relu_backward(grad, y, 0)
-            if norm:
-                gain, deviation, mean, h = tape.pop(), tape.pop(), tape.pop(), tape.pop()
-                grad, *affine = _normalise_backward(grad, h, mean, deviation, gain, bool(into))
-                if into:
-                    into.pop().copy_(affine[1])
-                    into.pop().copy_(affine[0])
-        weight, x = tape.pop(), tape.pop()
-        if into:
-            _sum(grad, into.pop())
-            _product(grad.mT, x, into.pop())
-        if tape or wants_x:
-            grad = torch.bmm(grad, weight)
-        y = x
-    return grad if grad.dtype == torch.float32 else grad.float()
-
-
-def _sum(grad: Tensor, into: Tensor) -> None:
-    if grad.dtype == into.dtype:
-        torch.sum(grad, 1, out=into)
-    else:
-        into.copy_(grad.sum(1))
-
-
-def _product(one: Tensor, other: Tensor, into: Tensor) -> None:
-    if one.dtype == into.dtype:
-        torch.bmm(one, other, out=into)
-    else:
-        into.copy_(torch.bmm(one, other))
-
-
-def _normalise(x: Tensor, gain: Tensor, shift: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """Layer normalisation [K, B, H], with gain and shift [K, H]; also mean and 1 / deviation, [K, B, 1] each."""
-    size = x.shape[-1:]
-    if x.shape[0] == 1:
-        return torch.native_layer_norm(x, size, gain[0], shift[0], _EPS)
-    parts = [torch.native_layer_norm(*rows, _EPS) for rows in zip(x, [size] * x.shape[0], gain, shift, strict=True)]
-    y, mean, deviation = (torch.stack(part) for part in zip(*parts, strict=True))
-    return y, mean, deviation
-
-
-def _normalise_backward(
-    grad: Tensor, x: Tensor, mean: Tensor, deviation: Tensor, gain: Tensor, affine: bool
-) -> Sequence[Tensor]:
-    """Gradients of x, and of gain and shift if asked for."""
-    if x.shape[0] == 1:
-        return _norm_backward(grad, x, mean, deviation, gain[0], affine)
-    parts = [_norm_backward(*rows, affine) for rows in zip(grad, x, mean, deviation, gain, strict=True)]
-    return [torch.stack(column) for column in zip(*parts, strict=True)]
-
-
-def _norm_backward(
-    grad: Tensor, x: Tensor, mean: Tensor, deviation: Tensor, gain: Tensor, affine: bool
-) -> Sequence[Tensor]:
-    # Tracing does not know the operation's list of booleans.
-    if torch.jit.is_tracing():  # type: ignore[attr-defined]
-        every, first = _scripted_norm_backward()
-        return every(grad, x, mean, deviation, gain) if affine else [first(grad, x, mean, deviation, gain)]
-    arguments = grad, x, x.shape[-1:], mean, deviation, gain, gain, [True, affine, affine]
-    return torch.ops.aten.native_layer_norm_backward.default(*arguments)[: 3 if affine else 1]
-
-
-@cache
-def _scripted_norm_backward() -> tuple[Callable[..., Sequence[Tensor]], Callable[..., Tensor]]:
-    def every(grad: Tensor, x: Tensor, mean: Tensor, deviation: Tensor, gain: Tensor) -> Tuple[Tensor, Tensor, Tensor]:  # noqa: UP006
-        size = [x.shape[-1]]
-        return torch.ops.aten.native_layer_norm_backward(grad, x, size, mean, deviation, gain, gain, [True, True, True])
-
-    def first(grad: Tensor, x: Tensor, mean: Tensor, deviation: Tensor, gain: Tensor) -> Tensor:
-        size = [x.shape[-1]]
-        return torch.ops.aten.native_layer_norm_backward(
-            grad, x, size, mean, deviation, gain, gain, [True, False, False]
-        )[0]
-
-    return torch.jit.script(every), torch.jit.script(first)
