@@ -1,7 +1,7 @@
 """The arithmetic of perceptrons on plain tensors: layers forward, and their gradients written out.
 
-K networks of one shape are computed together, as products of batched matrices; :mod:`peach_trl.modules.perceptron` has the
-module, and says which networks go together.
+K networks of one shape are computed together, as products of batched matrices; :mod:`peach_trl.modules.perceptron` has
+the module, and says which networks go together.
 """
 
 from __future__ import annotations

@@ -64,9 +64,7 @@ class Perceptron(nn.Sequential):
 
     def forward(self, x: Tensor) -> Tensor:
         """[..., F] to [..., out]."""
-        layers = [layer for layer in self if not isinstance(layer, nn.ReLU)]
-        parameters = [part for layer in layers for part in (layer.weight, layer.bias)]
-        return self.functional(cast(list[Tensor], parameters), x)
+        return self.functional(self._in_order(), x)
 
     def functional(self, parameters: Sequence[Tensor], x: Tensor) -> Tensor:
         """The network with other parameters.
@@ -79,16 +77,40 @@ class Perceptron(nn.Sequential):
         Returns:
             [..., out]; of an ensemble [E, ..., out].
         """
-        if x.shape[-1] != self.features:
-            raise ValueError(f"an input of {x.shape[-1]} numbers: this network reads {self.features}")
+        rows = self._rows(x)
         members = parameters[0].shape[: parameters[0].ndim - (2 if self.seeds is None else 3)]
-        rows = x.reshape(self.seeds or 1, -1, self.features)
         blocks = self.blocks(parameters, rows.shape[1])
         if len(blocks) == 1 and not torch.is_grad_enabled():
             y = run(shared(rows, blocks[0][0][0].shape[0]), blocks[0], self.bf16)
-            return y.reshape(*members, *x.shape[:-1], self.out)
-        y = _Perceptron.apply(rows, blocks, self.norm, self.bf16, *parameters)
+        else:
+            (y,) = _Perceptron.apply(rows, (), blocks, self.norm, self.bf16, _NOTHING, *parameters)  # type: ignore
         return y.reshape(*members, *x.shape[:-1], self.out)
+
+    def ended(self, x: Tensor, end: End, *given: Tensor) -> tuple[Tensor, ...]:
+        """What an ``end`` makes of the network's output, in the same node of autograd.
+
+        Args:
+            x: [..., F], divided among the seeds.
+            end: equal ones do the same.
+            given: whatever else the end reads, [..., D] with the same leading dimensions; without a gradient.
+
+        Returns:
+            The outputs of the end, [S, ...] each.
+        """
+        rows, parameters = self._rows(x), self._in_order()
+        given = tuple(part.reshape(*rows.shape[:-1], -1) for part in given)
+        blocks = self.blocks(parameters, rows.shape[1])
+        return _Perceptron.apply(rows, given, blocks, self.norm, self.bf16, end, *parameters)  # type: ignore
+
+    def _in_order(self) -> list[Tensor]:
+        layers = [layer for layer in self if not isinstance(layer, nn.ReLU)]
+        return [cast(Tensor, part) for layer in layers for part in (layer.weight, layer.bias)]
+
+    def _rows(self, x: Tensor) -> Tensor:
+        """An input [..., F] as [S, B, F]."""
+        if x.shape[-1] != self.features:
+            raise ValueError(f"an input of {x.shape[-1]} numbers: this network reads {self.features}")
+        return x.reshape(self.seeds or 1, -1, self.features)
 
     def together(self, rows: int) -> bool:
         """Whether all networks are computed together, as batched matrices, or one after the other.
@@ -123,18 +145,51 @@ def _stacked(make: Callable[[], nn.Module], seeds: int | None) -> nn.Module:
     return layer
 
 
+class End:
+    """What follows the last layer within a perceptron's node of autograd: nothing, here.
+
+    Attributes:
+        outputs: how many tensors it puts out.
+        keeps: how many more :meth:`gradient` needs.
+    """
+
+    outputs, keeps = 1, 0
+
+    def forward(self, y: Tensor, *given: Tensor) -> tuple[Tensor, ...]:
+        """From the output of K networks [K, B, out], and ``given`` [K, B, D], to outputs [K, ...] and what is kept."""
+        return (y,)
+
+    def gradient(self, found: Sequence[Tensor], grads: Sequence[Tensor]) -> Tensor:
+        """From the gradients of the outputs to that of the networks' output; ``found`` is what ``forward`` returned."""
+        return grads[0]
+
+
+_NOTHING = End()
+
+
 class _Perceptron(torch.autograd.Function):
-    """Forward and backward of perceptrons, [S, B, F] to [E, S, B, out], as one node of autograd."""
+    """Forward and backward of perceptrons and what ends them, [S, B, F] to [E S, ...], as one node of autograd."""
 
     @staticmethod
-    def forward(ctx: Any, x: Tensor, blocks: list[Layers], norm: bool, bf16: bool, *parameters: Tensor) -> Tensor:
+    def forward(
+        ctx: Any,
+        x: Tensor,
+        given: tuple[Tensor, ...],
+        blocks: list[Layers],
+        norm: bool,
+        bf16: bool,
+        end: End,
+        *parameters: Tensor,
+    ) -> tuple[Tensor, ...]:
         size, seeds, keep = blocks[0][0][0].shape[0], x.shape[0], any(ctx.needs_input_grad)
-        kind = ("run", x.shape, keep, norm, bf16, *[layer[0].shape for layer in blocks[0]])
+        kind = ("run", x.shape, keep, norm, bf16, end, len(given), *[layer[0].shape for layer in blocks[0]])
 
         def make() -> Callable[..., tuple[Tensor, ...]]:
-            def function(x: Tensor, *flat: Tensor) -> tuple[Tensor, ...]:
+            def function(x: Tensor, *tensors: Tensor) -> tuple[Tensor, ...]:
                 tape: list[Tensor] = []
-                return run(x, _layers(flat, norm), bf16, tape if keep else None), *tape
+                y = run(x, _layers(tensors[len(given) :], norm), bf16, tape if keep else None)
+                found = end.forward(y, *tensors[: len(given)])
+                return (*found, *tape) if keep else found[: end.outputs]
 
             return function
 
@@ -143,39 +198,42 @@ class _Perceptron(torch.autograd.Function):
         def of_block(number: int) -> tuple[Tensor, ...]:
             first = number * size % seeds
             with torch.no_grad():
-                rows = shared(x[first : first + size], size)
-                return traced(rows, *(part for layer in blocks[number] for part in layer))
+                rows = [shared(part[first : first + size], size) for part in (x, *given)]
+                return traced(*rows, *(part for layer in blocks[number] for part in layer))
 
         found = each(of_block, range(len(blocks)))
         if keep:
-            ctx.save_for_backward(*(part for _, *tape in found for part in tape))
-        ctx.norm, ctx.blocks, ctx.seeds = norm, len(blocks), seeds
+            ctx.save_for_backward(*(part for parts in found for part in parts))
+        ctx.norm, ctx.end, ctx.blocks, ctx.size, ctx.seeds = norm, end, len(blocks), size, seeds
         ctx.parameters = [part.shape for part in parameters]
-        return found[0][0] if len(found) == 1 else torch.cat([y for y, *_ in found])
+        outputs = [parts[: end.outputs] for parts in found]
+        return outputs[0] if len(found) == 1 else tuple(torch.cat(column) for column in zip(*outputs, strict=True))
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> tuple[Any, ...]:
-        saved, count, norm = ctx.saved_tensors, grads[0].shape[0], ctx.norm
-        wants_x, wants_weights = ctx.needs_input_grad[0], ctx.needs_input_grad[4]
-        length, size = len(saved) // ctx.blocks, count // ctx.blocks
+        saved, count, norm, end, size = ctx.saved_tensors, ctx.blocks * ctx.size, ctx.norm, ctx.end, ctx.size
+        wants_x, wants_weights = ctx.needs_input_grad[0], ctx.needs_input_grad[6]
+        length, own = len(saved) // ctx.blocks, end.outputs + end.keeps
         into = []
         if wants_weights:
             matrix = len(ctx.parameters[0])
             into = [grads[0].new_empty(count, *shape[matrix - 2 :]) for shape in ctx.parameters]
 
         def make() -> Callable[..., tuple[Tensor, ...]]:
-            def function(grad: Tensor, *tensors: Tensor) -> tuple[Tensor, ...]:
-                return (gradient(grad, list(tensors[:length]), norm, tensors[length:], wants_x),)
+            def function(*tensors: Tensor) -> tuple[Tensor, ...]:
+                grads, found, tape = tensors[: end.outputs], tensors[end.outputs :][:own], tensors[end.outputs + own :]
+                grad = end.gradient(found, grads)
+                return (gradient(grad, list(tape[: length - own]), norm, tape[length - own :], wants_x),)
 
             return function
 
-        kind = ("gradient", saved[0].dtype, grads[0].shape, size, length, norm, wants_x, wants_weights, *ctx.parameters)
-        traced = _KINDS.get(kind, make)
+        kind = ("gradient", saved[-1].dtype, grads[0].shape, size, length, norm, end, wants_x, wants_weights)
+        traced = _KINDS.get((*kind, *ctx.parameters), make)
 
         def of_block(number: int) -> Tensor:
             rows, tape = slice(number * size, (number + 1) * size), saved[number * length : (number + 1) * length]
             with torch.no_grad():
-                return traced(grads[0][rows], *tape, *(part[rows] for part in into))[0]
+                return traced(*(grad[rows] for grad in grads), *tape, *(part[rows] for part in into))[0]
 
         inputs = each(of_block, range(ctx.blocks))
         parameters: list[Any] = [part.view(shape) for part, shape in zip(into, ctx.parameters, strict=False)]
@@ -183,7 +241,7 @@ class _Perceptron(torch.autograd.Function):
         if wants_x:
             x = torch.cat(inputs) if len(inputs) > 1 else inputs[0]
             x = x if count == ctx.seeds else x.unflatten(0, (-1, ctx.seeds)).sum(0)
-        return x, None, None, None, *(parameters or [None] * len(ctx.parameters))
+        return x, None, None, None, None, None, *(parameters or [None] * len(ctx.parameters))
 
 
 _KINDS = TracedKinds()

@@ -133,7 +133,7 @@ class PlainMixin(_Loss):
         return (
             self._fits
             and tensordict.get(cast(Any, self.tensor_keys).priority_weight, None) is None
-            and not any(tensordict.get(key).requires_grad for key in self.plain_keys[: _scaled(self.actor_network)])
+            and not any(tensordict.get(key).requires_grad for key in self.plain_keys[: self._scaled])
         )
 
     def _has_plain_networks(self) -> bool:
@@ -157,10 +157,15 @@ class PlainMixin(_Loss):
         self._fits = None
         return super().make_value_estimator(*args, **kwargs)
 
-    @property
+    @cached_property
     def plain_keys(self) -> list[NestedKey]:
         """What actor and critics read, in their order, but for the action."""
         return _inner(self.actor_network).in_keys
+
+    @cached_property
+    def _scaled(self) -> int:
+        """How many of its inputs a network scales: the observation, and the goal where it reads one."""
+        return 1 if features_and_end(_inner(self.actor_network).module)[0].features.goal_space is None else 2
 
     def learn(self, tensordict: TensorDictBase) -> TensorDictBase:
         """The losses of a batch, detached; the gradients of their sum replace those in the parameters' ``grad``.
@@ -340,11 +345,6 @@ def _make_part(function: nn.Module, params: TensorDictBase, seeds: int | None) -
     buffers = [find(name) for name, _ in function.named_buffers()]
     buffers = buffers if members is None else [part[0] for part in buffers]  # members share them
     return Part(leaves, net, buffers, end, members)
-
-
-def _scaled(network: Any) -> int:
-    """How many of its inputs a network scales: the observation, and the goal where it reads one."""
-    return 1 if features_and_end(_inner(network).module)[0].features.goal_space is None else 2
 
 
 def _inner(network: Any) -> Any:

@@ -19,8 +19,8 @@ import torch
 from torch import Tensor
 from torch.nn.functional import softplus
 
-from peach_trl.modules.networks import Features
 from peach_trl.modules.layers import Layers, gradient, run, shared, sizes
+from peach_trl.modules.networks import Features
 
 ALMOST_1 = 1 - torch.finfo(torch.float32).resolution  # where TorchRL's TanhNormal ends
 
