@@ -13,6 +13,7 @@ from torchrl.objectives import SoftUpdate
 from peach_trl.levels.adam import FusedAdam
 from peach_trl.levels.targets import Targets
 from peach_trl.modules.execution import Traced, TracedKinds, each, set_execution
+from peach_trl.modules.perceptron import Perceptron
 from peach_trl.modules.slow_copy import SlowCopy
 
 
@@ -69,6 +70,17 @@ def test_traced_updates_are_the_same(settings, changes):
     states = [updated(trace, batch, changes) for trace in (True, False)]
     for name, value in states[0].items():
         torch.testing.assert_close(value, states[1][name], rtol=0, atol=1e-6, msg=name)
+
+
+@pytest.mark.parametrize("changes", [{}, {"lower__algorithm": "sac"}, {"top__critic_norm": True}])
+def test_parts_of_a_batch_add_up(settings, monkeypatch, changes):
+    """Large batches are computed in parts: the same losses, and gradients of parameters and of the context."""
+    batch = random_transitions((32,), seed=1, goal=True).exclude("steps_to_next_obs")
+    states = [updated(True, batch, changes)]
+    monkeypatch.setattr(Perceptron, "most", 7)
+    states.append(updated(True, batch, changes))
+    for name, value in states[0].items():
+        torch.testing.assert_close(value, states[1][name], rtol=0, atol=2e-6, msg=name)
 
 
 def test_adam_is_torchs_bit_by_bit():

@@ -17,6 +17,8 @@ _relu_backward = torch.ops.aten.threshold_backward.grad_input
 _EPS = 1e-5  # of layer normalisation, as nn.LayerNorm has it
 _VECTOR, _NARROW = 16, 64  # numbers that a processor takes at once; shorter rows than that are narrow
 Layers: TypeAlias = list[tuple[Tensor, ...]]
+Mix: TypeAlias = tuple[float, float]  # x becomes mix[0] x + mix[1] y
+REPLACE: Mix = (0.0, 1.0)
 
 
 def sizes(x: Tensor) -> list[int]:
@@ -53,7 +55,12 @@ def run(x: Tensor, layers: Layers, bf16: bool = False, tape: list[Tensor] | None
 
 
 def gradient(
-    grad: Tensor, tape: list[Tensor], norm: bool, into: Sequence[Tensor] = (), wants_x: bool = False
+    grad: Tensor,
+    tape: list[Tensor],
+    norm: bool,
+    into: Sequence[Tensor] = (),
+    wants_x: bool = False,
+    mix: Mix = REPLACE,
 ) -> Tensor:
     """From the gradient of what :func:`run` put out [K, B, out] to that of its input [K, B, F]; empties the tape.
 
@@ -63,6 +70,7 @@ def gradient(
         norm: whether the networks have layer normalisation.
         into: the gradients of the parameters [K, ...], in their order, which are written; none to leave them out.
         wants_x: whether the input's gradient is of interest; else it is not that.
+        mix: of what is in ``into`` before, and of the gradient that comes to it.
     """
     y: Tensor | None = None  # what the layer put out, after its ReLU
     into = list(into)
@@ -75,23 +83,38 @@ def gradient(
                 gain, deviation, mean, h = tape.pop(), tape.pop(), tape.pop(), tape.pop()
                 grad, *affine = _normalise_backward(grad, h, mean, deviation, gain, bool(into))
                 if into:
-                    into.pop().copy_(affine[1])
-                    into.pop().copy_(affine[0])
+                    _write(into.pop(), affine[1], mix)
+                    _write(into.pop(), affine[0], mix)
         weight, x = tape.pop(), tape.pop()
         if into:
-            _sum(grad, into.pop())
-            _product_into(into.pop(), grad.mT, x)
+            _write_sum(into.pop(), grad, mix)
+            _write_product(into.pop(), grad.mT, x, mix)
         if tape or wants_x:
             grad = _product(grad, weight)
         y = x
     return grad if grad.dtype == torch.float32 else grad.float()
 
 
-def _sum(grad: Tensor, into: Tensor) -> None:
-    if grad.dtype == into.dtype:
+def _write(into: Tensor, part: Tensor, mix: Mix) -> None:
+    before, share = mix
+    if before:
+        into.mul_(before).add_(part, alpha=share)
+    else:
+        into.copy_(part if share == 1 else part * share)
+
+
+def _write_sum(into: Tensor, grad: Tensor, mix: Mix) -> None:
+    if mix == REPLACE and grad.dtype == into.dtype:
         torch.sum(grad, 1, out=into)
     else:
-        into.copy_(grad.sum(1))
+        _write(into, grad.sum(1), mix)
+
+
+def _write_product(into: Tensor, one: Tensor, other: Tensor, mix: Mix) -> None:
+    if one.dtype != into.dtype or _is_narrow(one, other):
+        _write(into, _product(one, other), mix)
+    else:
+        torch.baddbmm(into, one, other, beta=mix[0], alpha=mix[1], out=into)
 
 
 def _is_narrow(one: Tensor, other: Tensor) -> bool:
@@ -110,13 +133,6 @@ def _product(one: Tensor, other: Tensor) -> Tensor:
 def _affine(bias: Tensor, x: Tensor, weight: Tensor) -> Tensor:
     """A layer's x W + b."""
     return torch.baddbmm(bias.mT, weight.mT, x.mT).mT if _is_narrow(x, weight) else torch.baddbmm(bias, x, weight)
-
-
-def _product_into(into: Tensor, one: Tensor, other: Tensor) -> None:
-    if one.dtype != into.dtype or _is_narrow(one, other):
-        into.copy_(_product(one, other))
-    else:
-        torch.bmm(one, other, out=into)
 
 
 def _normalise(x: Tensor, gain: Tensor, shift: Tensor) -> tuple[Tensor, Tensor, Tensor]:

@@ -17,6 +17,8 @@ from torch import Tensor, nn
 from peach_trl.modules.execution import TracedKinds, each
 from peach_trl.modules.layers import Layers, gradient, run, shared
 
+_CACHED = 2**17  # numbers that fit a core's cache several times
+
 
 class Perceptron(nn.Sequential):
     """Linear layers with ReLUs between them, and layer normalisation before each ReLU if asked for.
@@ -118,6 +120,13 @@ class Perceptron(nn.Sequential):
         Together they are fewer operations; one by one their activations stay in the cache of a CPU.
         """
         return rows * self.width <= 32768 or self[0].weight.device.type != "cpu"
+
+    @property
+    def most(self) -> int:
+        """How many rows to compute at a time, so that what a layer puts out stays in the cache of a CPU."""
+        if self[0].weight.device.type != "cpu":
+            return 2**62
+        return max(1, _CACHED // self.width) * (2 if self.bf16 else 1)
 
     def blocks(self, parameters: Sequence[Tensor], rows: int) -> list[Layers]:
         """The layers of the networks with these parameters, as views that are made once for the same memory."""

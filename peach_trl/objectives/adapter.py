@@ -19,6 +19,7 @@ from torchrl.modules import ProbabilisticActor
 from torchrl.objectives.value import TD0Estimator
 
 from peach_trl.modules.execution import TracedKinds, each
+from peach_trl.modules.layers import Mix
 from peach_trl.modules.networks import EndedNet, FeatureNet, features_and_end
 from peach_trl.objectives.plain import Net
 
@@ -90,7 +91,7 @@ class Part:
             ]
             into = [flat] if len(blocks) == 1 else list(zip(*(part.split(1) for part in flat), strict=True))
         made = [
-            Net(features, self.buffers, block, self.end, part, net.norm, net.bf16)
+            Net(features, self.buffers, block, self.end, part, net.norm, net.bf16, most=net.most)
             for block, part in zip(blocks, into, strict=True)
         ]
         return [made] if len(made) == 1 else [made[seed::seeds] for seed in range(seeds)]
@@ -202,32 +203,44 @@ class PlainMixin(_Loss):
         kind: Hashable,
         function: Callable[[list[list[Net]], Sequence[Tensor]], tuple[Tensor, ...]],
         groups: Sequence[Sequence[list[Net]]],
-        rows: Sequence[Sequence[Tensor]],
+        numbers: Sequence[Tensor],
+        columns: Sequence[Sequence[Tensor]],
     ) -> list[tuple[Tensor, ...]]:
         """What a function makes of each group of agents.
 
-        Args:
-            kind: tells apart what the function does, and the shapes of its rows.
-            function: of the networks of a group and its rows.
-            groups: the networks, by what they are for.
-            rows: of each group.
-        """
-        number, kinds_of = len(rows[0]), groups[0]
+        Large batches go through it in parts whose activations stay in a CPU's cache.
 
-        def make() -> Callable[..., tuple[Tensor, ...]]:
+        Args:
+            kind: tells apart what the function does, and the shapes of what it reads.
+            function: of the networks of a group, and of numbers and rows. It returns means over rows, [G], and what
+                each row adds to the gradient of one of them, [G, n, D].
+            groups: the networks, by what they are for.
+            numbers: which all rows have in common.
+            columns: the rows [G, n, D] of each group.
+        """
+        first, rows = groups[0], columns[0][0].shape[1]
+        size = -(-rows // -(-rows // min(net.most for nets in first for net in nets)))  # parts of about one size
+        kinds = self._kinds = TracedKinds() if self._kinds is None else self._kinds
+
+        def make(mix: Mix) -> Callable[..., tuple[Tensor, ...]]:
             def flat(*tensors: Tensor) -> tuple[Tensor, ...]:
-                rest = iter(tensors[number:])
-                return function([[net.like(rest) for net in nets] for nets in kinds_of], tensors[:number])
+                read, rest = tensors[:count], iter(tensors[count:])
+                return function([[net.like(rest, mix) for net in nets] for nets in first], read)
 
             return flat
 
-        self._kinds = TracedKinds() if self._kinds is None else self._kinds
-        traced = self._kinds.get(kind, make)
+        count = len(numbers) + len(columns[0])
 
-        def of_group(part: int) -> tuple[Tensor, ...]:
-            tensors = [tensor for nets in groups[part] for net in nets for tensor in net.tensors()]
-            with torch.inference_mode():
-                return traced(*rows[part], *tensors)
+        def of_group(group: int) -> tuple[Tensor, ...]:
+            tensors = [tensor for nets in groups[group] for net in nets for tensor in net.tensors()]
+            found, shares = [], []
+            for part in zip(*(column.split(size, 1) for column in columns[group]), strict=True):
+                shares.append(part[0].shape[1] / rows)
+                mix = float(len(shares) > 1), shares[-1]
+                traced = kinds.get((kind, part[0].shape, mix), lambda mix=mix: make(mix))
+                with torch.inference_mode():
+                    found.append(traced(*numbers, *part, *tensors))
+            return _joined(found, shares)
 
         return each(of_group, range(len(groups)))
 
@@ -330,6 +343,16 @@ class WithGradients(torch.autograd.Function):
             shape[dim] = len(grad)
             scaled.append(gradient * grad.view(shape))
         return None, None, None, None, *scaled
+
+
+def _joined(found: list[tuple[Tensor, ...]], shares: list[float]) -> tuple[Tensor, ...]:
+    """What parts of a batch gave, with their shares of its rows, as that of the batch: means, or what rows add."""
+    if len(found) == 1:
+        return found[0]
+    with torch.inference_mode():
+        scaled = [[value * share for value in values] for values, share in zip(found, shares, strict=True)]
+        columns = [list(column) for column in zip(*scaled, strict=True)]
+        return tuple(torch.cat(parts, 1) if parts[0].ndim > 1 else torch.stack(parts).sum(0) for parts in columns)
 
 
 def _make_part(function: nn.Module, params: TensorDictBase, seeds: int | None) -> Part:

@@ -19,7 +19,7 @@ import torch
 from torch import Tensor
 from torch.nn.functional import softplus
 
-from peach_trl.modules.layers import Layers, gradient, run, shared, sizes
+from peach_trl.modules.layers import REPLACE, Layers, Mix, gradient, run, shared, sizes
 from peach_trl.modules.networks import Features
 
 ALMOST_1 = 1 - torch.finfo(torch.float32).resolution  # where TorchRL's TanhNormal ends
@@ -37,6 +37,8 @@ class Net:
         into: where the gradients of the parameters go; empty for none.
         norm: whether there is layer normalisation.
         bf16: whether they compute in bfloat16.
+        mix: what becomes of that in ``into``, see :func:`~peach_trl.modules.layers.gradient`.
+        most: how many rows they had better compute at a time.
     """
 
     features: Features
@@ -46,6 +48,8 @@ class Net:
     into: Sequence[Tensor] = ()
     norm: bool = False
     bf16: bool = False
+    mix: Mix = REPLACE
+    most: int = 2**62
     _flat: list[Tensor] | None = None
 
     def tensors(self) -> list[Tensor]:
@@ -54,12 +58,12 @@ class Net:
             self._flat = [*self.buffers, *(part for layer in self.layers for part in layer), *self.into]
         return self._flat
 
-    def like(self, tensors: Iterator[Tensor]) -> Net:
+    def like(self, tensors: Iterator[Tensor], mix: Mix = REPLACE) -> Net:
         """The same kind with other tensors, which are taken from an iterator."""
         buffers = [next(tensors) for _ in self.buffers]
         layers = [tuple(next(tensors) for _ in layer) for layer in self.layers]
         into = [next(tensors) for _ in self.into]
-        return Net(self.features, buffers, layers, self.end, into, self.norm, self.bf16)
+        return Net(self.features, buffers, layers, self.end, into, self.norm, self.bf16, mix)
 
     def read(self, *inputs: Tensor) -> Tensor:
         """Observation, goal (if it is read) and whatever else, as features [G, n, F]."""
@@ -78,7 +82,8 @@ class Net:
         count, *_ = sizes(y)
         if grads[0].ndim > 3:
             grads = tuple(part.flatten(0, 1) for part in grads)
-        grad = gradient(self.end.gradient(y, *grads), tape, self.norm, self.into if learns else (), wants_x)
+        into = self.into if learns else ()
+        grad = gradient(self.end.gradient(y, *grads), tape, self.norm, into, wants_x, self.mix)
         return grad if count == agents else grad.unflatten(0, (-1, agents)).sum(0)
 
 
