@@ -83,6 +83,34 @@ def test_parts_of_a_batch_add_up(settings, monkeypatch, changes):
         torch.testing.assert_close(value, states[1][name], rtol=0, atol=2e-6, msg=name)
 
 
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {},
+        {"top__loss_test": 0.0},
+        {"top__loss_test": 0.5, "top__loss_actor": 2.0, "top__loss_qvalue": 0.7},
+        {"context__latent_dim": 0},
+    ],
+)
+def test_an_update_of_the_top_level_is_what_recipes_write_out(changes):
+    tops = [tiny_agent(tiny_config(**changes)).top for _ in range(2)]
+    for step in range(4):
+        batch = random_sequences(3, 9, seed=step)
+        torch.manual_seed(step)
+        found = tops[0].update(batch.clone())
+        torch.manual_seed(step)
+        b, q = tops[1].believe(batch.clone())
+        losses = tops[1].loss(b)
+        losses.update(tops[1].kl_loss(q))
+        tops[1].weigh(losses).backward()
+        tops[1].step()
+        assert ("loss_test" in found.keys()) == bool(tops[0].config.loss_test)
+        for name, value in found.items():
+            torch.testing.assert_close(value, losses[name].detach(), rtol=0, atol=1e-6, msg=name)
+    for (name, one), other in zip(tops[0].state_dict().items(), tops[1].state_dict().values(), strict=True):
+        torch.testing.assert_close(one, other, rtol=0, atol=1e-6, msg=name)
+
+
 def test_adam_is_torchs_bit_by_bit():
     torch.manual_seed(0)
     nets = [nn.Sequential(nn.Linear(3, 8), nn.Tanh(), nn.Linear(8, 1))]

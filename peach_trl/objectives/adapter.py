@@ -7,7 +7,7 @@ batch allow it: the networks are those of :mod:`peach_trl.modules.networks`. Wit
 from __future__ import annotations
 
 import weakref
-from collections.abc import Callable, Hashable, Sequence
+from collections.abc import Callable, Hashable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from typing import TYPE_CHECKING, Any, cast
@@ -168,21 +168,40 @@ class PlainMixin(_Loss):
         """How many of its inputs a network scales: the observation, and the goal where it reads one."""
         return 1 if features_and_end(_inner(self.actor_network).module)[0].features.goal_space is None else 2
 
-    def learn(self, tensordict: TensorDictBase) -> TensorDictBase:
+    def learn(
+        self, tensordict: TensorDictBase, weights: Mapping[str, float] | None = None, others: Sequence[Tensor] = ()
+    ) -> TensorDictBase:
         """The losses of a batch, detached; the gradients of their sum replace those in the parameters' ``grad``.
 
-        The same as ``loss(batch)``, ``backward`` and ``detach``, without autograd where the loss goes the short way.
+        The same as ``loss(batch)``, ``backward`` and ``detach``; where the loss goes the short way, autograd has only
+        what is behind the batch and behind ``others``.
+
+        Args:
+            tensordict: the batch.
+            weights: of the losses in the sum; 1 for all by default.
+            others: losses that are added to the sum as they are, [] or [S] each.
         """
-        if self.is_plain(tensordict):
-            self._lent = []  # those of the last call
-            losses, self._lent = self.compute(tensordict)
-            for part, learning, *_ in self._lent:
-                for leaf, gradient in zip(part.leaves, learning.gradients, strict=True):
-                    leaf.grad = gradient
-            return TensorDict({name: losses[name] for name in ("loss_actor", "loss_qvalue")})
-        losses = self(tensordict)
-        (losses.get("loss_actor") + losses.get("loss_qvalue")).backward()
-        return losses.select("loss_actor", "loss_qvalue").detach()
+        weights = {"loss_actor": 1.0, "loss_qvalue": 1.0} if weights is None else weights
+        others = [other for other in others if other.requires_grad]
+        if not self.is_plain(tensordict):
+            losses = self(tensordict)
+            weighed = [weight * losses.get(name) for name, weight in weights.items() if name in losses.keys()]
+            torch.stack([*weighed, *others]).sum().backward()
+            return losses.detach()
+        self._lent = []  # those of the last call
+        losses, self._lent = self.compute(tensordict)
+        roots, grads = [*others], [torch.ones_like(other) for other in others]
+        for name, (part, learning, *inputs) in zip(("loss_actor", "loss_qvalue"), self._lent, strict=True):
+            if weights[name] != 1:
+                torch._foreach_mul_(learning.gradients, weights[name])  # type: ignore[attr-defined]
+            for leaf, gradient in zip(part.leaves, learning.gradients, strict=True):
+                leaf.grad = gradient
+            for column, by_group in inputs[0] if inputs else ():
+                roots.append(column)
+                grads.append((torch.cat(list(by_group)) * weights[name]).view(column.shape))
+        if roots:
+            torch.autograd.backward(roots, grads)
+        return TensorDict(losses)
 
     def forward(self, tensordict: TensorDictBase) -> TensorDictBase:
         """The losses, as the class behind the mixin has them."""
