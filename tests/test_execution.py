@@ -129,6 +129,8 @@ def test_adam_is_torchs_bit_by_bit():
         if step == 3:
             adams[0].load_state_dict(copy.deepcopy(adams[0].state_dict()))
     assert all(torch.equal(p, q) for p, q in zip(*(net.parameters() for net in nets), strict=True))
+    counters = {id(state["step"]): state["step"].item() for state in adams[0].state.values()}
+    assert sorted(counters.values()) == [4, 5, 5]  # one a group and number of steps
     states = [adam.state_dict()["state"] for adam in adams]
     assert states[0].keys() == states[1].keys()
     for one, other in zip(states[0].values(), states[1].values(), strict=True):

@@ -39,10 +39,10 @@ class Products(End):
 
     def forward(self, y: Tensor, *given: Tensor) -> tuple[Tensor, ...]:
         """Mean and deviation, [K, B, L + 1, Z] each; ``given`` may be a mask [K, B L, 1]."""
-        y, *given = (part.unflatten(1, (-1, self.length)) for part in (y, *given))
+        y, *masks = (part.unflatten(1, (-1, self.length)) for part in (y, *given))
         mu, x = y.chunk(2, -1)
         factor = exponential(x)
-        for mask in given:
+        for mask in masks:
             factor = factor * mask
         total = pad(torch.cat([factor, factor * mu], -1).cumsum(-2), (0, 0, 1, 0))
         precision, precision_mean = total.chunk(2, -1)
