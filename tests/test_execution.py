@@ -13,6 +13,7 @@ from torchrl.objectives import SoftUpdate
 from peach_trl.levels.adam import FusedAdam
 from peach_trl.levels.targets import Targets
 from peach_trl.modules.execution import Traced, TracedKinds, each, set_execution
+from peach_trl.modules.perceptron import Perceptron
 from peach_trl.modules.slow_copy import SlowCopy
 
 
@@ -71,6 +72,45 @@ def test_traced_updates_are_the_same(settings, changes):
         torch.testing.assert_close(value, states[1][name], rtol=0, atol=1e-6, msg=name)
 
 
+@pytest.mark.parametrize("changes", [{}, {"lower__algorithm": "sac"}, {"top__critic_norm": True}])
+def test_parts_of_a_batch_add_up(settings, monkeypatch, changes):
+    """Large batches are computed in parts: the same losses, and gradients of parameters and of the context."""
+    batch = random_transitions((32,), seed=1, goal=True).exclude("steps_to_next_obs")
+    states = [updated(True, batch, changes)]
+    monkeypatch.setattr(Perceptron, "most", 7)
+    states.append(updated(True, batch, changes))
+    for name, value in states[0].items():
+        torch.testing.assert_close(value, states[1][name], rtol=0, atol=2e-6, msg=name)
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {},
+        {"top__loss_test": 0.0},
+        {"top__loss_test": 0.5, "top__loss_actor": 2.0, "top__loss_qvalue": 0.7},
+        {"context__latent_dim": 0},
+    ],
+)
+def test_an_update_of_the_top_level_is_what_recipes_write_out(changes):
+    tops = [tiny_agent(tiny_config(**changes)).top for _ in range(2)]
+    for step in range(4):
+        batch = random_sequences(3, 9, seed=step)
+        torch.manual_seed(step)
+        found = tops[0].update(batch.clone())
+        torch.manual_seed(step)
+        b, q = tops[1].believe(batch.clone())
+        losses = tops[1].loss(b)
+        losses.update(tops[1].kl_loss(q))
+        tops[1].weigh(losses).backward()
+        tops[1].step()
+        assert ("loss_test" in found.keys()) == bool(tops[0].config.loss_test)
+        for name, value in found.items():
+            torch.testing.assert_close(value, losses[name].detach(), rtol=0, atol=1e-6, msg=name)
+    for (name, one), other in zip(tops[0].state_dict().items(), tops[1].state_dict().values(), strict=True):
+        torch.testing.assert_close(one, other, rtol=0, atol=1e-6, msg=name)
+
+
 def test_adam_is_torchs_bit_by_bit():
     torch.manual_seed(0)
     nets = [nn.Sequential(nn.Linear(3, 8), nn.Tanh(), nn.Linear(8, 1))]
@@ -89,6 +129,8 @@ def test_adam_is_torchs_bit_by_bit():
         if step == 3:
             adams[0].load_state_dict(copy.deepcopy(adams[0].state_dict()))
     assert all(torch.equal(p, q) for p, q in zip(*(net.parameters() for net in nets), strict=True))
+    counters = {id(state["step"]): state["step"].item() for state in adams[0].state.values()}
+    assert sorted(counters.values()) == [4, 5, 5]  # one a group and number of steps
     states = [adam.state_dict()["state"] for adam in adams]
     assert states[0].keys() == states[1].keys()
     for one, other in zip(states[0].values(), states[1].values(), strict=True):

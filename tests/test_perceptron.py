@@ -7,6 +7,7 @@ import pytest
 import torch
 from torch import nn
 
+from peach_trl.modules.layers import gradient, run
 from peach_trl.modules.perceptron import Perceptron
 
 
@@ -78,6 +79,25 @@ def test_seeds_and_ensembles_are_networks_of_their_own(norm, together, monkeypat
                     torch.testing.assert_close(
                         d_stacked[i][e, s], d_own[(3 * e + s) * number + i], rtol=1e-4, atol=1e-4
                     )
+
+
+@pytest.mark.parametrize("mix", [(0.0, 1.0), (0.0, 0.25), (1.0, 0.25)])
+@pytest.mark.parametrize("features", [5, 16, 20])  # with rows shorter than a vector products are computed transposed
+def test_gradients_are_mixed_into_what_is_there(features, mix):
+    torch.manual_seed(3)
+    net, x = Perceptron(features, 3, (16, 8), True), torch.randn(40, features, requires_grad=True)
+    parameters = list(net.parameters())
+    y = net(x)
+    expected = gradients(y, [x, *parameters])
+    tape = []
+    with torch.no_grad():
+        found = run(x[None], net.blocks(parameters, 40)[0], tape=tape)
+        torch.testing.assert_close(found[0], y)
+        into = [torch.ones(1, *part.shape) for part in parameters]
+        d_x = gradient(2 * found, tape, True, into, wants_x=True, mix=mix)
+    torch.testing.assert_close(d_x[0], expected[0], rtol=1e-4, atol=1e-5)
+    for part, grad in zip(into, expected[1:], strict=True):
+        torch.testing.assert_close(part[0], mix[0] + mix[1] * grad, rtol=1e-4, atol=1e-5)
 
 
 def test_each_seed_is_drawn_by_itself():

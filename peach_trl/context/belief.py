@@ -27,7 +27,7 @@ from torchrl.data import TensorSpec
 
 from peach_trl.config import ConfigError, option
 from peach_trl.context.encoder import ContextEncoder, Transition, find_encoder
-from peach_trl.modules.execution import TracedKinds
+from peach_trl.context.products import Products, exponential
 
 BELIEFS = ("product", "attention", "recurrent")
 
@@ -212,67 +212,26 @@ class GaussianProduct(SummedBelief):
         """Each transition's factor: its precision lambda and lambda mu, [..., 2 Z]."""
         mu, x = self.encoder(*transition).chunk(2, -1)
         if self.precision == "exponential":
-            precision = (x - 1).clamp(-8, 10).exp()
+            precision = exponential(x)
         else:
             precision = (softplus(x) + 1e-3).pow(-2)
         return torch.cat([precision, precision * mu], -1)
 
     def trace(self, transitions: Transition, mask: Tensor | None = None) -> tuple[Tensor, Tensor]:
-        """See :meth:`Belief.trace`; its gradient is written out, as on a few numbers autograd is mostly overhead."""
-        if self.window is not None or self.precision != "exponential":
+        """See :meth:`Belief.trace`; encoder and product are one node of autograd, as there it is mostly overhead."""
+        encoder = self.encoder
+        if self.window is not None or self.precision != "exponential" or type(encoder) is not ContextEncoder:
             return super().trace(transitions, mask)
-        return _Products.apply(self.encoder(*transitions), mask)  # type: ignore[return-value]
+        x = encoder.features(*transitions)
+        given = () if mask is None else (mask,)
+        loc, scale = encoder.net.ended(x, Products(x.shape[-2]), *given)
+        return loc.flatten(0, 1), scale.flatten(0, 1)
 
     def conclude(self, total: Tensor) -> tuple[Tensor, Tensor]:
         """The product with the prior, [..., Z] each."""
         precision, precision_mean = total.chunk(2, -1)
         precision = 1 + precision
         return precision_mean / precision, precision.rsqrt()
-
-
-class _Products(torch.autograd.Function):
-    """What :meth:`GaussianProduct.trace` makes of the encoder's (mu, x) [B, L, 2 Z], as one node of autograd."""
-
-    @staticmethod
-    def forward(ctx: Any, raw: Tensor, mask: Tensor | None) -> tuple[Tensor, Tensor]:
-        """Lambda_t = 1 + sum lambda_j, mean sum lambda_j mu_j / Lambda_t, deviation Lambda_t^(-1/2)."""
-        traced = _KINDS.get(("forward", raw.shape, mask is None), lambda: _products)
-        loc, scale, factor, precision = traced(raw, *([] if mask is None else [mask]))
-        ctx.save_for_backward(raw, factor, precision, loc, scale)
-        return loc, scale
-
-    @staticmethod
-    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, None]:
-        """What a factor adds, it adds to all beliefs after it."""
-        traced = _KINDS.get(("backward", grads[0].shape), lambda: _products_backward)
-        return traced(*grads, *ctx.saved_tensors)[0], None
-
-
-def _products(raw: Tensor, mask: Tensor | None = None) -> tuple[Tensor, ...]:
-    """Mean and deviation after 0, 1, ... transitions, each factor's precision, and the precision of the products."""
-    mu, x = raw.chunk(2, -1)
-    factor = (x - 1).clamp(-8, 10).exp()
-    if mask is not None:
-        factor = factor * mask.unsqueeze(-1)
-    total = pad(torch.cat([factor, factor * mu], -1).cumsum(-2), (0, 0, 1, 0))
-    precision, precision_mean = total.chunk(2, -1)
-    precision = precision + 1
-    return precision_mean / precision, precision.rsqrt(), factor, precision
-
-
-def _products_backward(
-    d_loc: Tensor, d_scale: Tensor, raw: Tensor, factor: Tensor, precision: Tensor, loc: Tensor, scale: Tensor
-) -> tuple[Tensor]:
-    mu, x = raw.chunk(2, -1)
-    d_sum = d_loc / precision
-    d_precision = (d_sum * loc).addcdiv(d_scale * scale, precision, value=0.5).neg()
-    d_total = torch.cat([d_precision, d_sum], -1)[..., 1:, :]
-    d_factor, d_product = d_total.flip(-2).cumsum(-2).flip(-2).chunk(2, -1)
-    d_x = (d_factor + d_product * mu) * factor * ((x >= -7) & (x <= 11))
-    return (torch.cat([d_product * factor, d_x], -1),)
-
-
-_KINDS = TracedKinds()
 
 
 class Attention(SummedBelief):

@@ -85,7 +85,11 @@ class ContextEncoder(nn.Module):
 
     def forward(self, observation: Tensor, action: Tensor, reward: Tensor, next_observation: Tensor) -> Tensor:
         """What each transition says, [..., E]; the arguments are those of :class:`Transition`."""
-        return self.net(torch.cat([observation * self.scale, action, reward, next_observation * self.scale], -1))
+        return self.net(self.features(observation, action, reward, next_observation))
+
+    def features(self, observation: Tensor, action: Tensor, reward: Tensor, next_observation: Tensor) -> Tensor:
+        """What the network reads of transitions, [..., 2 D + P + 1]."""
+        return torch.cat([observation * self.scale, action, reward, next_observation * self.scale], -1)
 
 
 def find_encoder(path: str) -> Callable[[TensorSpec, int, int], nn.Module]:

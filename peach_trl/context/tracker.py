@@ -103,12 +103,14 @@ class BeliefTracker(StepModule):
         """Takes in the decisions that just ended, and writes what the next ones read; see the class."""
         arrays = frame.arrays
         decides, start = arrays["hierarchy", "acts"][..., -1:], arrays["hierarchy", "start"]
-        if not decides.any():
+        deciding = np.count_nonzero(decides)
+        if not deciding:
             return
-        kept = {name: arrays[key] for name, key in KEYS.items()}
-        state = np.where(decides, self._taken_in(frame), kept["state"])
+        kept, every = {name: arrays[key] for name, key in KEYS.items()}, deciding == decides.size
+        state = self._taken_in(frame)
+        state = state if every else np.where(decides, state, kept["state"])
         trajectory = kept["trajectory"]
-        if start.any():
+        if np.count_nonzero(start):
             trajectory = np.where(start, (trajectory + 1) % self.trajectories, trajectory)
             fresh = start & (trajectory == 0)
             if self.table is not None:
@@ -123,7 +125,8 @@ class BeliefTracker(StepModule):
         new[KEYS["reward"]] = np.zeros_like(kept["reward"])
         for key, value in new.items():
             where = reads if key == self.key else decides
-            arrays[key] = value if where.all() else np.where(where, value, arrays[key])
+            full = every if where is decides else where.all()
+            arrays[key] = value if full else np.where(where, value, arrays[key])
 
     def after(self, recorded: TensorDictBase) -> Tensor:
         """The belief's state [N, S] after recorded steps [N], the last ones of their decisions."""
@@ -156,11 +159,14 @@ class BeliefTracker(StepModule):
         begun = tensordict.get(KEYS["trajectory"]) >= 0
         return torch.where(begun, self.belief.update(state, transition), state)
 
-    @torch.no_grad()
     def _reading(self, values: np.ndarray) -> np.ndarray:
+        if self.read == "belief" and self._product is not None:
+            return self._product.read(values)
+        return self._read(values)
+
+    @torch.no_grad()
+    def _read(self, values: np.ndarray) -> np.ndarray:
         if self.read == "belief":
-            if self._product is not None:
-                return self._product.read(values)
             return self.belief.read(torch.from_numpy(values)).numpy()
         state = torch.from_numpy(values)
         noise = torch.randn(*state.shape[:-1], self.belief.latent_dim, generator=self._generator.get())
@@ -189,6 +195,9 @@ class BeliefTracker(StepModule):
         return _TrackerState(self.belief, self.observation_dim, self.key)
 
 
+_ONE, _HALF, _LOW, _HIGH = np.float32(1), np.float32(-0.5), np.float32(-8), np.float32(10)
+
+
 class _Product:
     """A :class:`GaussianProduct` on arrays: what a transition adds to its state, and what is read of it.
 
@@ -214,14 +223,19 @@ class _Product:
         out = self.encoder(np.concatenate([observation * scale, action, reward, reached * scale], -1))
         size = out.shape[-1] // 2
         mu, x = out[..., :size], out[..., size:]
-        precision = np.exp(np.minimum(np.maximum(x - 1, -8), 10))
+        precision = x - _ONE
+        np.maximum(precision, _LOW, out=precision)
+        np.minimum(precision, _HIGH, out=precision)
+        np.exp(precision, out=precision)
         return np.concatenate([precision, precision * mu], -1)
 
     def read(self, total: np.ndarray) -> np.ndarray:
         """See :meth:`GaussianProduct.conclude` and :func:`~peach_trl.context.belief.reading`."""
         size = total.shape[-1] // 2
-        precision = 1 + total[..., :size]
-        return np.concatenate([total[..., size:] / precision, np.log(precision) * np.float32(-0.5)], -1)
+        read, precision = np.empty_like(total), total[..., :size] + _ONE
+        np.divide(total[..., size:], precision, out=read[..., :size])
+        np.multiply(np.log(precision), _HALF, out=read[..., size:])
+        return read
 
 
 class _TrackerState(CarriedState):

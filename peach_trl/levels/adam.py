@@ -13,7 +13,8 @@ class FusedAdam(torch.optim.Adam):
     """torch's Adam (Kingma and Ba 2015, arXiv 1412.6980) with one call a group and little around it.
 
     Its steps and its state are those of ``torch.optim.Adam(fused=True)``, bit by bit; with a few thousand weights, the
-    bookkeeping there takes longer than the arithmetic.
+    bookkeeping there takes longer than the arithmetic. Parameters that have taken the same number of steps share the
+    tensor that counts them.
 
     Args:
         params: as ``torch.optim.Adam`` takes them; no weight decay.
@@ -30,7 +31,7 @@ class FusedAdam(torch.optim.Adam):
 
     def __init__(self, params: Any, lr: float = 1e-3) -> None:
         super().__init__(params, lr=lr, fused=True)
-        self._lists: list[list[list[Tensor]]] | None = None
+        self._lists: list[list[list[Tensor]]] | None = None  # of each group: parameters, both moments, steps
 
     @torch.no_grad()
     def step(self, closure: Callable[[], float] | None = None) -> None:  # type: ignore[override]
@@ -40,20 +41,29 @@ class FusedAdam(torch.optim.Adam):
         lists = self._lists
         if lists is None:
             lists = self._lists = [self._group(group["params"]) for group in self.param_groups]
-        for group, (params, means, squares, steps) in zip(self.param_groups, lists, strict=True):
-            grads: list[Any] = [param.grad for param in params]
+        for group, columns in zip(self.param_groups, lists, strict=True):
+            grads: list[Any] = [param.grad for param in columns[0]]
             if any(grad is None for grad in grads):
-                some = [i for i, grad in enumerate(grads) if grad is not None]
-                params, grads, means, squares, steps = (
-                    [column[i] for i in some] for column in (params, grads, means, squares, steps)
-                )
-            if not params:
+                columns = self._with_gradient(columns)
+                grads = [grad for grad in grads if grad is not None]
+            if not grads:
                 continue
+            params, means, squares, steps = columns
+            for counter in {id(step): step for step in steps}.values():
+                counter.add_(1)
             beta1, beta2 = group["betas"]
-            torch._foreach_add_(steps, 1)  # type: ignore[attr-defined]
             options = {"lr": group["lr"], "beta1": beta1, "beta2": beta2, "eps": group["eps"]}
             options |= {"weight_decay": 0.0, "amsgrad": False, "maximize": False}
             torch._fused_adam_(params, grads, means, squares, [], steps, **options)  # type: ignore[attr-defined]
+
+    def _with_gradient(self, columns: list[list[Tensor]]) -> list[list[Tensor]]:
+        """The columns of the parameters that have a gradient; from now on these count their steps by themselves."""
+        some = [i for i, param in enumerate(columns[0]) if param.grad is not None]
+        counters: dict[int, Tensor] = {}
+        for i in some:
+            step = columns[3][i]
+            columns[3][i] = self.state[columns[0][i]]["step"] = counters.setdefault(id(step), step.clone())
+        return [[column[i] for i in some] for column in columns]
 
     def zero_grad(self, set_to_none: bool = True) -> None:
         """Drops the gradients."""
@@ -64,11 +74,14 @@ class FusedAdam(torch.optim.Adam):
                 param.grad = None
 
     def _group(self, params: list[Tensor]) -> list[list[Tensor]]:
+        counters: dict[tuple[float, torch.device], Tensor] = {}
         for param in params:
             state = self.state[param]
             if not state:
                 state["step"] = torch.zeros((), dtype=torch.float32, device=param.device)
                 state["exp_avg"], state["exp_avg_sq"] = torch.zeros_like(param), torch.zeros_like(param)
+            step = state["step"]
+            state["step"] = counters.setdefault((step.item(), step.device), step)
         names = ("exp_avg", "exp_avg_sq", "step")
         return [params, *([self.state[param][name] for param in params] for name in names)]
 

@@ -84,7 +84,7 @@ class GoalLevel(Level):
         self.optimiser.step()
         self.optimiser.zero_grad()
         self.targets.step()
-        return losses
+        return losses.select("loss_actor", "loss_qvalue")
 
 
 def make_goal_networks(

@@ -322,11 +322,11 @@ class TopLevel(Level):
             The losses by name, and ``entropy``, detached.
         """
         b, q = self.believe(batch) if context is None else self.infer(batch, context)
-        losses = self.loss(b)
-        losses.update(self.kl_loss(q))
-        self.weigh(losses).backward()
+        kl = self.kl_loss(q).get("loss_kl")
+        losses = self.loss.learn(b, self.coefficients, [self.coefficients["loss_kl"] * kl])
         self.step()
-        return losses.select(*LOSSES, "entropy", strict=False).detach()
+        losses.set("loss_kl", kl.detach())
+        return losses.select(*LOSSES, "entropy", strict=False)
 
     def anneal(self, progress: float) -> None:
         """Sets the learning rates alpha_1, alpha_2, alpha_3 for ``progress`` in [0, 1] through training."""

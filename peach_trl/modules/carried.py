@@ -92,22 +92,25 @@ class ArrayPerceptron:
         self._stores = [layer._parameters for layer in net if not isinstance(layer, nn.ReLU)]
         self._norm, self._seeds, self._bf16 = net.norm, net.seeds, net.bf16
         self._size = max(store["weight"].shape[-2:].numel() for store in self._stores)  # type: ignore[union-attr]
-        self._views: list[np.ndarray] = []
+        self._named = [(store, name) for store in self._stores for name in ("weight", "bias")]
+        self._views: list[Any] = []
         self._of: list[int] = []
 
     def is_quick(self, rows: int) -> bool:
         """Whether to compute so many rows here: numpy knows no bfloat16, and for large products it starts threads."""
         return not self._bf16 and rows // (self._seeds or 1) * self._size <= 2**19
 
-    def _parameters(self) -> list[np.ndarray]:
-        """Weights [..., in, out], and what else a layer has [..., 1, out]: views, made once for the same memory."""
-        tensors = [cast(Tensor, store[name]) for store in self._stores for name in ("weight", "bias")]
-        pointers = [part.data_ptr() for part in tensors]
+    def _parameters(self) -> list[Any]:
+        """Weights [..., in, out], biases [..., 1, out], and gains and shifts: views, made once for the same memory."""
+        pointers = [store[name].data_ptr() for store, name in self._named]  # type: ignore[union-attr]
         if pointers != self._of:
-            alone = 1 if self._seeds is None else 2  # dimensions of what is no matrix
-            views = [part.detach().numpy() for part in tensors]
-            self._views = [part.swapaxes(-1, -2) if part.ndim > alone else part[..., None, :] for part in views]
-            self._of = pointers
+            self._of, self._views = pointers, []
+            for store in self._stores:
+                weight, bias = (cast(Tensor, store[name]).detach() for name in ("weight", "bias"))
+                if weight.ndim == (1 if self._seeds is None else 2):  # of layer normalisation
+                    self._views += [weight, bias]
+                else:
+                    self._views += [weight.mT.numpy(), bias.unsqueeze(-2).numpy()]
         return self._views
 
     def __call__(self, x: np.ndarray) -> np.ndarray:
@@ -120,7 +123,7 @@ class ArrayPerceptron:
                 if self._norm:
                     x = _normalise(x, weight, next(parts))
                     weight = next(parts)
-                np.maximum(x, 0, out=x)
+                np.maximum(x, _ZERO, out=x)
             x, first = np.matmul(x, weight), False
             x += next(parts)
         return x.reshape(*shape, x.shape[-1])
@@ -129,12 +132,16 @@ class ArrayPerceptron:
         return {**self.__dict__, "_views": [], "_of": []}
 
 
-def _normalise(x: np.ndarray, gain: np.ndarray, shift: np.ndarray) -> np.ndarray:
+def _normalise(x: np.ndarray, gain: Tensor, shift: Tensor) -> np.ndarray:
     """Layer normalisation, as nn.LayerNorm has it; torch's own, which is one operation."""
-    y = torch.native_layer_norm(torch.from_numpy(x), x.shape[-1:], None, None, 1e-5)[0].numpy()
-    y *= gain
-    y += shift
-    return y
+    rows, size = torch.from_numpy(x), x.shape[-1:]
+    if gain.ndim == 1:
+        return torch.native_layer_norm(rows, size, gain, shift, 1e-5)[0].numpy()
+    y = torch.native_layer_norm(rows, size, None, None, 1e-5)[0]
+    return y.mul_(gain.unsqueeze(-2)).add_(shift.unsqueeze(-2)).numpy()
+
+
+_ZERO = np.float32(0)
 
 
 class CarriedState(TensorDictPrimer):

@@ -9,17 +9,15 @@ matrices.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from functools import cache
-from typing import Any, Tuple, TypeAlias, cast  # noqa: UP035
+from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
 
 from peach_trl.modules.execution import TracedKinds, each
+from peach_trl.modules.layers import Layers, gradient, run, shared
 
-_relu_backward = torch.ops.aten.threshold_backward.default
-_EPS = 1e-5  # of layer normalisation, as nn.LayerNorm has it
-Layers: TypeAlias = list[tuple[Tensor, ...]]
+_CACHED = 2**17  # numbers that fit a core's cache several times
 
 
 class Perceptron(nn.Sequential):
@@ -68,9 +66,7 @@ class Perceptron(nn.Sequential):
 
     def forward(self, x: Tensor) -> Tensor:
         """[..., F] to [..., out]."""
-        layers = [layer for layer in self if not isinstance(layer, nn.ReLU)]
-        parameters = [part for layer in layers for part in (layer.weight, layer.bias)]
-        return self.functional(cast(list[Tensor], parameters), x)
+        return self.functional(self._in_order(), x)
 
     def functional(self, parameters: Sequence[Tensor], x: Tensor) -> Tensor:
         """The network with other parameters.
@@ -83,16 +79,40 @@ class Perceptron(nn.Sequential):
         Returns:
             [..., out]; of an ensemble [E, ..., out].
         """
-        if x.shape[-1] != self.features:
-            raise ValueError(f"an input of {x.shape[-1]} numbers: this network reads {self.features}")
+        rows = self._rows(x)
         members = parameters[0].shape[: parameters[0].ndim - (2 if self.seeds is None else 3)]
-        rows = x.reshape(self.seeds or 1, -1, self.features)
         blocks = self.blocks(parameters, rows.shape[1])
         if len(blocks) == 1 and not torch.is_grad_enabled():
             y = run(shared(rows, blocks[0][0][0].shape[0]), blocks[0], self.bf16)
-            return y.view(*members, *x.shape[:-1], self.out)
-        y = _Perceptron.apply(rows, blocks, self.norm, self.bf16, *parameters)
-        return y.view(*members, *x.shape[:-1], self.out)
+        else:
+            (y,) = _Perceptron.apply(rows, (), blocks, self.norm, self.bf16, _NOTHING, *parameters)  # type: ignore
+        return y.reshape(*members, *x.shape[:-1], self.out)
+
+    def ended(self, x: Tensor, end: End, *given: Tensor) -> tuple[Tensor, ...]:
+        """What an ``end`` makes of the network's output, in the same node of autograd.
+
+        Args:
+            x: [..., F], divided among the seeds.
+            end: equal ones do the same.
+            given: whatever else the end reads, [..., D] with the same leading dimensions; without a gradient.
+
+        Returns:
+            The outputs of the end, [S, ...] each.
+        """
+        rows, parameters = self._rows(x), self._in_order()
+        given = tuple(part.reshape(*rows.shape[:-1], -1) for part in given)
+        blocks = self.blocks(parameters, rows.shape[1])
+        return _Perceptron.apply(rows, given, blocks, self.norm, self.bf16, end, *parameters)  # type: ignore
+
+    def _in_order(self) -> list[Tensor]:
+        layers = [layer for layer in self if not isinstance(layer, nn.ReLU)]
+        return [cast(Tensor, part) for layer in layers for part in (layer.weight, layer.bias)]
+
+    def _rows(self, x: Tensor) -> Tensor:
+        """An input [..., F] as [S, B, F]."""
+        if x.shape[-1] != self.features:
+            raise ValueError(f"an input of {x.shape[-1]} numbers: this network reads {self.features}")
+        return x.reshape(self.seeds or 1, -1, self.features)
 
     def together(self, rows: int) -> bool:
         """Whether all networks are computed together, as batched matrices, or one after the other.
@@ -100,6 +120,13 @@ class Perceptron(nn.Sequential):
         Together they are fewer operations; one by one their activations stay in the cache of a CPU.
         """
         return rows * self.width <= 32768 or self[0].weight.device.type != "cpu"
+
+    @property
+    def most(self) -> int:
+        """How many rows to compute at a time, so that what a layer puts out stays in the cache of a CPU."""
+        if self[0].weight.device.type != "cpu":
+            return 2**62
+        return max(1, _CACHED // self.width) * (2 if self.bf16 else 1)
 
     def blocks(self, parameters: Sequence[Tensor], rows: int) -> list[Layers]:
         """The layers of the networks with these parameters, as views that are made once for the same memory."""
@@ -127,18 +154,51 @@ def _stacked(make: Callable[[], nn.Module], seeds: int | None) -> nn.Module:
     return layer
 
 
+class End:
+    """What follows the last layer within a perceptron's node of autograd: nothing, here.
+
+    Attributes:
+        outputs: how many tensors it puts out.
+        keeps: how many more :meth:`gradient` needs.
+    """
+
+    outputs, keeps = 1, 0
+
+    def forward(self, y: Tensor, *given: Tensor) -> tuple[Tensor, ...]:
+        """From the output of K networks [K, B, out], and ``given`` [K, B, D], to outputs [K, ...] and what is kept."""
+        return (y,)
+
+    def gradient(self, found: Sequence[Tensor], grads: Sequence[Tensor]) -> Tensor:
+        """From the gradients of the outputs to that of the networks' output; ``found`` is what ``forward`` returned."""
+        return grads[0]
+
+
+_NOTHING = End()
+
+
 class _Perceptron(torch.autograd.Function):
-    """Forward and backward of perceptrons, [S, B, F] to [E, S, B, out], as one node of autograd."""
+    """Forward and backward of perceptrons and what ends them, [S, B, F] to [E S, ...], as one node of autograd."""
 
     @staticmethod
-    def forward(ctx: Any, x: Tensor, blocks: list[Layers], norm: bool, bf16: bool, *parameters: Tensor) -> Tensor:
+    def forward(
+        ctx: Any,
+        x: Tensor,
+        given: tuple[Tensor, ...],
+        blocks: list[Layers],
+        norm: bool,
+        bf16: bool,
+        end: End,
+        *parameters: Tensor,
+    ) -> tuple[Tensor, ...]:
         size, seeds, keep = blocks[0][0][0].shape[0], x.shape[0], any(ctx.needs_input_grad)
-        kind = ("run", x.shape, keep, norm, bf16, *[layer[0].shape for layer in blocks[0]])
+        kind = ("run", x.shape, keep, norm, bf16, end, len(given), *[layer[0].shape for layer in blocks[0]])
 
         def make() -> Callable[..., tuple[Tensor, ...]]:
-            def function(x: Tensor, *flat: Tensor) -> tuple[Tensor, ...]:
+            def function(x: Tensor, *tensors: Tensor) -> tuple[Tensor, ...]:
                 tape: list[Tensor] = []
-                return run(x, _layers(flat, norm), bf16, tape if keep else None), *tape
+                y = run(x, _layers(tensors[len(given) :], norm), bf16, tape if keep else None)
+                found = end.forward(y, *tensors[: len(given)])
+                return (*found, *tape) if keep else found[: end.outputs]
 
             return function
 
@@ -147,47 +207,50 @@ class _Perceptron(torch.autograd.Function):
         def of_block(number: int) -> tuple[Tensor, ...]:
             first = number * size % seeds
             with torch.no_grad():
-                rows = shared(x[first : first + size], size)
-                return traced(rows, *(part for layer in blocks[number] for part in layer))
+                rows = [shared(part[first : first + size], size) for part in (x, *given)]
+                return traced(*rows, *(part for layer in blocks[number] for part in layer))
 
         found = each(of_block, range(len(blocks)))
         if keep:
-            ctx.save_for_backward(*(part for _, *tape in found for part in tape))
-        ctx.norm, ctx.blocks, ctx.seeds = norm, len(blocks), seeds
+            ctx.save_for_backward(*(part for parts in found for part in parts))
+        ctx.norm, ctx.end, ctx.blocks, ctx.size, ctx.seeds = norm, end, len(blocks), size, seeds
         ctx.parameters = [part.shape for part in parameters]
-        return found[0][0] if len(found) == 1 else torch.cat([y for y, *_ in found])
+        outputs = [parts[: end.outputs] for parts in found]
+        return outputs[0] if len(found) == 1 else tuple(torch.cat(column) for column in zip(*outputs, strict=True))
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> tuple[Any, ...]:
-        saved, count, norm = ctx.saved_tensors, grads[0].shape[0], ctx.norm
-        wants_x, wants_weights = ctx.needs_input_grad[0], ctx.needs_input_grad[4]
-        length, size = len(saved) // ctx.blocks, count // ctx.blocks
+        saved, count, norm, end, size = ctx.saved_tensors, ctx.blocks * ctx.size, ctx.norm, ctx.end, ctx.size
+        wants_x, wants_weights = ctx.needs_input_grad[0], ctx.needs_input_grad[6]
+        length, own = len(saved) // ctx.blocks, end.outputs + end.keeps
         into = []
         if wants_weights:
             matrix = len(ctx.parameters[0])
             into = [grads[0].new_empty(count, *shape[matrix - 2 :]) for shape in ctx.parameters]
 
         def make() -> Callable[..., tuple[Tensor, ...]]:
-            def function(grad: Tensor, *tensors: Tensor) -> tuple[Tensor, ...]:
-                return (gradient(grad, list(tensors[:length]), norm, tensors[length:], wants_x),)
+            def function(*tensors: Tensor) -> tuple[Tensor, ...]:
+                grads, found, tape = tensors[: end.outputs], tensors[end.outputs :][:own], tensors[end.outputs + own :]
+                grad = end.gradient(found, grads)
+                return (gradient(grad, list(tape[: length - own]), norm, tape[length - own :], wants_x),)
 
             return function
 
-        kind = ("gradient", saved[0].dtype, grads[0].shape, size, length, norm, wants_x, wants_weights, *ctx.parameters)
-        traced = _KINDS.get(kind, make)
+        kind = ("gradient", saved[-1].dtype, grads[0].shape, size, length, norm, end, wants_x, wants_weights)
+        traced = _KINDS.get((*kind, *ctx.parameters), make)
 
         def of_block(number: int) -> Tensor:
             rows, tape = slice(number * size, (number + 1) * size), saved[number * length : (number + 1) * length]
             with torch.no_grad():
-                return traced(grads[0][rows], *tape, *(part[rows] for part in into))[0]
+                return traced(*(grad[rows] for grad in grads), *tape, *(part[rows] for part in into))[0]
 
         inputs = each(of_block, range(ctx.blocks))
         parameters: list[Any] = [part.view(shape) for part, shape in zip(into, ctx.parameters, strict=False)]
         x = None
         if wants_x:
             x = torch.cat(inputs) if len(inputs) > 1 else inputs[0]
-            x = x if count == ctx.seeds else x.view(-1, ctx.seeds, *x.shape[1:]).sum(0)
-        return x, None, None, None, *(parameters or [None] * len(ctx.parameters))
+            x = x if count == ctx.seeds else x.unflatten(0, (-1, ctx.seeds)).sum(0)
+        return x, None, None, None, None, None, *(parameters or [None] * len(ctx.parameters))
 
 
 _KINDS = TracedKinds()
@@ -213,126 +276,3 @@ def blocks_of(parameters: Sequence[Tensor], norm: bool, together: int) -> list[L
         [tuple(part[k] for part in parts[i : i + size]) for i in range(0, len(parts), size)]
         for k in range(len(parts[0]))
     ]
-
-
-def shared(x: Tensor, count: int) -> Tensor:
-    """Rows [S, B, F] as those of ``count`` networks [E S, B, F], of which every E-th reads the same."""
-    agents, *shape = x.shape
-    return x if agents == count else x.expand(count // agents, agents, *shape).reshape(count, *shape)
-
-
-def run(x: Tensor, layers: Layers, bf16: bool = False, tape: list[Tensor] | None = None) -> Tensor:
-    """K networks, [K, B, F] to [K, B, out], on plain tensors; notes on the ``tape`` what :func:`gradient` needs."""
-    last = layers[-1]
-    for layer in layers:
-        weight, bias, *affine = layer
-        if bf16:
-            x, weight, bias, affine = x.bfloat16(), weight.bfloat16(), bias.bfloat16(), [a.bfloat16() for a in affine]
-        h = torch.baddbmm(bias, x, weight.mT)
-        if tape is not None:
-            tape += [x, weight]
-        if layer is last:
-            return h.float() if bf16 else h
-        if not affine:
-            x = h.relu_()
-            continue
-        x, mean, deviation = _normalise(h, *affine)
-        x = x.relu_()
-        if tape is not None:
-            tape += [h, mean, deviation, affine[0]]
-    raise AssertionError
-
-
-def gradient(
-    grad: Tensor, tape: list[Tensor], norm: bool, into: Sequence[Tensor] = (), wants_x: bool = False
-) -> Tensor:
-    """From the gradient of what :func:`run` put out [K, B, out] to that of its input [K, B, F]; empties the tape.
-
-    Args:
-        grad: of the output.
-        tape: as :func:`run` left it.
-        norm: whether the networks have layer normalisation.
-        into: the gradients of the parameters [K, ...], in their order, which are written; none to leave them out.
-        wants_x: whether the input's gradient is of interest; else it is not that.
-    """
-    y: Tensor | None = None  # what the layer put out, after its ReLU
-    into = list(into)
-    if grad.dtype != tape[0].dtype:
-        grad = grad.to(tape[0].dtype)
-    while tape:
-        if y is not None:
-            grad = _relu_backward(grad, y, 0)
-            if norm:
-                gain, deviation, mean, h = tape.pop(), tape.pop(), tape.pop(), tape.pop()
-                grad, *affine = _normalise_backward(grad, h, mean, deviation, gain, bool(into))
-                if into:
-                    into.pop().copy_(affine[1])
-                    into.pop().copy_(affine[0])
-        weight, x = tape.pop(), tape.pop()
-        if into:
-            _sum(grad, into.pop())
-            _product(grad.mT, x, into.pop())
-        if tape or wants_x:
-            grad = torch.bmm(grad, weight)
-        y = x
-    return grad if grad.dtype == torch.float32 else grad.float()
-
-
-def _sum(grad: Tensor, into: Tensor) -> None:
-    if grad.dtype == into.dtype:
-        torch.sum(grad, 1, out=into)
-    else:
-        into.copy_(grad.sum(1))
-
-
-def _product(one: Tensor, other: Tensor, into: Tensor) -> None:
-    if one.dtype == into.dtype:
-        torch.bmm(one, other, out=into)
-    else:
-        into.copy_(torch.bmm(one, other))
-
-
-def _normalise(x: Tensor, gain: Tensor, shift: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """Layer normalisation [K, B, H], with gain and shift [K, H]; also mean and 1 / deviation, [K, B, 1] each."""
-    size = x.shape[-1:]
-    if x.shape[0] == 1:
-        return torch.native_layer_norm(x, size, gain[0], shift[0], _EPS)
-    parts = [torch.native_layer_norm(*rows, _EPS) for rows in zip(x, [size] * x.shape[0], gain, shift, strict=True)]
-    y, mean, deviation = (torch.stack(part) for part in zip(*parts, strict=True))
-    return y, mean, deviation
-
-
-def _normalise_backward(
-    grad: Tensor, x: Tensor, mean: Tensor, deviation: Tensor, gain: Tensor, affine: bool
-) -> Sequence[Tensor]:
-    """Gradients of x, and of gain and shift if asked for."""
-    if x.shape[0] == 1:
-        return _norm_backward(grad, x, mean, deviation, gain[0], affine)
-    parts = [_norm_backward(*rows, affine) for rows in zip(grad, x, mean, deviation, gain, strict=True)]
-    return [torch.stack(column) for column in zip(*parts, strict=True)]
-
-
-def _norm_backward(
-    grad: Tensor, x: Tensor, mean: Tensor, deviation: Tensor, gain: Tensor, affine: bool
-) -> Sequence[Tensor]:
-    # Tracing does not know the operation's list of booleans.
-    if torch.jit.is_tracing():  # type: ignore[attr-defined]
-        every, first = _scripted_norm_backward()
-        return every(grad, x, mean, deviation, gain) if affine else [first(grad, x, mean, deviation, gain)]
-    arguments = grad, x, x.shape[-1:], mean, deviation, gain, gain, [True, affine, affine]
-    return torch.ops.aten.native_layer_norm_backward.default(*arguments)[: 3 if affine else 1]
-
-
-@cache
-def _scripted_norm_backward() -> tuple[Callable[..., Sequence[Tensor]], Callable[..., Tensor]]:
-    def every(grad: Tensor, x: Tensor, mean: Tensor, deviation: Tensor, gain: Tensor) -> Tuple[Tensor, Tensor, Tensor]:  # noqa: UP006
-        size = [x.shape[-1]]
-        return torch.ops.aten.native_layer_norm_backward(grad, x, size, mean, deviation, gain, gain, [True, True, True])
-
-    def first(grad: Tensor, x: Tensor, mean: Tensor, deviation: Tensor, gain: Tensor) -> Tensor:
-        size = [x.shape[-1]]
-        return torch.ops.aten.native_layer_norm_backward(
-            grad, x, size, mean, deviation, gain, gain, [True, False, False]
-        )[0]
-
-    return torch.jit.script(every), torch.jit.script(first)

@@ -7,7 +7,7 @@ batch allow it: the networks are those of :mod:`peach_trl.modules.networks`. Wit
 from __future__ import annotations
 
 import weakref
-from collections.abc import Callable, Hashable, Sequence
+from collections.abc import Callable, Hashable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from typing import TYPE_CHECKING, Any, cast
@@ -19,6 +19,7 @@ from torchrl.modules import ProbabilisticActor
 from torchrl.objectives.value import TD0Estimator
 
 from peach_trl.modules.execution import TracedKinds, each
+from peach_trl.modules.layers import Mix
 from peach_trl.modules.networks import EndedNet, FeatureNet, features_and_end
 from peach_trl.objectives.plain import Net
 
@@ -90,7 +91,7 @@ class Part:
             ]
             into = [flat] if len(blocks) == 1 else list(zip(*(part.split(1) for part in flat), strict=True))
         made = [
-            Net(features, self.buffers, block, self.end, part, net.norm, net.bf16)
+            Net(features, self.buffers, block, self.end, part, net.norm, net.bf16, most=net.most)
             for block, part in zip(blocks, into, strict=True)
         ]
         return [made] if len(made) == 1 else [made[seed::seeds] for seed in range(seeds)]
@@ -133,7 +134,7 @@ class PlainMixin(_Loss):
         return (
             self._fits
             and tensordict.get(cast(Any, self.tensor_keys).priority_weight, None) is None
-            and not any(tensordict.get(key).requires_grad for key in self.plain_keys[: _scaled(self.actor_network)])
+            and not any(tensordict.get(key).requires_grad for key in self.plain_keys[: self._scaled])
         )
 
     def _has_plain_networks(self) -> bool:
@@ -157,26 +158,50 @@ class PlainMixin(_Loss):
         self._fits = None
         return super().make_value_estimator(*args, **kwargs)
 
-    @property
+    @cached_property
     def plain_keys(self) -> list[NestedKey]:
         """What actor and critics read, in their order, but for the action."""
         return _inner(self.actor_network).in_keys
 
-    def learn(self, tensordict: TensorDictBase) -> TensorDictBase:
+    @cached_property
+    def _scaled(self) -> int:
+        """How many of its inputs a network scales: the observation, and the goal where it reads one."""
+        return 1 if features_and_end(_inner(self.actor_network).module)[0].features.goal_space is None else 2
+
+    def learn(
+        self, tensordict: TensorDictBase, weights: Mapping[str, float] | None = None, others: Sequence[Tensor] = ()
+    ) -> TensorDictBase:
         """The losses of a batch, detached; the gradients of their sum replace those in the parameters' ``grad``.
 
-        The same as ``loss(batch)``, ``backward`` and ``detach``, without autograd where the loss goes the short way.
+        The same as ``loss(batch)``, ``backward`` and ``detach``; where the loss goes the short way, autograd has only
+        what is behind the batch and behind ``others``.
+
+        Args:
+            tensordict: the batch.
+            weights: of the losses in the sum; 1 for all by default.
+            others: losses that are added to the sum as they are, [] or [S] each.
         """
-        if self.is_plain(tensordict):
-            self._lent = []  # those of the last call
-            losses, self._lent = self.compute(tensordict)
-            for part, learning, *_ in self._lent:
-                for leaf, gradient in zip(part.leaves, learning.gradients, strict=True):
-                    leaf.grad = gradient
-            return TensorDict({name: losses[name] for name in ("loss_actor", "loss_qvalue")})
-        losses = self(tensordict)
-        (losses.get("loss_actor") + losses.get("loss_qvalue")).backward()
-        return losses.select("loss_actor", "loss_qvalue").detach()
+        weights = {"loss_actor": 1.0, "loss_qvalue": 1.0} if weights is None else weights
+        others = [other for other in others if other.requires_grad]
+        if not self.is_plain(tensordict):
+            losses = self(tensordict)
+            weighed = [weight * losses.get(name) for name, weight in weights.items() if name in losses.keys()]
+            torch.stack([*weighed, *others]).sum().backward()
+            return losses.detach()
+        self._lent = []  # those of the last call
+        losses, self._lent = self.compute(tensordict)
+        roots, grads = [*others], [torch.ones_like(other) for other in others]
+        for name, (part, learning, *inputs) in zip(("loss_actor", "loss_qvalue"), self._lent, strict=True):
+            if weights[name] != 1:
+                torch._foreach_mul_(learning.gradients, weights[name])  # type: ignore[attr-defined]
+            for leaf, gradient in zip(part.leaves, learning.gradients, strict=True):
+                leaf.grad = gradient
+            for column, by_group in inputs[0] if inputs else ():
+                roots.append(column)
+                grads.append((torch.cat(list(by_group)) * weights[name]).view(column.shape))
+        if roots:
+            torch.autograd.backward(roots, grads)
+        return TensorDict(losses)
 
     def forward(self, tensordict: TensorDictBase) -> TensorDictBase:
         """The losses, as the class behind the mixin has them."""
@@ -197,32 +222,44 @@ class PlainMixin(_Loss):
         kind: Hashable,
         function: Callable[[list[list[Net]], Sequence[Tensor]], tuple[Tensor, ...]],
         groups: Sequence[Sequence[list[Net]]],
-        rows: Sequence[Sequence[Tensor]],
+        numbers: Sequence[Tensor],
+        columns: Sequence[Sequence[Tensor]],
     ) -> list[tuple[Tensor, ...]]:
         """What a function makes of each group of agents.
 
-        Args:
-            kind: tells apart what the function does, and the shapes of its rows.
-            function: of the networks of a group and its rows.
-            groups: the networks, by what they are for.
-            rows: of each group.
-        """
-        number, kinds_of = len(rows[0]), groups[0]
+        Large batches go through it in parts whose activations stay in a CPU's cache.
 
-        def make() -> Callable[..., tuple[Tensor, ...]]:
+        Args:
+            kind: tells apart what the function does, and the shapes of what it reads.
+            function: of the networks of a group, and of numbers and rows. It returns means over rows, [G], and what
+                each row adds to the gradient of one of them, [G, n, D].
+            groups: the networks, by what they are for.
+            numbers: which all rows have in common.
+            columns: the rows [G, n, D] of each group.
+        """
+        first, rows = groups[0], columns[0][0].shape[1]
+        size = -(-rows // -(-rows // min(net.most for nets in first for net in nets)))  # parts of about one size
+        kinds = self._kinds = TracedKinds() if self._kinds is None else self._kinds
+
+        def make(mix: Mix) -> Callable[..., tuple[Tensor, ...]]:
             def flat(*tensors: Tensor) -> tuple[Tensor, ...]:
-                rest = iter(tensors[number:])
-                return function([[net.like(rest) for net in nets] for nets in kinds_of], tensors[:number])
+                read, rest = tensors[:count], iter(tensors[count:])
+                return function([[net.like(rest, mix) for net in nets] for nets in first], read)
 
             return flat
 
-        self._kinds = TracedKinds() if self._kinds is None else self._kinds
-        traced = self._kinds.get(kind, make)
+        count = len(numbers) + len(columns[0])
 
-        def of_group(part: int) -> tuple[Tensor, ...]:
-            tensors = [tensor for nets in groups[part] for net in nets for tensor in net.tensors()]
-            with torch.inference_mode():
-                return traced(*rows[part], *tensors)
+        def of_group(group: int) -> tuple[Tensor, ...]:
+            tensors = [tensor for nets in groups[group] for net in nets for tensor in net.tensors()]
+            found, shares = [], []
+            for part in zip(*(column.split(size, 1) for column in columns[group]), strict=True):
+                shares.append(part[0].shape[1] / rows)
+                mix = float(len(shares) > 1), shares[-1]
+                traced = kinds.get((kind, part[0].shape, mix), lambda mix=mix: make(mix))
+                with torch.inference_mode():
+                    found.append(traced(*numbers, *part, *tensors))
+            return _joined(found, shares)
 
         return each(of_group, range(len(groups)))
 
@@ -327,6 +364,16 @@ class WithGradients(torch.autograd.Function):
         return None, None, None, None, *scaled
 
 
+def _joined(found: list[tuple[Tensor, ...]], shares: list[float]) -> tuple[Tensor, ...]:
+    """What parts of a batch gave, with their shares of its rows, as that of the batch: means, or what rows add."""
+    if len(found) == 1:
+        return found[0]
+    with torch.inference_mode():
+        scaled = [[value * share for value in values] for values, share in zip(found, shares, strict=True)]
+        columns = [list(column) for column in zip(*scaled, strict=True)]
+        return tuple(torch.cat(parts, 1) if parts[0].ndim > 1 else torch.stack(parts).sum(0) for parts in columns)
+
+
 def _make_part(function: nn.Module, params: TensorDictBase, seeds: int | None) -> Part:
     flat = {".".join(key) if isinstance(key, tuple) else key: part for key, part in params.items(True, True)}
 
@@ -340,11 +387,6 @@ def _make_part(function: nn.Module, params: TensorDictBase, seeds: int | None) -
     buffers = [find(name) for name, _ in function.named_buffers()]
     buffers = buffers if members is None else [part[0] for part in buffers]  # members share them
     return Part(leaves, net, buffers, end, members)
-
-
-def _scaled(network: Any) -> int:
-    """How many of its inputs a network scales: the observation, and the goal where it reads one."""
-    return 1 if features_and_end(_inner(network).module)[0].features.goal_space is None else 2
 
 
 def _inner(network: Any) -> Any:

@@ -6,6 +6,7 @@ Algorithm 1: the encoder learns from L_critic and L_KL, never from L_actor (PEAR
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, cast
 
@@ -165,6 +166,17 @@ class ContextSACLoss(ContextMixin, PlainSACLoss):
         if missed is not None:
             losses.set("loss_test", self._test(tensordict, missed.squeeze(-1)))
         return losses
+
+    def learn(
+        self, tensordict: TensorDictBase, weights: Mapping[str, float] | None = None, others: Sequence[Tensor] = ()
+    ) -> TensorDictBase:
+        """See :meth:`~peach_trl.objectives.adapter.PlainMixin.learn`."""
+        missed = tensordict.get(self.tensor_keys.missed, None)
+        if missed is None or not self.is_plain(tensordict):
+            return super().learn(tensordict, weights, others)
+        test = self._test(tensordict, missed.squeeze(-1))
+        weighed = test if weights is None else weights["loss_test"] * test
+        return super().learn(tensordict, weights, [*others, weighed]).set("loss_test", test.detach())
 
     def is_plain(self, tensordict: TensorDictBase) -> bool:
         """See :class:`~peach_trl.objectives.adapter.PlainMixin`."""

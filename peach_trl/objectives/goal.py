@@ -89,8 +89,8 @@ class GoalTD3Loss(PlainMixin, TD3Loss):
         by_pi, by_Q = pi.learning(rows), Q.learning(rows)
         every = by_pi.nets, by_Q.nets, Q.nets(rows, first=True), target_pi.nets(rows), target_Q.nets(rows)
         nets, gamma = list(zip(*every, strict=True)), cast(Tensor, self.value_estimator.gamma)
-        rows_of = [(gamma, *part) for part in self.by_seed(len(nets), *columns)]
-        found = self.steps((rows, learns, len(columns)), step, nets, rows_of)
+        kind = rows, learns, len(columns)
+        found = self.steps(kind, step, nets, [gamma], self.by_seed(len(nets), *columns))
         loss_actor, loss_qvalue = (self.joined(column) for column in zip(*found, strict=True))
         return {"loss_actor": loss_actor, "loss_qvalue": loss_qvalue}, [(pi, by_pi), (Q, by_Q)]
 

@@ -19,8 +19,8 @@ import torch
 from torch import Tensor
 from torch.nn.functional import softplus
 
+from peach_trl.modules.layers import REPLACE, Layers, Mix, gradient, run, shared, sizes
 from peach_trl.modules.networks import Features
-from peach_trl.modules.perceptron import Layers, gradient, run, shared
 
 ALMOST_1 = 1 - torch.finfo(torch.float32).resolution  # where TorchRL's TanhNormal ends
 
@@ -37,6 +37,8 @@ class Net:
         into: where the gradients of the parameters go; empty for none.
         norm: whether there is layer normalisation.
         bf16: whether they compute in bfloat16.
+        mix: what becomes of that in ``into``, see :func:`~peach_trl.modules.layers.gradient`.
+        most: how many rows they had better compute at a time.
     """
 
     features: Features
@@ -46,6 +48,8 @@ class Net:
     into: Sequence[Tensor] = ()
     norm: bool = False
     bf16: bool = False
+    mix: Mix = REPLACE
+    most: int = 2**62
     _flat: list[Tensor] | None = None
 
     def tensors(self) -> list[Tensor]:
@@ -54,12 +58,12 @@ class Net:
             self._flat = [*self.buffers, *(part for layer in self.layers for part in layer), *self.into]
         return self._flat
 
-    def like(self, tensors: Iterator[Tensor]) -> Net:
+    def like(self, tensors: Iterator[Tensor], mix: Mix = REPLACE) -> Net:
         """The same kind with other tensors, which are taken from an iterator."""
         buffers = [next(tensors) for _ in self.buffers]
         layers = [tuple(next(tensors) for _ in layer) for layer in self.layers]
         into = [next(tensors) for _ in self.into]
-        return Net(self.features, buffers, layers, self.end, into, self.norm, self.bf16)
+        return Net(self.features, buffers, layers, self.end, into, self.norm, self.bf16, mix)
 
     def read(self, *inputs: Tensor) -> Tensor:
         """Observation, goal (if it is read) and whatever else, as features [G, n, F]."""
@@ -67,19 +71,20 @@ class Net:
 
     def __call__(self, x: Tensor, tape: list[Tensor] | None = None) -> Any:
         """What they put out, [E, G, n, ...]; notes on the ``tape`` what :meth:`backward` needs."""
-        y = run(shared(x, self.layers[0][0].shape[0]), self.layers, self.bf16, tape)
+        y = run(shared(x, sizes(self.layers[0][0])[0]), self.layers, self.bf16, tape)
         if tape is not None:
             tape.append(y)
-        return self.end.forward(y.view(-1, *x.shape[:2], y.shape[-1]))
+        return self.end.forward(y.unflatten(0, (-1, sizes(x)[0])))
 
     def backward(self, tape: list[Tensor], *grads: Tensor, learns: bool = True, wants_x: bool = False) -> Tensor:
         """From the gradient of the outputs to that of the features; writes those of the parameters if it ``learns``."""
-        y, agents = tape.pop(), grads[0].shape[-3]
-        count, *_ = y.shape
+        y, agents = tape.pop(), sizes(grads[0])[-3]
+        count, *_ = sizes(y)
         if grads[0].ndim > 3:
-            grads = tuple(part.view(count, *part.shape[2:]) for part in grads)
-        grad = gradient(self.end.gradient(y, *grads), tape, self.norm, self.into if learns else (), wants_x)
-        return grad if count == agents else grad.view(-1, agents, *grad.shape[1:]).sum(0)
+            grads = tuple(part.flatten(0, 1) for part in grads)
+        into = self.into if learns else ()
+        grad = gradient(self.end.gradient(y, *grads), tape, self.norm, into, wants_x, self.mix)
+        return grad if count == agents else grad.unflatten(0, (-1, agents)).sum(0)
 
 
 def squashed(loc: Tensor, scale: Tensor, noise: Tensor) -> tuple[Tensor, Tensor]:
@@ -87,7 +92,7 @@ def squashed(loc: Tensor, scale: Tensor, noise: Tensor) -> tuple[Tensor, Tensor]
     u = torch.addcmul(loc, scale, noise)
     # log N(u) - log(1 - tanh(u)^2), with log(1 - tanh(u)^2) = 2 (log 2 - u - softplus(-2 u))
     log_prob = softplus(u * -2).add_(u).mul_(2).addcmul_(noise, noise, value=-0.5).sub_(scale.log())
-    constant = loc.shape[-1] * (2 * math.log(2) + 0.5 * math.log(2 * math.pi))
+    constant = sizes(loc)[-1] * (2 * math.log(2) + 0.5 * math.log(2 * math.pi))
     return u.tanh_().clamp_(-ALMOST_1, ALMOST_1), log_prob.sum(-1, keepdim=True).sub_(constant)
 
 
@@ -143,7 +148,7 @@ def critic_loss(Q: Sequence[Net], x: Tensor, y: Tensor, learns: bool, wants_x: b
         loss = error.square().mean((-2, -1)).sum(0)
         total = loss if total is None else total + loss
         if tape is not None:
-            grad = critics.backward(tape, error.mul_(2 / x.shape[1]), learns=learns, wants_x=wants_x)
+            grad = critics.backward(tape, error.mul_(2 / sizes(x)[1]), learns=learns, wants_x=wants_x)
             grad_x = grad if grad_x is None or not wants_x else grad_x.add_(grad)
     assert total is not None
     return total, grad_x if wants_x else None
@@ -156,9 +161,9 @@ def sac_actor_loss(
     pi_tape: list[Tensor] | None = [] if learns else None
     loc, scale = (part[0] for part in pi(s, pi_tape))
     a, log_prob = squashed(loc, scale, noise)
-    q, grad_a = _least_gradient(Q, torch.cat([s_Q, a], -1), a.shape[-1], learns)
+    q, grad_a = _least_gradient(Q, torch.cat([s_Q, a], -1), sizes(a)[-1], learns)
     if grad_a is not None and pi_tape is not None:
-        pi.backward(pi_tape, *squashed_gradient(a, scale, noise, grad_a, alpha / s.shape[1]))
+        pi.backward(pi_tape, *squashed_gradient(a, scale, noise, grad_a, alpha / sizes(s)[1]))
     mean = log_prob.mean((-2, -1))
     return alpha * mean - q.mean((-2, -1)), mean
 
@@ -167,7 +172,7 @@ def td3_actor_loss(pi: Net, Q: Net, s: Tensor, s_Q: Tensor, learns: bool) -> Ten
     """L_actor = -mean Q_1(s, pi(s)), [G]: one critic is evaluated, and not learnt."""
     pi_tape: list[Tensor] | None = [] if learns else None
     a = pi(s, pi_tape)[0]
-    q, grad_a = _least_gradient([Q], torch.cat([s_Q, a], -1), a.shape[-1], learns)
+    q, grad_a = _least_gradient([Q], torch.cat([s_Q, a], -1), sizes(a)[-1], learns)
     if grad_a is not None and pi_tape is not None:
         pi.backward(pi_tape, grad_a)
     return -q.mean((-2, -1))
@@ -177,7 +182,7 @@ def _least(Q: Sequence[Net], x: Tensor) -> Tensor:
     """min_j Q_j, [G, n, 1]."""
     values = [critics(x) for critics in Q]
     values = values[0] if len(Q) == 1 else torch.cat(values)
-    return values[0] if values.shape[0] == 1 else values.amin(0)
+    return values[0] if sizes(values)[0] == 1 else values.amin(0)
 
 
 def _least_gradient(Q: Sequence[Net], x: Tensor, actions: int, learns: bool) -> tuple[Tensor, Tensor | None]:
@@ -187,10 +192,10 @@ def _least_gradient(Q: Sequence[Net], x: Tensor, actions: int, learns: bool) -> 
     tapes: list[list[Tensor]] = [[] for _ in Q]
     values = [critics(x, tape) for critics, tape in zip(Q, tapes, strict=True)]
     every = values[0] if len(Q) == 1 else torch.cat(values)
-    least, share = every.amin(0), -1 / x.shape[1]
+    least, share = every.amin(0), -1 / sizes(x)[1]
     grad_a = None
     for critics, value, tape in reversed(list(zip(Q, values, tapes, strict=True))):
-        grad = torch.full_like(value, share) if every.shape[0] == 1 else (value == least).float().mul_(share)
+        grad = torch.full_like(value, share) if sizes(every)[0] == 1 else (value == least).float().mul_(share)
         part = critics.backward(tape, grad, learns=False, wants_x=True)[..., -actions:]
         grad_a = part if grad_a is None else grad_a + part
     return least, grad_a

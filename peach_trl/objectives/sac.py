@@ -49,8 +49,8 @@ class PlainSACLoss(PlainMixin, SACLoss):
         by_pi, by_Q = pi.learning(rows), Q.learning(rows)
         nets = list(zip(by_pi.nets, by_Q.nets, target_Q.nets(rows), strict=True))
         alpha, kind = self._alpha, (rows, learns, *wanted, *width, len(columns))
-        of_all = alpha, cast(Tensor, self.value_estimator.gamma)
-        found = self.steps(kind, step, nets, [(*of_all, *part) for part in self.by_seed(len(nets), *columns)])
+        of_all = [alpha, cast(Tensor, self.value_estimator.gamma)]
+        found = self.steps(kind, step, nets, of_all, self.by_seed(len(nets), *columns))
         loss_actor, loss_qvalue, entropy, *d_inputs = zip(*found, strict=True)
         names, losses = ("loss_actor", "loss_qvalue", "entropy"), (loss_actor, loss_qvalue, entropy)
         joined = {name: self.joined(loss) for name, loss in zip(names, losses, strict=True)}
