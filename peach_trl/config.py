@@ -117,7 +117,7 @@ def build(schema: type[Schema], values: Mapping[str, Any], path: str = "") -> Sc
     try:
         result = schema(**built)
         if callable(resolved := getattr(result, "resolved", None)):
-            result = resolved()
+            result = typing.cast(Schema, resolved())
         check = getattr(result, "check", None)
         if callable(check):
             check()

@@ -435,13 +435,12 @@ def make_level_buffer(config: Config, library: TaskLibrary, level: int) -> TaskR
 
 def make_transitions(config: Config, library: TaskLibrary, agent: Agent) -> LevelTransitions:
     """What makes transitions of recorded steps, with the reward that ``transitions.reward`` names."""
-    dense = None
-    if config.transitions.reward == "dense":
 
-        def dense(observation: Tensor, task_id: Tensor) -> Tensor:
-            return config.env.dense_reward(observation, library.parameters[task_id.squeeze(-1)])
+    def dense(observation: Tensor, task_id: Tensor) -> Tensor:
+        return config.env.dense_reward(observation, library.parameters[task_id.squeeze(-1)])
 
-    return LevelTransitions(agent.hierarchy, config.transitions, config.seed, dense)
+    learnt = dense if config.transitions.reward == "dense" else None
+    return LevelTransitions(agent.hierarchy, config.transitions, config.seed, learnt)
 
 
 def make_task_buffer(config: Config, library: TaskLibrary) -> TaskReplayBuffer:
