@@ -330,7 +330,8 @@ class HierarchyPolicy(TensorDictSequential):
     Examples:
         >>> from peach_trl.experiment import PeachConfig, make_agent, make_env, make_library
         >>> from peach_trl.utils import load_config
-        >>> config = load_config(PeachConfig, "peach", "configs", ["env.horizon=40"])
+        >>> short = ["env.horizon=40", "hierarchy.decision_steps=20"]
+        >>> config = load_config(PeachConfig, "peach", "configs", short)
         >>> library = make_library(config)
         >>> policy = make_agent(config, library).make_policy()
         >>> batch = make_env(config, library, torch.arange(3), policy).rollout(40, policy)
