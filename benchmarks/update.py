@@ -6,9 +6,9 @@
     python benchmarks/update.py sizes=pearl oyster=PATH     # with PEARL's own code, of a checkout of katerakelly/oyster
     python benchmarks/update.py compile=1                   # plain torch through torch.compile, too
 
-Sizes: `default`, the top and the lower level of configs/peach.yaml; `pearl`, a flat policy with PEARL's networks and
-batches; `wide`, SAC and TD3 of 2 x 256 units at a batch of 256. One process, one thread, one core. The contenders take
-turns, `updates` steps at a time, over `rounds` rounds (at least 2): medians and quartiles of the ratio within a round.
+Sizes: `default`, the top and the lower level of configs/peach.yaml, with one-step targets and no norm below; `pearl`,
+a flat policy with PEARL's networks and batches; `wide`, SAC and TD3 of 2 x 256 units at a batch of 256. One process, one
+thread, one core. The contenders take turns, `updates` steps at a time, over `rounds` rounds (at least 2): medians and quartiles of the ratio within a round.
 What plain torch and JAX compute is checked against the package first, over several updates with the same draws.
 `pip install -e ".[benchmarks]"` brings JAX, Stable-Baselines3 and SBX; what is missing is left out, with a message.
 """
@@ -48,6 +48,7 @@ from peach_trl.modules.networks import observation_scale  # noqa: E402
 from peach_trl.utils import load_config  # noqa: E402
 
 CONFIGS = Path(__file__).parents[1] / "configs"
+SAME = ["top.n_step=1", "lower.critic_norm=false"]  # what the contenders compute
 CHECKED = 4  # updates whose losses are compared
 ROWS = 20_000  # in the replay of other packages
 
@@ -212,8 +213,8 @@ def lower_case(name: str, config: Any, agent: Agent, batch: TensorDict, updates:
 
 
 def default_cases() -> list[Case]:
-    """The default job's."""
-    config, agent = load(PeachConfig, "peach", [])
+    """The default job's, but for targets of several decisions and the lower critics' norm, which others do not have."""
+    config, agent = load(PeachConfig, "peach", SAME)
     decisions = -(-config.env.horizon // agent.hierarchy.k)  # of an episode
     shape = config.train.meta_batch * config.sequences.per_task, config.sequences.episodes * decisions
     batch = columns(agent, shape, 1, agent.hierarchy.k)
@@ -250,11 +251,11 @@ def wide_cases() -> list[Case]:
     """SAC and TD3 without any context, as other packages have them."""
     sizes = ["top.actor_cells=[256,256]", "top.critic_cells=[256,256]", "top.critic_norm=false", "top.average=1"]
     overrides = ["env=HalfCheetahVel", "context.latent_dim=0", "context.bootstrap=false", "top.batch=null", *sizes]
-    config, agent = load(PeachConfig, "peach", ["hierarchy.depth=1", *overrides])
+    config, agent = load(PeachConfig, "peach", ["hierarchy.depth=1", *SAME, *overrides])
     batch = columns(agent, (256, 1), 0)
     batch["mask"], batch["part"] = torch.ones(256, 1, dtype=torch.bool), torch.zeros(256, 1, dtype=torch.int64)
     sac = top_case("wide: SAC, batch 256, networks of 2 x 256", config, agent, batch, None, 30)
-    overrides = ["env=HalfCheetahVel", "lower.actor_cells=[256,256]", "lower.critic_cells=[256,256]"]
+    overrides = ["env=HalfCheetahVel", "lower.actor_cells=[256,256]", "lower.critic_cells=[256,256]", *SAME]
     config, agent = load(PeachConfig, "peach", overrides)
     name = "wide: TD3, batch 256, networks of 2 x 256"
     return [sac, lower_case(name, config, agent, columns(agent, (256,), 0), 30)]
