@@ -7,8 +7,9 @@
     python benchmarks/update.py compile=1                   # plain torch through torch.compile, too
 
 Sizes: `default`, the top and the lower level of configs/peach.yaml, with one-step targets and no norm below; `pearl`,
-a flat policy with PEARL's networks and batches; `wide`, SAC and TD3 of 2 x 256 units at a batch of 256. One process, one
-thread, one core. The contenders take turns, `updates` steps at a time, over `rounds` rounds (at least 2): medians and quartiles of the ratio within a round.
+a flat policy with PEARL's networks and batches; `wide`, SAC and TD3 of 2 x 256 units at a batch of 256. One process,
+one thread, one core. The contenders take turns, `updates` steps at a time, over `rounds` rounds (at least 2): medians
+and quartiles of the ratio within a round.
 What plain torch and JAX compute is checked against the package first, over several updates with the same draws.
 `pip install -e ".[benchmarks]"` brings JAX, Stable-Baselines3 and SBX; what is missing is left out, with a message.
 """
