@@ -18,6 +18,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any, TypeVar
 
 Schema = TypeVar("Schema")
+AUTO = "auto"  # in place of a value that follows from others
 
 
 class ConfigError(ValueError):
@@ -178,7 +179,7 @@ def unknown_key(key: str, value: Any, known: Sequence[str]) -> ConfigError:
 
 def _checked(key: str, value: Any, kind: Any, limits: Mapping[str, Any]) -> Any:
     """The value of one field, converted to its type, or a ConfigError."""
-    if (value is None and type(None) in typing.get_args(kind)) or (value == "auto" and limits.get("auto")):
+    if (value is None and type(None) in typing.get_args(kind)) or (value == AUTO and limits.get("auto")):
         return value
     kind = _fitting(_options(kind), value)
     if dataclasses.is_dataclass(kind):

@@ -24,7 +24,7 @@ from peach_trl.evaluation import MetaTest, meta_test
 from peach_trl.experiment import Config, Phase, make_agent, make_env, of_seeds, phases
 from peach_trl.hierarchy.metrics import level_metrics
 from peach_trl.levels.top_level import LOSSES
-from peach_trl.references import has_references, references
+from peach_trl.references import references
 from peach_trl.rules import explained
 from peach_trl.utils.plots import plot_curves, plot_posterior, plot_trajectories
 from peach_trl.utils.run import Run, progress
@@ -161,8 +161,6 @@ def bounds_of(config: Config, library: TaskLibrary, split: str) -> dict[str, lis
     """What can be had on the tasks of a split: the reference policies' returns / horizon by trajectory, if known."""
     env = make_env(config, library, library.split(split))
     try:
-        if not has_references(env):  # type: ignore[arg-type]
-            return {}
         steps = config.hierarchy.top_steps
         found = references(
             env,  # type: ignore[arg-type]

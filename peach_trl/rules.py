@@ -27,9 +27,8 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from peach_trl.config import ConfigError
+from peach_trl.config import AUTO, ConfigError
 
-AUTO = "auto"
 KEYS = (
     "hierarchy.decision_steps",
     "transitions.reward_scale",

@@ -192,7 +192,13 @@ def half_circle_tasks(
         >>> library.split("test"), bool((library.parameters[:, 1] >= 0).all())
         (tensor([5, 6]), True)
     """
-    draw = partial(half_circle_goals, radius=radius)
+    return _library_of(partial(half_circle_goals, radius=radius), train, validation, test, seed, name)
+
+
+def _library_of(
+    draw: Callable[[int, torch.Generator], Tensor], train: int, validation: int, test: int, seed: int, name: str
+) -> TaskLibrary:
+    """A library with random streams of its own, by its name."""
     return draw_library(name, draw, train=train, validation=validation, test=test, seed=seed, stream=f"{name}/tasks")
 
 
@@ -213,8 +219,7 @@ def circle_tasks(
         >>> library.parameters[:4].sign().tolist()  # one in each quadrant
         [[1.0, 1.0], [-1.0, 1.0], [-1.0, -1.0], [1.0, -1.0]]
     """
-    draw = partial(circle_goals, radius=radius)
-    return draw_library(name, draw, train=train, validation=validation, test=test, seed=seed, stream=f"{name}/tasks")
+    return _library_of(partial(circle_goals, radius=radius), train, validation, test, seed, name)
 
 
 def circle_goals(size: int, generator: torch.Generator, radius: float) -> Tensor:
@@ -249,8 +254,7 @@ def square_tasks(
         >>> library.parameters[:4].sign().tolist(), bool((library.parameters.abs() <= 6.0).all())
         ([[-1.0, -1.0], [1.0, -1.0], [-1.0, 1.0], [1.0, 1.0]], True)
     """
-    draw = partial(square_goals, half_width=half_width)
-    return draw_library(name, draw, train=train, validation=validation, test=test, seed=seed, stream=f"{name}/tasks")
+    return _library_of(partial(square_goals, half_width=half_width), train, validation, test, seed, name)
 
 
 def square_goals(size: int, generator: torch.Generator, half_width: float) -> Tensor:

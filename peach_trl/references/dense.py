@@ -21,8 +21,6 @@ def dense_policies(env: PointRobot, trajectories: int, decision_steps: int, reac
     - ``"thompson"``: goes to a draw from the prior in the first trajectory, whose distances tell the goal.
     - ``"no context"``: goes to the middle of the goals.
     """
-    if trajectories < 1:
-        raise ValueError(f"trajectories = {trajectories}: must be >= 1")
     goals = env.library.parameters[env.task_id]
     return {
         "oracle": Stay(goals),

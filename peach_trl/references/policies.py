@@ -40,11 +40,7 @@ def has_references(env: EnvBase) -> bool:
         >>> [name for name in ("Wind", "SparsePointRobot", "AntGoal") if has_references(FAMILIES[name](1))]
         ['Wind', 'SparsePointRobot']
     """
-    try:
-        _maker(env)
-    except ValueError:
-        return False
-    return True
+    return _maker_or_none(env) is not None
 
 
 def references(env: EnvBase, *, trajectories: int, decision_steps: int, reach: float, seed: int) -> dict[str, Tensor]:
@@ -69,12 +65,11 @@ def references(env: EnvBase, *, trajectories: int, decision_steps: int, reach: f
         >>> list(means), means["search"].shape, bool(means["oracle"][2] > means["thompson"][2])
         (['oracle', 'search', 'thompson', 'no context'], torch.Size([3]), True)
     """
-    if not has_references(env):
+    maker = _maker_or_none(env)
+    if maker is None:
         return {}
-    env = cast(BatchedMujocoEnv, env)
-    chosen = policies(env, trajectories, decision_steps, reach, seed)
-    means = {}
-    for name, policy in chosen.items():
+    env, means = cast(BatchedMujocoEnv, env), {}
+    for name, policy in _made(maker, trajectories, decision_steps, reach, seed).items():
         env.set_seed(seed, static_seed=True)  # all start at the same places, where these are drawn
         means[name] = play(env, policy, trajectories).returns.mean(0)
     return means
@@ -87,7 +82,20 @@ def policies(env: BatchedMujocoEnv, trajectories: int, decision_steps: int, reac
         ValueError: for ``trajectories`` or ``decision_steps`` below 1, a ``reach`` that is not above 0, and where there
             are no references.
     """
-    return _maker(env)(trajectories, decision_steps, reach, seed)
+    return _made(_maker(env), trajectories, decision_steps, reach, seed)
+
+
+def _made(maker: Maker, trajectories: int, decision_steps: int, reach: float, seed: int) -> dict[str, Stay]:
+    if trajectories < 1:
+        raise ValueError(f"trajectories = {trajectories}: must be >= 1")
+    return maker(trajectories, decision_steps, reach, seed)
+
+
+def _maker_or_none(env: EnvBase) -> Maker | None:
+    try:
+        return _maker(env)
+    except ValueError:
+        return None
 
 
 def _maker(env: EnvBase) -> Maker:

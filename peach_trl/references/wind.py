@@ -26,8 +26,6 @@ def wind_policies(env: Wind, trajectories: int, decision_steps: int, reach: floa
 
     All of them hold their subgoal by the same simple control, which does not know the wind.
     """
-    if trajectories < 1:
-        raise ValueError(f"trajectories = {trajectories}: must be >= 1")
     place = torch.tensor(env.place).expand(len(env.task_id), 2)
     policies = {
         "oracle": Stay(place - env.library.parameters[env.task_id]),

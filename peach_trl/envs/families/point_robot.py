@@ -101,14 +101,12 @@ class PointRobot(TaskFamily):
         out[:] = self._qpos
 
     def _reward(self, observation: Tensor) -> Tensor:
-        reward = np.empty((len(observation), 1), dtype=np.float32)
-        self._distance(observation, reward)
-        return torch.from_numpy(np.negative(reward, out=reward))
+        return torch.from_numpy(-self._distance(observation.numpy(), self._goal.numpy()))
 
-    def _distance(self, observation: Tensor, out: np.ndarray) -> None:
-        """Writes the distances from the goals, in metres, into ``out`` ``[N, 1]``."""
-        np.subtract(observation.numpy(), self._goal.numpy(), out=self._offset)
-        np.hypot(self._offset[:, :1], self._offset[:, 1:], out=out)
+    def _distance(self, position: np.ndarray, place: np.ndarray) -> np.ndarray:
+        """Distances ``[N, 1]`` of positions ``[N, 2]`` from places ``[N, 2]`` or one ``[2]``, in metres, float32."""
+        np.subtract(position, place, out=self._offset, casting="same_kind")
+        return np.hypot(self._offset[:, :1], self._offset[:, 1:])
 
 
 class SparsePointRobot(PointRobot):
@@ -148,8 +146,7 @@ class SparsePointRobot(PointRobot):
         pass  # the model's own state is the origin
 
     def _reward(self, observation: Tensor) -> Tensor:
-        distance = np.empty((len(observation), 1), dtype=np.float32)
-        self._distance(observation, distance)
+        distance = self._distance(observation.numpy(), self._goal.numpy())
         return torch.from_numpy((1 - distance) * (distance <= _GOAL_RADIUS))
 
 
@@ -179,6 +176,5 @@ class HalfCircleB(SparsePointRobot):
     episode_steps = 60
 
     def _reward(self, observation: Tensor) -> Tensor:
-        distance = np.empty((len(observation), 1), dtype=np.float32)
-        self._distance(observation, distance)
+        distance = self._distance(observation.numpy(), self._goal.numpy())
         return torch.from_numpy((distance <= _GOAL_RADIUS).astype(np.float32))

@@ -105,8 +105,7 @@ class TreasureHunt(PointRobot):
 
     def _reward(self, observation: Tensor) -> Tensor:
         top = self._from_top()
-        np.subtract(self._qpos, self._goal.numpy(), out=self._offset, casting="same_kind")
-        found = np.hypot(self._offset[:, :1], self._offset[:, 1:]) <= self.near
+        found = self._distance(self._qpos, self._goal.numpy()) <= self.near
         level = np.where(found, self.treasure, self.penalty * np.maximum(top / self.radius, 1.0))
         reward = np.where(top <= self.mountain, self.penalty - (self.mountain - top), level)
         return torch.from_numpy(reward.astype(np.float32))

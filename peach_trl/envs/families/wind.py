@@ -107,6 +107,5 @@ class Wind(PointRobot):
         pass  # the model's own state is the origin
 
     def _reward(self, observation: Tensor) -> Tensor:
-        np.subtract(observation.numpy(), np.array(self.place, dtype=np.float32), out=self._offset)
-        near = np.hypot(self._offset[:, :1], self._offset[:, 1:]) <= self.place_radius
-        return torch.from_numpy(near.astype(np.float32))
+        distance = self._distance(observation.numpy(), np.array(self.place, dtype=np.float32))
+        return torch.from_numpy((distance <= self.place_radius).astype(np.float32))
