@@ -27,10 +27,10 @@ class OwnEncoder(nn.Module):
     def __init__(self, observation_spec: TensorSpec, action_dim: int, out_features: int) -> None:
         super().__init__()
         dim = observation_spec.shape[-1]
-        self.place, self.reward = nn.Linear(2 * dim + action_dim, 64), nn.Linear(1, 64)
+        self.place, self.reward = nn.Linear(2 * dim + action_dim, 64), nn.LazyLinear(64)
         self.head = nn.Sequential(nn.LayerNorm(64), nn.Linear(64, 64), nn.ReLU(), nn.Linear(64, out_features))
 
-    def forward(self, observation: Tensor, action: Tensor, reward: Tensor, next_observation: Tensor) -> Tensor:
-        """[..., D], [..., P], [..., 1] and [..., D] to [..., out_features]."""
+    def forward(self, observation: Tensor, action: Tensor, evidence: Tensor, next_observation: Tensor) -> Tensor:
+        """[..., D], [..., P], [..., E] and [..., D] to [..., out_features]."""
         place = self.place(torch.cat([observation, action, next_observation], -1))
-        return self.head(place.tanh() * self.reward(reward).sigmoid())
+        return self.head(place.tanh() * self.reward(evidence).sigmoid())

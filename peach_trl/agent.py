@@ -12,6 +12,7 @@ from peach_trl.config import ConfigError
 from peach_trl.context.belief import Belief
 from peach_trl.context.tracker import BeliefTracker
 from peach_trl.envs.goal_space import GoalSpace
+from peach_trl.hierarchy.evidence import Evidence
 from peach_trl.hierarchy.policy import HierarchyActor, HierarchyClock, HierarchyPolicy
 from peach_trl.hierarchy.structure import Hierarchy, HierarchyConfig
 from peach_trl.levels.goal_level import GoalLevel, LowerConfig
@@ -36,6 +37,7 @@ class Agent(nn.Module):
     Attributes:
         levels: the goal-reaching levels, bottom up; all of them where the top level's objective is a goal.
         top: the top level that follows the task's reward; ``None`` where its objective is a goal.
+        evidence: what beliefs read of a decision's rewards.
 
     Examples:
         >>> from peach_trl.experiment import PeachConfig, make_agent, make_library
@@ -63,7 +65,9 @@ class Agent(nn.Module):
         seeds: int | None = None,
     ) -> None:
         super().__init__()
-        self.reward_scale, self.seeds = reward_scale, seeds
+        self.seeds = seeds
+        peak, scale = context.evidence == "peak", reward_scale * context.reward_factor
+        self.evidence = Evidence(peak=peak, scale=scale, steps=hierarchy.top_steps)
         if top.observe_goal and env.goal_space is None:
             raise ConfigError(
                 "top.observe_goal = True: the tasks of this environment are no states to reach; set it to false"
@@ -126,7 +130,7 @@ class Agent(nn.Module):
                     trajectories=trajectories,
                     read=self.top.context.read,
                     update=self.top.context.update,
-                    reward_scale=self.reward_scale,
+                    evidence=self.evidence,
                     num_tasks=num_tasks,
                     seed=seed,
                 )

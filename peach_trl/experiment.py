@@ -440,7 +440,8 @@ def make_transitions(config: Config, library: TaskLibrary, agent: Agent) -> Leve
         return config.env.dense_reward(observation, library.parameters[task_id.squeeze(-1)])
 
     learnt = dense if config.transitions.reward == "dense" else None
-    return LevelTransitions(agent.hierarchy, config.transitions, config.seed, learnt)
+    evidence = agent.evidence if config.context.latent_dim else None
+    return LevelTransitions(agent.hierarchy, config.transitions, config.seed, learnt, evidence)
 
 
 def make_task_buffer(config: Config, library: TaskLibrary) -> TaskReplayBuffer:

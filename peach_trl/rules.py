@@ -11,6 +11,7 @@ key                             rule                                why
 ``transitions.reward_scale``    40 / (T r)                          a perfect episode is worth 40, whatever the task
 ``top.gamma``                   (1 - 1 / D)^(1 / K)                 a decision looks ahead for about an episode
 ``top.test_penalty``            4 / D                               10 % of a perfect decision
+``context.reward_factor``       D / 10                              the encoder reads a perfect decision as 4
 ``train.iterations``            2 million / (tasks x L x T),        passes of collecting and learning make the
                                 within 50 and 150                   difference, not rows that play side by side
 ==============================  ==================================  ===============================================
@@ -34,6 +35,7 @@ KEYS = (
     "transitions.reward_scale",
     "top.gamma",
     "top.test_penalty",
+    "context.reward_factor",
     "train.iterations",
 )
 STEPS, LEAST, MOST = 2_000_000, 50, 150  # environment steps of a run, and iterations of it
@@ -107,6 +109,7 @@ def resolve(
         ),
         "top.gamma": lambda key: (_rounded((1 - 1 / max(D, 2)) ** (1 / K)), f"(1 - 1 / {D:g} decisions)^(1 / {K})"),
         "top.test_penalty": lambda key: (_rounded(4 / D), f"4 / {D:g} decisions"),
+        "context.reward_factor": lambda key: (_rounded(D / 10), f"{D:g} decisions / 10"),
         "train.iterations": lambda key: (
             min(max(STEPS // (rows * trajectories * T) - before, LEAST), MOST),
             f"{STEPS:,} steps / ({rows} rows x {trajectories} trajectories x {T} steps) - {before}, "

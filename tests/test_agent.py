@@ -20,7 +20,7 @@ TASKS, ROWS, CONTEXT, STEPS = 3, 16, 5, 3
 #: the source's reading of the context, and PEARL's encoder
 SOURCE = {
     "context__read": "sample", "context__next": "same", "context__update": "trajectory", "context__norm": False,
-    "context__precision": "softplus", "context__bootstrap": False,
+    "context__precision": "softplus", "context__bootstrap": False, "context__evidence": "reward",
 }  # fmt: skip
 
 
@@ -142,7 +142,7 @@ def test_a_gradient_step_with_a_belief(following, bootstrap, n_step):
     config = tiny_config(
         top__alpha_1=3e-3, top__alpha_2=1e-3, top__alpha_3=2e-3, top__loss_kl=0.3, top__gamma=0.9,
         top__test_penalty=0.7, context__next=following, context__bootstrap=bootstrap, context__slow=1.0,
-        top__n_step=n_step,
+        context__evidence="reward", top__n_step=n_step,
     )  # fmt: skip
     agent = tiny_agent(config)
     actor, critics, targets = top_copies(agent)
@@ -462,7 +462,7 @@ def test_every_combination_collects_and_learns(depth, objective, observe_goal, l
     assert batch["action"].abs().max() <= 1 and ("goal" in batch.keys()) == observe_goal
     if latent_dim:
         assert batch["belief"].shape == (2, 4, 2 * latent_dim)
-    rows = LevelTransitions(agent.hierarchy, config.transitions)(batch)
+    rows = LevelTransitions(agent.hierarchy, config.transitions, evidence=agent.evidence)(batch)
     assert len(rows) == depth
     for level, transitions in zip(agent.levels, rows, strict=False):
         losses = level.update(transitions)
@@ -482,7 +482,9 @@ def test_every_belief_collects_and_learns(belief, read, update):
     config = tiny_config(context__belief=belief, context__read=read, context__update=update)
     agent = tiny_agent(config)
     before = copy.deepcopy(agent.top.belief.state_dict())
-    rows = LevelTransitions(agent.hierarchy, config.transitions)(record(config, agent.make_policy(2), [0, 2], 40))[-1]
+    rows = LevelTransitions(agent.hierarchy, config.transitions, evidence=agent.evidence)(
+        record(config, agent.make_policy(2), [0, 2], 40)
+    )[-1]
     rows = rows.reshape(2, -1)
     rows.set("mask", torch.ones(rows.shape, dtype=torch.bool)).set("part", rows["episode"].squeeze(-1) % 2)
     for _ in range(3):  # the heads of attention and recurrent start at zero

@@ -188,10 +188,10 @@ def test_bad_arguments_are_refused():
 class OwnEncoder(nn.Module):
     def __init__(self, observation_spec, action_dim, out_features):
         super().__init__()
-        self.net = nn.Linear(2 * observation_spec.shape[-1] + action_dim + 1, out_features)
+        self.net = nn.Linear(3 * observation_spec.shape[-1] + action_dim + 2, out_features)
 
-    def forward(self, observation, action, reward, next_observation):
-        return self.net(torch.cat([observation, action, reward, next_observation], -1)).tanh()
+    def forward(self, observation, action, evidence, next_observation):
+        return self.net(torch.cat([observation, action, evidence, next_observation], -1)).tanh()
 
 
 def test_an_encoder_is_handed_in_as_an_object_or_by_name():
@@ -232,7 +232,7 @@ def test_an_agent_with_an_encoder_of_ones_own_is_loaded(tmp_path):
 
 def meta_episodes(config, agent, batch):
     """The converted decisions of every row's meta-episodes, in order."""
-    rows = LevelTransitions(agent.hierarchy, config.transitions)(batch)[-1]
+    rows = LevelTransitions(agent.hierarchy, config.transitions, evidence=agent.evidence)(batch)[-1]
     return {
         number: rows[(rows["meta_episode"] == number).squeeze(-1)] for number in rows["meta_episode"].unique().tolist()
     }

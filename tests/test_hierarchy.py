@@ -15,6 +15,7 @@ from torchrl.envs.utils import ExplorationType, set_exploration_type
 from torchrl.modules import get_primers_from_module
 
 from peach_trl.envs.goal_space import GoalSpace
+from peach_trl.hierarchy.evidence import Evidence, higher
 from peach_trl.hierarchy.policy import HierarchyActor, HierarchyClock, HierarchyPolicy
 from peach_trl.hierarchy.structure import Hierarchy, HierarchyConfig
 from peach_trl.hierarchy.transitions import HINDSIGHT_ACTION, SUBGOAL_TEST, LevelTransitions, TransitionsConfig
@@ -187,3 +188,29 @@ def test_the_reference_covers_every_kind_of_transition():
     for rows in lower:
         first = rows[(rows["transition_type"] == HINDSIGHT_ACTION).squeeze(-1)]
         assert 0 < first["next", "terminated"].float().mean() < 1
+
+
+# Evidence.
+
+
+@pytest.mark.parametrize("peak", [False, True])
+def test_evidence_of_decisions_is_what_a_loop_over_steps_notes(peak):
+    evidence = Evidence(peak=peak, scale=0.5, steps=4)
+    generator = torch.Generator().manual_seed(0)
+    reward = torch.randint(-1, 2, (40,), generator=generator).float()
+    states = torch.randn(40, 3, generator=generator)
+    ends = torch.tensor([3, 4, 9, 17, 30, 39])
+    starts = torch.cat([torch.zeros(1, dtype=torch.int64), ends[:-1] + 1])
+    found = evidence.of_decisions(reward, states, starts, ends)
+    assert found.shape == (6, evidence.dim(3)) and found.dtype == torch.float32
+    for row, (start, end) in enumerate(zip(starts.tolist(), ends.tolist(), strict=True)):
+        total, best, place = torch.zeros(1), torch.full((1,), -torch.inf), torch.zeros(3)
+        for t in range(start, end + 1):
+            total, (best, place) = total + reward[t], higher(reward[t].view(1), best, place, states[t])
+        torch.testing.assert_close(found[row], evidence.of(total, best, place))
+        if peak:
+            first = start + int(reward[start : end + 1].argmax())
+            assert torch.equal(found[row, 2:], states[first])
+            assert found[row, 1] == 0.5 * 4 * reward[start : end + 1].max()
+    empty = torch.zeros(0, dtype=torch.int64)
+    assert evidence.of_decisions(reward, states, empty, empty).shape == (0, evidence.dim(3))

@@ -71,7 +71,8 @@ def test_dense_reward_is_learnt_from_and_beliefs_read_the_sparse_one():
     sparse = transitions_of(
         dataclasses.replace(config, transitions=dataclasses.replace(config.transitions, reward="task")), library, agent
     )(batch)[-1]
-    assert torch.equal(dense["next", "evidence"], sparse["next", "reward"])
+    assert torch.equal(dense["next", "evidence"], sparse["next", "evidence"])
+    assert torch.equal(sparse["next", "evidence"][:, :1], sparse["next", "reward"])  # 10 decisions: a factor of 1
     distance = torch.linalg.vector_norm(
         batch["next", "observation"] - library.parameters[batch["task_id"].squeeze(-1)], dim=-1
     )
@@ -80,7 +81,7 @@ def test_dense_reward_is_learnt_from_and_beliefs_read_the_sparse_one():
     buffer = make_task_buffer(config, library)
     buffer.extend(dense)
     sequences = make_sequence_sampler(config, buffer)(torch.tensor([0]))
-    assert torch.equal(Transition.of(sequences).reward, sequences["next", "evidence"])
+    assert torch.equal(Transition.of(sequences).evidence, sequences["next", "evidence"])
     losses = agent.top.update(sequences)
     assert torch.isfinite(losses["loss_qvalue"]).all()
 

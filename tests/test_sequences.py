@@ -134,7 +134,7 @@ def test_sequences_of_collected_experience():
     config = tiny_config()
     agent = tiny_agent(config)
     batch = record(config, agent.make_policy(trajectories=2), [0, 0, 1], 4 * 20)
-    convert = LevelTransitions(agent.hierarchy, config.transitions)
+    convert = LevelTransitions(agent.hierarchy, config.transitions, evidence=agent.evidence)
     buffer = TaskReplayBuffer(2, 1000, episodes=60, seed=0)
     for start in range(0, 80, 20):
         buffer.extend(convert(batch[:, start : start + 20])[-1])

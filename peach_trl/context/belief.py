@@ -28,7 +28,9 @@ from torchrl.data import TensorSpec
 from peach_trl.config import ConfigError, option
 from peach_trl.context.encoder import ContextEncoder, Transition, find_encoder
 from peach_trl.context.products import Products, exponential
+from peach_trl.hierarchy.evidence import Evidence
 
+EVIDENCE = ("reward", "peak")
 BELIEFS = ("product", "attention", "recurrent")
 
 
@@ -39,6 +41,10 @@ class BeliefConfig:
     latent_dim: int = option(low=0, high=64, help="dimensions of the context variable z; 0 is no context at all")
     belief: str = option(choices=BELIEFS, help="how the decisions so far are summed up")
     encoder: str | None = option(help="an encoder of one's own, module:Class; null for ContextEncoder")
+    evidence: str = option(
+        choices=EVIDENCE, help="what it reads of a decision's rewards: their sum, or also the highest and its state"
+    )
+    reward_factor: float = option(above=0, auto=True, help="further factor on the scaled rewards that it reads")
     cells: tuple[int, ...] = option(low=1, help="units of the encoder's hidden layers")
     norm: bool = option(help="layer normalisation in the encoder")
     bf16: bool = option(help="compute the encoder in bfloat16")
@@ -47,6 +53,10 @@ class BeliefConfig:
     )
     features: int = option(low=1, help="belief=attention | recurrent: size of a transition's embedding")
     decisions: int | None = option(low=1, help="the belief is made of the last so many decisions; null: of all")
+
+    def evidence_dim(self, observation_dim: int) -> int:
+        """How many numbers the encoder reads of a decision's rewards, E."""
+        return Evidence(peak=self.evidence == "peak").dim(observation_dim)
 
     def check(self) -> None:
         """Refuses a window where there is none, and an encoder that is not there."""
@@ -409,6 +419,8 @@ def make_belief(
         ConfigError: if the encoder puts out another number of features.
     """
     out = 2 * config.latent_dim if config.belief == "product" else config.features
+    dim = observation_spec.shape[-1]
+    evidence = config.evidence_dim(dim)
     own = encoder is not None or config.encoder is not None
     if seeds is not None and (own or config.belief != "product"):
         return BeliefOfSeeds(make_belief(config, observation_spec, action_dim, encoder), seeds)
@@ -416,9 +428,9 @@ def make_belief(
         encoder = find_encoder(config.encoder)(observation_spec, action_dim, out)
     if encoder is None:
         encoder = ContextEncoder(
-            observation_spec, action_dim, out, config.cells, config.norm, seeds=seeds, bf16=config.bf16
+            observation_spec, action_dim, out, config.cells, config.norm, evidence, seeds=seeds, bf16=config.bf16
         )
-    _try(encoder, observation_spec.shape[-1], action_dim, out, seeds or 1)
+    _try(encoder, (dim, action_dim, evidence, dim), out, seeds or 1)
     make: dict[str, Callable[[], Belief]] = {
         "product": lambda: GaussianProduct(
             encoder, config.latent_dim, decisions=config.decisions, precision=config.precision
@@ -435,9 +447,8 @@ def make_belief(
     return make[config.belief]()
 
 
-def _try(encoder: nn.Module, observation_dim: int, action_dim: int, out: int, seeds: int) -> None:
+def _try(encoder: nn.Module, sizes: tuple[int, ...], out: int, seeds: int) -> None:
     """Tries the encoder on two transitions of zeros for each seed."""
-    sizes = (observation_dim, action_dim, 1, observation_dim)
     with torch.no_grad():
         shape = tuple(encoder(*(torch.zeros(2 * seeds, size) for size in sizes)).shape)
     if shape != (2 * seeds, out):

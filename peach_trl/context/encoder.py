@@ -21,28 +21,28 @@ from peach_trl.modules.perceptron import Perceptron
 
 
 class Transition(NamedTuple):
-    """One decision of the top level, or many: (s, a, r, s').
+    """One decision of the top level, or many: (s, a, r, s'), where r may be more than a reward.
 
     Attributes:
         observation: s, where the decision began, [..., D].
         action: a, the proposal with hindsight, [..., P] in [-1, 1].
-        reward: r, the task's rewards over the decision, scaled, [..., 1]; where learning has another reward, these are
-            its ``evidence``.
+        evidence: r, what the decision showed of the task's reward, [..., E]; alone it is the sum over its steps, see
+            :class:`~peach_trl.hierarchy.evidence.Evidence`.
         next_observation: s', where it ended, [..., D].
     """
 
     observation: Tensor
     action: Tensor
-    reward: Tensor
+    evidence: Tensor
     next_observation: Tensor
 
     @classmethod
     def of(cls, tensordict: TensorDictBase) -> Transition:
-        """The four entries of a TensorDict of transitions, as TorchRL names them."""
+        """The entries of a TensorDict of transitions, as TorchRL names them; without evidence it is the reward."""
         after = tensordict.get("next")
-        reward = after.get("evidence", None)
-        reward = after.get("reward") if reward is None else reward
-        return cls(tensordict.get("observation"), tensordict.get("action"), reward, after.get("observation"))
+        evidence = after.get("evidence", None)
+        evidence = after.get("reward") if evidence is None else evidence
+        return cls(tensordict.get("observation"), tensordict.get("action"), evidence, after.get("observation"))
 
 
 class ContextEncoder(nn.Module):
@@ -51,9 +51,10 @@ class ContextEncoder(nn.Module):
     Args:
         observation_spec: spec of the observation, [..., D]; a bounded one gives the scale of the network's input.
         action_dim: dimensions of the top level's proposal, P.
-        out_features: numbers to put out, E, as the belief asks for.
+        out_features: numbers to put out, as the belief asks for.
         cells: units of the hidden layers.
         norm: layer normalisation behind each hidden layer. Without it one seed of three never learnt.
+        evidence_dim: E; 1 for a reward, 2 + D with the highest one and its state.
         seeds: how many networks at once, see :class:`~peach_trl.modules.perceptron.Perceptron`.
         bf16: compute in bfloat16.
 
@@ -66,6 +67,7 @@ class ContextEncoder(nn.Module):
     """
 
     scale: Tensor
+    evidence_scale: Tensor
 
     def __init__(
         self,
@@ -74,22 +76,29 @@ class ContextEncoder(nn.Module):
         out_features: int,
         cells: Sequence[int] = (64, 64),
         norm: bool = True,
+        evidence_dim: int = 1,
         *,
         seeds: int | None = None,
         bf16: bool = False,
     ) -> None:
         super().__init__()
         self.register_buffer("scale", observation_scale(observation_spec))
-        features = 2 * observation_spec.shape[-1] + action_dim + 1
+        of_state = (evidence_dim - 2) * (evidence_dim > 1)
+        if of_state not in (0, observation_spec.shape[-1]):
+            raise ValueError(f"evidence_dim = {evidence_dim}: must be 1 or 2 + D = {2 + observation_spec.shape[-1]}")
+        evidence_scale = torch.cat([torch.ones(evidence_dim - of_state), self.scale[:of_state]])
+        self.register_buffer("evidence_scale", evidence_scale)
+        features = 2 * observation_spec.shape[-1] + action_dim + evidence_dim
         self.net = Perceptron(features, out_features, cells, norm, seeds=seeds, bf16=bf16)
 
-    def forward(self, observation: Tensor, action: Tensor, reward: Tensor, next_observation: Tensor) -> Tensor:
-        """What each transition says, [..., E]; the arguments are those of :class:`Transition`."""
-        return self.net(self.features(observation, action, reward, next_observation))
+    def forward(self, observation: Tensor, action: Tensor, evidence: Tensor, next_observation: Tensor) -> Tensor:
+        """What each transition says, [..., out]; the arguments are those of :class:`Transition`."""
+        return self.net(self.features(observation, action, evidence, next_observation))
 
-    def features(self, observation: Tensor, action: Tensor, reward: Tensor, next_observation: Tensor) -> Tensor:
-        """What the network reads of transitions, [..., 2 D + P + 1]."""
-        return torch.cat([observation * self.scale, action, reward, next_observation * self.scale], -1)
+    def features(self, observation: Tensor, action: Tensor, evidence: Tensor, next_observation: Tensor) -> Tensor:
+        """What the network reads of transitions, [..., 2 D + P + E]."""
+        scale = self.scale
+        return torch.cat([observation * scale, action, evidence * self.evidence_scale, next_observation * scale], -1)
 
 
 def find_encoder(path: str) -> Callable[[TensorSpec, int, int], nn.Module]:

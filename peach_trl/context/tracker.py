@@ -18,13 +18,15 @@ from torchrl.data import Composite, Unbounded
 
 from peach_trl.context.belief import Belief, GaussianProduct
 from peach_trl.context.encoder import ContextEncoder, Transition
+from peach_trl.hierarchy.evidence import NONE_YET, Evidence, higher
 from peach_trl.hierarchy.structure import Hierarchy
 from peach_trl.modules.carried import ArrayPerceptron, CarriedState, Frame, StepModule
 from peach_trl.seeding import ProcessGenerator
 
 READINGS, UPDATES = ("belief", "sample"), ("decision", "trajectory")
 _STATE = ("state", "observation", "reward", "reached", "trajectory", "meta_episode")
-KEYS: dict[str, NestedKey] = {name: ("context", name) for name in _STATE}
+_PEAK = ("peak", "peak_observation")
+KEYS: dict[str, NestedKey] = {name: ("context", name) for name in (*_STATE, *_PEAK)}
 
 
 def context_key(read: str) -> str:
@@ -38,7 +40,8 @@ class BeliefTracker(StepModule):
     Reads ``observation`` [N, D], ``("hierarchy", "start" | "acts")``, the subgoal or proposal in force, and its own
     state under ``"context"``; writes ``belief`` [N, 2 Z] or ``z`` [N, Z], and its state: ``state`` [N, S] of the
     belief, ``observation`` where the decision in force began, ``reward`` since then, ``reached`` by the last step, the
-    number of the ``trajectory`` within the meta-episode and the number of the ``meta_episode``, from 0.
+    number of the ``trajectory`` within the meta-episode and the number of the ``meta_episode``, from 0; and if the
+    evidence has peaks, the highest reward ``peak`` of a step of the decision in force and its ``peak_observation``.
 
     Args:
         belief: what is kept.
@@ -48,7 +51,8 @@ class BeliefTracker(StepModule):
         read: ``"belief"``: the parameters of q; ``"sample"``: a draw z ~ q.
         update: ``"decision"``: read anew at every decision of the top level; ``"trajectory"``: at the first one of each
             trajectory only.
-        reward_scale: factor on rewards, the same as that of the recorded transitions.
+        evidence: what the belief reads of a decision's rewards, the same as in the recorded transitions; ``None``:
+            their sum.
         num_tasks: with a number, trajectories start from a table with a belief for each task instead, which
             :meth:`condition` sets: Algorithm 1 as the source has it.
         seed: of the draws of z; ``None`` for this process's seed.
@@ -77,7 +81,7 @@ class BeliefTracker(StepModule):
         trajectories: int = 1,
         read: str = "belief",
         update: str = "decision",
-        reward_scale: float = 1.0,
+        evidence: Evidence | None = None,
         num_tasks: int | None = None,
         seed: int | None = None,
     ) -> None:
@@ -88,13 +92,16 @@ class BeliefTracker(StepModule):
         if trajectories < 1:
             raise ValueError(f"trajectories = {trajectories}: a meta-episode has at least 1")
         self.belief, self.hierarchy, self.observation_dim = belief, hierarchy, observation_dim
-        self.trajectories, self.read, self.update_at, self.reward_scale = trajectories, read, update, reward_scale
+        self.trajectories, self.read, self.update_at = trajectories, read, update
+        self.evidence = evidence = Evidence() if evidence is None else evidence
         self.register_buffer("table", None if num_tasks is None else belief.initial(num_tasks))
         self._generator = ProcessGenerator("latent", seed)
         self._product = _Product.of(belief)
         self._done = ("hierarchy", "goal") if hierarchy.depth > 1 else ("hierarchy", "proposal")
         self.key = context_key(read)
-        own: list[NestedKey] = [self.key, *KEYS.values()]
+        self._keys = {name: KEYS[name] for name in (*_STATE, *_PEAK[: 2 * evidence.peak])}
+        own: list[NestedKey] = [self.key, *self._keys.values()]
+        self._rewards = [KEYS["reward"], *(KEYS[name] for name in _PEAK[: 2 * evidence.peak])]
         self.in_keys = ["observation", ("hierarchy", "start"), ("hierarchy", "acts"), self._done, *own]
         self.in_keys += ["task_id"] * (num_tasks is not None)
         self.out_keys = own
@@ -106,7 +113,7 @@ class BeliefTracker(StepModule):
         deciding = np.count_nonzero(decides)
         if not deciding:
             return
-        kept, every = {name: arrays[key] for name, key in KEYS.items()}, deciding == decides.size
+        kept, every = {name: arrays[key] for name, key in self._keys.items()}, deciding == decides.size
         state = self._taken_in(frame)
         state = state if every else np.where(decides, state, kept["state"])
         trajectory = kept["trajectory"]
@@ -123,6 +130,8 @@ class BeliefTracker(StepModule):
         reads = decides if self.update_at == "decision" else start
         new = {self.key: self._reading(state), KEYS["observation"]: arrays["observation"]}
         new[KEYS["reward"]] = np.zeros_like(kept["reward"])
+        if self.evidence.peak:
+            new[KEYS["peak"]] = np.full_like(kept["peak"], NONE_YET)
         for key, value in new.items():
             where = reads if key == self.key else decides
             full = every if where is decides else where.all()
@@ -144,7 +153,8 @@ class BeliefTracker(StepModule):
         if self.hierarchy.depth > 1:
             parts = (torch.from_numpy(part) for part in (observation, action[..., -1, :], reached))
             action = self.hierarchy.hindsight_action(self.hierarchy.top, *parts).numpy()
-        added = product.statistics(observation, action, np.float32(self.reward_scale) * arrays[KEYS["reward"]], reached)
+        evidence = self.evidence.of(*(arrays[key] for key in self._rewards))
+        added = product.statistics(observation, action, evidence, reached)
         return arrays[KEYS["state"]] + added * (arrays[KEYS["trajectory"]] >= 0)
 
     @torch.no_grad()
@@ -154,7 +164,8 @@ class BeliefTracker(StepModule):
         action = tensordict.get(self._done)
         if self.hierarchy.depth > 1:  # the same as LevelTransitions makes of it
             action = self.hierarchy.hindsight_action(self.hierarchy.top, observation, action[..., -1, :], reached)
-        transition = Transition(observation, action, self.reward_scale * tensordict.get(KEYS["reward"]), reached)
+        evidence = self.evidence.of(*(tensordict.get(key) for key in self._rewards))
+        transition = Transition(observation, action, evidence, reached)
         state = tensordict.get(KEYS["state"])
         begun = tensordict.get(KEYS["trajectory"]) >= 0
         return torch.where(begun, self.belief.update(state, transition), state)
@@ -192,7 +203,7 @@ class BeliefTracker(StepModule):
 
     def make_tensordict_primer(self) -> CarriedState:
         """The transform that adds the tracker's state to an environment, kept when rows are reset."""
-        return _TrackerState(self.belief, self.observation_dim, self.key)
+        return _TrackerState(self.belief, self.observation_dim, self.key, self.evidence)
 
 
 _ONE, _HALF, _LOW, _HIGH = np.float32(1), np.float32(-0.5), np.float32(-8), np.float32(10)
@@ -218,9 +229,10 @@ class _Product:
 
     def statistics(self, *transition: np.ndarray) -> np.ndarray:
         """See :meth:`GaussianProduct.statistics`."""
-        observation, action, reward, reached = transition
-        scale = self._scale["scale"].numpy()  # type: ignore[union-attr]
-        out = self.encoder(np.concatenate([observation * scale, action, reward, reached * scale], -1))
+        observation, action, evidence, reached = transition
+        scale, of_evidence = (self._scale[name].numpy() for name in ("scale", "evidence_scale"))  # type: ignore
+        read = [observation * scale, action, evidence * of_evidence, reached * scale]
+        out = self.encoder(np.concatenate(read, -1))
         size = out.shape[-1] // 2
         mu, x = out[..., :size], out[..., size:]
         precision = x - _ONE
@@ -241,16 +253,18 @@ class _Product:
 class _TrackerState(CarriedState):
     """The state of a tracker; notes what a step reached, and the rewards since the decision in force began."""
 
-    def __init__(self, belief: Belief, observation_dim: int, key: str) -> None:
+    def __init__(self, belief: Belief, observation_dim: int, key: str, evidence: Evidence) -> None:
         observation, number = Unbounded(observation_dim), Unbounded(1, dtype=torch.int64)
         context = {
             "state": Unbounded(belief.state_dim),
             **{"observation": observation, "reached": observation.clone(), "reward": Unbounded(1)},
             **{"trajectory": number, "meta_episode": number.clone()},
         }
+        if evidence.peak:
+            context |= {"peak": Unbounded(1), "peak_observation": observation.clone()}
         read = Unbounded(2 * belief.latent_dim if key == "belief" else belief.latent_dim)
         values: dict[Any, float] = {
-            name: -1.0 if name[1] in ("trajectory", "meta_episode") else 0.0 for name in KEYS.values()
+            ("context", name): -1.0 if name in ("trajectory", "meta_episode") else 0.0 for name in context
         }
         primers = Composite({key: read, "context": Composite(context)})
         super().__init__(primers, default_value={key: 0.0, **values}, expand_specs=True)
@@ -260,5 +274,10 @@ class _TrackerState(CarriedState):
 
 
 def _noted(before: Any, after: Any) -> dict[NestedKey, Tensor]:
-    """What is kept of a step: where it led, and the rewards since the decision in force began."""
-    return {KEYS["reached"]: after.get("observation"), KEYS["reward"]: before.get(KEYS["reward"]) + after.get("reward")}
+    """What is kept of a step: where it led, and of the rewards since the decision in force began."""
+    reward, reached, peak = after.get("reward"), after.get("observation"), before.get(KEYS["peak"], None)
+    noted: dict[NestedKey, Any] = {KEYS["reached"]: reached, KEYS["reward"]: before.get(KEYS["reward"]) + reward}
+    if peak is not None:
+        peaks = higher(reward, peak, before.get(KEYS["peak_observation"]), reached)
+        noted[KEYS["peak"]], noted[KEYS["peak_observation"]] = peaks
+    return noted

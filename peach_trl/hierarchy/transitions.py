@@ -18,6 +18,7 @@ from torch import Tensor
 
 from peach_trl.config import option
 from peach_trl.envs.goal_space import GoalSpace
+from peach_trl.hierarchy.evidence import Evidence
 from peach_trl.hierarchy.structure import Hierarchy
 from peach_trl.seeding import named_generator
 
@@ -64,14 +65,16 @@ class LevelTransitions:
     ``goal`` only if the environment shows it, ``steps_to_next_obs``, the environment steps of the decision, from which
     TorchRL's value estimators discount per step, and above a lower level ``proposal`` [M, P] and ``missed`` bool
     [M, 1]: it was tested, and missed with the attempts used up. ``meta_episode`` [M, 1] numbers the meta-episodes of
-    all rows, if the policy tracks a belief. With ``dense`` its reward is that one's, and ``("next", "evidence")``
-    [M, 1] is the task's own, which beliefs read: they will have no other when it is tested.
+    all rows, if the policy tracks a belief. With ``evidence``, ``("next", "evidence")`` [M, E] is what beliefs read of
+    the task's rewards. With ``dense`` its reward is that one's; beliefs still read the task's own: they will have no
+    other when it is tested.
 
     Args:
         hierarchy: the hierarchy that recorded the batches.
         config: hindsight goals and reward scale.
         seed: for drawing hindsight goals.
         dense: a reward to learn from in place of the task's, as PEARL has for its sparse point robot.
+        evidence: what beliefs read of a decision's rewards; ``None``: their sum, as the top level learns from it.
 
     Examples:
         >>> from peach_trl.experiment import PeachConfig, make_agent, make_env, make_library
@@ -95,8 +98,13 @@ class LevelTransitions:
         config: TransitionsConfig,
         seed: int | None = None,
         dense: DenseReward | None = None,
+        evidence: Evidence | None = None,
     ) -> None:
+        if dense is not None and evidence is None:
+            evidence = Evidence(scale=config.reward_scale)
         self.hierarchy, self.config, self.dense = hierarchy, config, dense
+        self._learnt = Evidence(scale=config.reward_scale)
+        self.evidence = None if evidence == self._learnt and dense is None else evidence
         self._generator = named_generator("hindsight", seed)
         self._meta_episodes = self._offset = 0
         self.reset()
@@ -206,10 +214,10 @@ class LevelTransitions:
             ("next", "done"): flat["done"][end].unsqueeze(-1),
         }
         if hierarchy.space_of(level) is None:
-            rows["next", "reward"] = self._summed(flat["reward"], decisions)
-            if self.dense is not None:
-                rows["next", "evidence"] = rows["next", "reward"]
-                rows["next", "reward"] = self._summed(flat["learnt"], decisions)
+            rewards = flat["reward" if self.dense is None else "learnt"]
+            rows["next", "reward"] = self._learnt.of_decisions(rewards, flat["reached"], start, end)
+            if self.evidence is not None:
+                rows["next", "evidence"] = self.evidence.of_decisions(flat["reward"], flat["reached"], start, end)
             rows["steps_to_next_obs"] = (end - start + 1).unsqueeze(-1)
             rows["next", "terminated"] = flat["terminated"][end].unsqueeze(-1)
         else:
@@ -221,12 +229,6 @@ class LevelTransitions:
         elif "end_goal" in flat.keys():  # known, be it reached for, or only read by a top that follows the reward
             rows["goal"] = rows["next", "goal"] = flat["end_goal"][start]
         return rows
-
-    def _summed(self, reward: Tensor, decisions: _Decisions) -> Tensor:
-        """The rewards [N * T] over each decision, scaled, [M, 1]."""
-        total = reward.double().cumsum(0)
-        summed = total[decisions.end] - total[decisions.start] + reward[decisions.start].double()
-        return (self.config.reward_scale * summed).float().unsqueeze(-1)
 
     def _hindsight_goal(
         self, space: GoalSpace, flat: TensorDictBase, decisions: _Decisions, rows: _Columns
