@@ -28,6 +28,8 @@ from peach_trl.data.task_replay import TaskReplayBuffer
 from peach_trl.envs.families import FamilyConfig
 from peach_trl.envs.point import PointConfig
 from peach_trl.envs.tasks import TaskLibrary
+from peach_trl.hierarchy.exploration import Exploration, ExplorationConfig
+from peach_trl.hierarchy.policy import HierarchyPolicy
 from peach_trl.hierarchy.structure import HierarchyConfig
 from peach_trl.hierarchy.transitions import LevelTransitions, TransitionsConfig
 from peach_trl.levels.goal_level import LowerConfig
@@ -98,6 +100,7 @@ class Config:
     lower: LowerConfig
     replay: ReplayConfig
     train: TrainConfig
+    exploration: ExplorationConfig
     collector: CollectorConfig
     evaluation: EvaluationConfig
 
@@ -404,6 +407,8 @@ def collecting(
 
     TorchRL's worker processes are no daemons: without a shutdown, an error here would wait for them for ever.
     """
+    if isinstance(policy, HierarchyPolicy):
+        policy.explore(tasks=torch.zeros(library.num_tasks))  # so that copies and workers have as many
     plays = policy if config.device == "cpu" else copy.deepcopy(policy).to("cpu")
     collector = make_collector(config, library, plays)
 
@@ -442,6 +447,12 @@ def make_transitions(config: Config, library: TaskLibrary, agent: Agent) -> Leve
     learnt = dense if config.transitions.reward == "dense" else None
     evidence = agent.evidence if config.context.latent_dim else None
     return LevelTransitions(agent.hierarchy, config.transitions, config.seed, learnt, evidence)
+
+
+def make_exploration(config: Config, library: TaskLibrary) -> Exploration:
+    """What says on which tasks the top level is to explore."""
+    values, tasks = dataclasses.asdict(config.exploration), library.split("train")
+    return Exploration(tasks, library.num_tasks, **values, seeds=config.seeds, seed=config.seed)
 
 
 def make_task_buffer(config: Config, library: TaskLibrary) -> TaskReplayBuffer:

@@ -16,6 +16,7 @@ from peach_trl.experiment import (
     HacConfig,
     collecting,
     make_agent,
+    make_exploration,
     make_level_buffer,
     make_library,
     make_sequence_sampler,
@@ -41,18 +42,20 @@ def main(config: HacConfig, run_dir: Path) -> None:
     replays = [make_level_buffer(config, library, level) for level in range(len(agent.levels))]
     S = make_sequence_sampler(config, B)
     transitions = make_transitions(config, library, agent)
+    exploration = make_exploration(config, library)  # of tasks that bring no more than chance
     train = config.train
 
     with Runs(run_dir, config) as runs, collecting(config, library, policy) as trajectories:
         report = Report(runs, agent, config, library)
         for phase in phases(config, agent):
-            policy.explore(warmup=phase.warmup, at_random=phase.at_random)
+            policy.explore(warmup=phase.warmup, at_random=phase.at_random, tasks=exploration.shares())
             if phase.forgets:
                 B.empty()  # what the top level met while nothing below it worked
 
             for l in range(train.trajectories):
                 batch = next(trajectories)  # TRAIN-LEVEL(top, s)
                 rows = transitions(batch)
+                exploration.collected(batch, phase.at_random)
                 report.collected(batch, l)
                 if top is not None:
                     B.extend(rows[-1])

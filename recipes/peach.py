@@ -17,6 +17,7 @@ from peach_trl.experiment import (
     PeachConfig,
     collecting,
     make_agent,
+    make_exploration,
     make_level_buffer,
     make_library,
     make_sequence_sampler,
@@ -42,12 +43,13 @@ def main(config: PeachConfig, run_dir: Path) -> None:
     replays = [make_level_buffer(config, library, level) for level in range(len(lower))]  # one a goal-reaching level
     S_c = make_sequence_sampler(config, B)
     transitions = make_transitions(config, library, agent)
+    exploration = make_exploration(config, library)  # of tasks that bring no more than chance
     train = config.train
 
     with Runs(run_dir, config) as runs, collecting(config, library, policy) as trajectories:
         report = Report(runs, agent, config, library)
         for phase in phases(config, agent):
-            policy.explore(warmup=phase.warmup, at_random=phase.at_random)
+            policy.explore(warmup=phase.warmup, at_random=phase.at_random, tasks=exploration.shares())
             if phase.forgets:
                 B.empty()  # what the top level met while nothing below it worked
 
@@ -55,6 +57,7 @@ def main(config: PeachConfig, run_dir: Path) -> None:
                 batch = next(trajectories)  # TRAIN-LEVEL(top, s, q(z | c^i)), which adds its decisions to c^i
                 *rows_lower, rows_top = transitions(batch)
                 B.extend(rows_top)
+                exploration.collected(batch, phase.at_random)
                 report.collected(batch, l)
                 for i, (level, replay, rows) in enumerate(zip(lower, replays, rows_lower, strict=True)):
                     replay.extend(rows)

@@ -18,6 +18,7 @@ from peach_trl.experiment import (
     collecting,
     make_agent,
     make_context_sampler,
+    make_exploration,
     make_level_buffer,
     make_library,
     make_task_buffer,
@@ -43,12 +44,13 @@ def meta_train(config: SourceConfig, run_dir: Path) -> None:
     replays = [make_level_buffer(config, library, level) for level in range(len(lower))]  # one a goal-reaching level
     S_c = make_context_sampler(config, B)
     transitions = make_transitions(config, library, agent)
+    exploration = make_exploration(config, library)  # none by default
     train, source, update = config.train, config.source, 0
 
     with Runs(run_dir, config) as runs, collecting(config, library, policy) as trajectories:
         report = Report(runs, agent, config, library)
         for phase in phases(config, agent):
-            policy.explore(warmup=phase.warmup, at_random=phase.at_random)
+            policy.explore(warmup=phase.warmup, at_random=phase.at_random, tasks=exploration.shares())
             if phase.forgets:
                 B.empty()  # what the top level met while nothing below it worked
 
@@ -57,6 +59,7 @@ def meta_train(config: SourceConfig, run_dir: Path) -> None:
                 batch = next(trajectories)  # z ~ q(z | c^i); TRAIN-LEVEL(top, s, z)
                 *rows_lower, rows_top = transitions(batch)
                 B.extend(rows_top)
+                exploration.collected(batch, phase.at_random)
                 report.collected(batch, l)
                 for i, (level, replay, rows) in enumerate(zip(lower, replays, rows_lower, strict=True)):
                     replay.extend(rows)

@@ -100,7 +100,7 @@ class HierarchyActor(StepModule):
     Under ``ExplorationType.RANDOM`` levels explore: actors with a distribution sample from it, deterministic ones get
     Gaussian noise, and a share of proposals is uniform; with probability lambda a proposal is tested, and everything
     below it then acts without noise (HAC, section 4.3). Under any other exploration type there is neither noise nor
-    testing.
+    testing. Where :meth:`explore` names tasks, it also reads ``task_id`` [N, 1] of their rows.
 
     Args:
         hierarchy: levels, spaces and exploration.
@@ -110,6 +110,7 @@ class HierarchyActor(StepModule):
 
     random_share: Tensor
     noise: Tensor
+    task_share: Tensor
 
     def __init__(self, hierarchy: Hierarchy, actors: Sequence[TensorDictModuleBase]) -> None:
         super().__init__()
@@ -121,6 +122,7 @@ class HierarchyActor(StepModule):
         self.actors = torch.nn.ModuleList(actors)
         self.register_buffer("random_share", torch.zeros(hierarchy.depth))
         self.register_buffer("noise", torch.zeros(()))
+        self.register_buffer("task_share", torch.zeros(0))
         self.explore()
         self._generator = ProcessGenerator("exploration")
         self._draws = _Draws(self._generator)
@@ -128,15 +130,21 @@ class HierarchyActor(StepModule):
         self._dims, self._holds = hierarchy.proposal_dims, config.top_random_hold > 1
         held, state = [HELD] * self._holds, [GOAL, TESTED] * (hierarchy.depth > 1)
         known = [key for key in actors[-1].in_keys if key != "observation"]
-        self.in_keys = ["observation", ACTS, PROPOSAL, *([START] * self._holds), *held, *known, *state]
+        self.in_keys = ["observation", ACTS, PROPOSAL, *([START] * self._holds), *held, *known, *state, "task_id"]
         self.out_keys = ["action", PROPOSAL, *held, *state]
 
-    def explore(self, *, warmup: bool = False, at_random: bool = False) -> None:
+    def explore(self, *, warmup: bool = False, at_random: bool = False, tasks: Tensor | None = None) -> None:
         """Sets how levels explore from now on; see :meth:`HierarchyPolicy.explore`."""
         config = self.hierarchy.config
         self.random_share.fill_(config.warmup_random_share if warmup else config.random_share)
         self.random_share[-1] = 1.0 if at_random else config.top_random_share
         self.noise.fill_(config.warmup_noise if warmup else config.noise)
+        if tasks is None:
+            self.task_share.zero_()
+        elif tasks.shape == self.task_share.shape:
+            self.task_share.copy_(tasks)
+        else:
+            self.task_share = tasks.clone()
 
     def advance(self, frame: Frame) -> None:
         """Writes the action and the subgoals in force; see the class."""
@@ -169,6 +177,9 @@ class HierarchyActor(StepModule):
         normal, uniform, coin = self._draws(level, shape, share)
         noisy = self._add_noise(greedy(), normal) if sample is None else sample(normal)
         holds = top and self._holds
+        if top and (of_tasks := self.task_share.numpy()).any():
+            draws = torch.rand(*shape[:-1], 1, generator=self._generator.get()).numpy()
+            share, coin = 1, coin | (draws < of_tasks[arrays["task_id"]])
         if share or holds:
             noisy = np.where(coin, uniform, noisy)
         if holds:
@@ -356,15 +367,17 @@ class HierarchyPolicy(TensorDictSequential):
         """The belief of every row, or ``None`` without a context variable."""
         return cast("BeliefTracker", self.module[1]) if len(self.module) == 3 else None
 
-    def explore(self, *, warmup: bool = False, at_random: bool = False) -> None:
+    def explore(self, *, warmup: bool = False, at_random: bool = False, tasks: Tensor | None = None) -> None:
         """Sets how levels explore from now on.
 
         Args:
             warmup: whether goal-reaching levels explore as in their warm-up: they are to see much, while later their
                 noise would blur what the levels above learn from.
             at_random: whether all proposals of the top level are uniform.
+            tasks: the share of them that are, beyond ``hierarchy.top_random_share``, for each task id, see
+                :class:`~peach_trl.hierarchy.exploration.Exploration`; ``None`` for none.
         """
-        self.actor.explore(warmup=warmup, at_random=at_random)
+        self.actor.explore(warmup=warmup, at_random=at_random, tasks=tasks)
 
     def advance(self, frame: Frame) -> None:
         """One step on arrays, without a TensorDict; see :class:`~peach_trl.collectors.Lockstep`."""

@@ -1,0 +1,69 @@
+"""Exploration of unsolved tasks: who is unsolved, and what a policy does about it."""
+
+from __future__ import annotations
+
+import numpy as np
+import torch
+from tiny import record, tiny_agent, tiny_config
+from torchrl.envs.utils import ExplorationType
+
+from peach_trl.experiment import make_exploration, make_library
+from peach_trl.hierarchy import Exploration
+
+
+def test_tasks_at_chance_are_unsolved_of_each_seed():
+    tasks = torch.tensor([0, 1, 2, 5, 6, 7])  # of two seeds; 3, 4 and 8 are not trained on
+    exploration = Exploration(tasks, 9, share=0.4, often=1.0, margin=0.2, seeds=2, seed=0)
+    assert torch.equal(exploration.shares(), torch.zeros(9))  # nothing is known
+    exploration.take(tasks, torch.tensor([1.0, 1.0, 11.0, -5.0, -3.0, -4.0]), at_random=True)  # chance: 1 and -4
+    _ = exploration.shares()
+    for _ in range(2):  # two rows a task: their mean counts
+        exploration.take(
+            tasks.repeat(2), torch.tensor([2.0, 4.0, 9.0, -4.0, 6.0, -4.0, 3.0, 4.0, 9.0, -4.0, 6.0, -2.0])
+        )
+        shares = exploration.shares()
+        # thresholds: 1 + 0.2 (11 - 1) = 3, and -4 + 0.2 (6 + 4) = -2
+        torch.testing.assert_close(shares, torch.tensor([0.4, 0, 0, 0, 0, 0.4, 0, 0.4, 0]))
+
+
+def test_a_share_of_the_meta_episodes_explores():
+    exploration, drawn = Exploration(torch.arange(100), share=1.0, often=0.3, seed=0), []
+    for _ in range(50):
+        exploration.take(torch.arange(100), torch.zeros(100))
+        drawn.append(exploration.shares())
+    assert abs(torch.stack(drawn).mean().item() - 0.3) < 0.02
+    again = Exploration(torch.arange(100), share=1.0, often=0.3, seed=0)
+    again.take(torch.arange(100), torch.zeros(100))
+    assert torch.equal(again.shares(), drawn[0])
+
+
+def test_the_policy_explores_on_the_named_tasks_only():
+    config = tiny_config(hierarchy__top_random_hold=3, hierarchy__top_random_share=0.0)
+    agent, library = tiny_agent(config), make_library(config)
+    for parameter in agent.top.actor.parameters():
+        torch.nn.init.zeros_(parameter)
+    with torch.no_grad():
+        next(p for p in agent.top.actor[0].module.net.net[-1].parameters() if p.ndim == 1)[2:] = -20.0  # no noise
+    policy, tasks = agent.make_policy(2), [0, 1, 2, 0]
+    shares = torch.zeros(library.num_tasks)
+    shares[0] = 1.0
+    policy.explore(tasks=shares)
+    proposal = record(config, policy, tasks, 40)["hierarchy", "proposal"]
+    assert (proposal[[1, 2]].abs() < 0.1).all() and (proposal[[0, 3]].abs().mean() > 0.3)
+    held = proposal[0, ::4]  # of each decision: held for three
+    assert torch.equal(held[0], held[1]) and torch.equal(held[0], held[2]) and not torch.equal(held[2], held[3])
+    greedy = record(config, policy, tasks, 40, ExplorationType.DETERMINISTIC)["hierarchy", "proposal"]
+    assert (greedy.abs() < 0.1).all()
+    policy.explore()
+    assert (record(config, policy, tasks, 40)["hierarchy", "proposal"].abs() < 0.1).all()
+
+
+def test_a_recorded_batch_counts_for_its_tasks():
+    config = tiny_config()
+    agent, library = tiny_agent(config), make_library(config)
+    exploration = make_exploration(config, library)
+    batch = record(config, agent.make_policy(2), [2, 0, 1], 20)
+    exploration.collected(batch)
+    returns = batch["next", "reward"].sum((1, 2))
+    np.testing.assert_allclose(exploration._returns[[2, 0, 1]], returns)
+    assert exploration.num_tasks == library.num_tasks and exploration.shares().shape == (library.num_tasks,)
