@@ -42,7 +42,7 @@ def main(config: HacConfig, run_dir: Path) -> None:
     replays = [make_level_buffer(config, library, level) for level in range(len(agent.levels))]
     S = make_sequence_sampler(config, B)
     transitions = make_transitions(config, library, agent)
-    exploration = make_exploration(config, library)  # of tasks that bring no more than chance
+    exploration = make_exploration(config, library)  # of tasks whose rewards are not met
     train = config.train
 
     with Runs(run_dir, config) as runs, collecting(config, library, policy) as trajectories:

@@ -17,24 +17,36 @@ def test_tasks_at_chance_are_unsolved_of_each_seed():
     assert torch.equal(exploration.shares(), torch.zeros(9))  # nothing is known
     exploration.take(tasks, torch.tensor([1.0, 1.0, 11.0, -5.0, -3.0, -4.0]), at_random=True)  # chance: 1 and -4
     _ = exploration.shares()
-    for _ in range(2):  # two rows a task: their mean counts
-        exploration.take(
-            tasks.repeat(2), torch.tensor([2.0, 4.0, 9.0, -4.0, 6.0, -4.0, 3.0, 4.0, 9.0, -4.0, 6.0, -2.0])
-        )
-        shares = exploration.shares()
+    for _ in range(2):  # two rows a task: the higher one counts
+        highest = [2.0, 4.0, 9.0, -4.0, 6.0, -4.0, 2.5, 1.0, 9.0, -4.0, 6.0, -2.5]
+        exploration.take(tasks.repeat(2), torch.tensor(highest))
         # thresholds: 1 + 0.2 (11 - 1) = 3, and -4 + 0.2 (6 + 4) = -2
-        torch.testing.assert_close(shares, torch.tensor([0.4, 0, 0, 0, 0, 0.4, 0, 0.4, 0]))
+        torch.testing.assert_close(exploration.shares(), torch.tensor([0.4, 0, 0, 0, 0, 0.4, 0, 0.4, 0]))
+
+
+def test_costs_that_are_avoided_solve_nothing():
+    """Where chance is costly, a policy that does nothing returns more, but meets no more."""
+    exploration = Exploration(torch.arange(4), often=1.0, seed=0)
+    exploration.take(torch.arange(4), torch.tensor([-5.0, -5.0, -5.0, 10.0]), at_random=True)
+    _ = exploration.shares()
+    exploration.take(torch.arange(4), torch.full((4,), -5.0))
+    assert (exploration.shares() == 0.5).all()
+    exploration.take(torch.arange(4), torch.tensor([-5.0, 10.0, 10.0, 10.0]))
+    assert exploration.shares().tolist() == [0.5, 0.0, 0.0, 0.0]
 
 
 def test_a_share_of_the_meta_episodes_explores():
-    exploration, drawn = Exploration(torch.arange(100), share=1.0, often=0.3, seed=0), []
-    for _ in range(50):
-        exploration.take(torch.arange(100), torch.zeros(100))
-        drawn.append(exploration.shares())
-    assert abs(torch.stack(drawn).mean().item() - 0.3) < 0.02
+    def shares(exploration, solved):
+        exploration.take(torch.arange(100), (torch.arange(100) < solved).float())
+        return exploration.shares()
+
+    exploration = Exploration(torch.arange(100), share=1.0, often=0.3, seed=0)
+    drawn = torch.stack([shares(exploration, 80) for _ in range(100)])
+    assert (drawn[:, :80] == 0).all() and abs(drawn[:, 80:].mean().item() - 0.3) < 0.03
+    more = torch.stack([shares(exploration, 30) for _ in range(100)])  # 70 % are unsolved
+    assert abs(more[:, 30:].mean().item() - 0.7) < 0.02
     again = Exploration(torch.arange(100), share=1.0, often=0.3, seed=0)
-    again.take(torch.arange(100), torch.zeros(100))
-    assert torch.equal(again.shares(), drawn[0])
+    assert torch.equal(shares(again, 80), drawn[0])
 
 
 def test_the_policy_explores_on_the_named_tasks_only():
@@ -64,6 +76,6 @@ def test_a_recorded_batch_counts_for_its_tasks():
     exploration = make_exploration(config, library)
     batch = record(config, agent.make_policy(2), [2, 0, 1], 20)
     exploration.collected(batch)
-    returns = batch["next", "reward"].sum((1, 2))
-    np.testing.assert_allclose(exploration._returns[[2, 0, 1]], returns)
+    highest = batch["next", "reward"].amax((1, 2))
+    np.testing.assert_allclose(exploration._highest[[2, 0, 1]], highest)
     assert exploration.num_tasks == library.num_tasks and exploration.shares().shape == (library.num_tasks,)
