@@ -1,7 +1,7 @@
 """Values by rule, for keys set to ``auto``: what follows from a task's horizon, best reward and size of goals.
 
-With T environment steps an episode, r the best reward of a step, K the environment steps of a decision of the top level
-and D = T / K decisions an episode:
+With T environment steps an episode, L episodes of a meta-episode, r the best reward of a step, K the environment steps
+of a decision of the top level and D = T / K decisions an episode:
 
 ==============================  ==================================  ===============================================
 key                             rule                                why
@@ -9,7 +9,8 @@ key                             rule                                why
 ``hierarchy.decision_steps``    2 x goal size / length of a step,   a decision crosses about a goal, so that a path
                                 within T / 20 and T / 10            misses none; an episode has 10 to 20 decisions
 ``transitions.reward_scale``    40 / (T r)                          a perfect episode is worth 40, whatever the task
-``top.gamma``                   (1 - 1 / D)^(1 / K)                 a decision looks ahead for about an episode
+``top.gamma``                   (1 - 1 / max(10, L D / 3))^(1 / K)  a decision looks ahead for a third of a
+                                                                    meta-episode, at least for 10 decisions
 ``top.test_penalty``            4 / D                               10 % of a perfect decision
 ``context.reward_factor``       D / 10                              the encoder reads a perfect decision as 4
 ``train.iterations``            2 million / (tasks x L x T),        passes of collecting and learning make the
@@ -38,6 +39,7 @@ KEYS = (
     "context.reward_factor",
     "train.iterations",
 )
+AHEAD = 10  # decisions that a decision looks ahead, at least
 STEPS, LEAST, MOST = 2_000_000, 50, 150  # environment steps of a run, and iterations of it
 
 
@@ -107,7 +109,10 @@ def resolve(
             _rounded(40 / (T * need("best_reward", key))),
             f"40 / ({T} steps x best reward {need('best_reward', key):g})",
         ),
-        "top.gamma": lambda key: (_rounded((1 - 1 / max(D, 2)) ** (1 / K)), f"(1 - 1 / {D:g} decisions)^(1 / {K})"),
+        "top.gamma": lambda key: (
+            _rounded((1 - 1 / max(AHEAD, trajectories * D / 3)) ** (1 / K)),
+            f"(1 - 1 / max({AHEAD}, {trajectories} trajectories x {D:g} decisions / 3))^(1 / {K})",
+        ),
         "top.test_penalty": lambda key: (_rounded(4 / D), f"4 / {D:g} decisions"),
         "context.reward_factor": lambda key: (_rounded(D / 10), f"{D:g} decisions / 10"),
         "train.iterations": lambda key: (

@@ -67,12 +67,14 @@ def test_half_circle_v_is_the_sparse_point_robot_for_longer():
 
 
 def test_values_of_a_search_task_follow_from_its_horizon():
-    """40 / horizon and the best reward; 1 - 1 / D for a decision of which an episode has D; 10 % of a perfect one."""
+    """40 / horizon and the best reward; a third of a meta-episode ahead; 10 % of a perfect decision."""
     for name, best, trajectories in SEARCH_TASKS:
         config = config_of(name)
         steps, scale = config.hierarchy.top_steps, config.transitions.reward_scale
         assert scale == pytest.approx(40 / (config.env.horizon * best), abs=1e-4)
-        assert config.top.gamma**steps == pytest.approx(1 - steps / config.env.horizon, abs=1e-4)
+        ahead = max(10, trajectories * config.env.horizon / steps / 3)
+        assert config.top.gamma**steps == pytest.approx(1 - 1 / ahead, abs=1e-4)
+        assert config.context.reward_factor == pytest.approx(config.env.horizon / steps / 10, abs=1e-4)
         assert config.top.test_penalty == pytest.approx(0.1 * steps * scale * best, abs=1e-4)
         assert config.train.trajectories == config.evaluation.trajectories == trajectories
         assert config.sequences.episodes == trajectories and 10 <= config.env.horizon / steps <= 20

@@ -39,7 +39,7 @@ def test_other_tasks_follow(env, steps, scale, trajectories):
     assert config.hierarchy.decision_steps == steps and config.transitions.reward_scale == scale
     assert config.train.trajectories == config.sequences.episodes == trajectories
     decision = config.top.gamma**steps
-    assert decision == pytest.approx(1 - steps / config.env.horizon, abs=1e-3)
+    assert decision == pytest.approx(1 - 1 / max(10, trajectories * config.env.horizon / steps / 3), abs=1e-3)
     a_run = config.env.train_tasks * trajectories * config.env.horizon * (config.train.iterations + 5)
     assert a_run <= 2_000_000
 
