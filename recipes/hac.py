@@ -66,7 +66,7 @@ def main(config: HacConfig, run_dir: Path) -> None:
 
             if top is not None:
                 top.anneal(phase.progress)
-                for b_i in S.batches(T, train.meta_batch, phase.top_updates):
+                for b_i in S.batches(T, train.meta_batch, phase.top_updates, exploration.unsolved):
                     report.losses("top", top.update(b_i))
 
             report.iteration(phase)

@@ -65,7 +65,8 @@ def main(config: PeachConfig, run_dir: Path) -> None:
                         report.losses(f"level_{i}", level.update(rows_i))
 
             top.anneal(phase.progress)
-            for b_i in S_c.batches(T, train.meta_batch, phase.top_updates):  # b^i ~ S_c(B^i) of a meta-batch of T_i
+            M, rare = train.meta_batch, exploration.unsolved
+            for b_i in S_c.batches(T, M, phase.top_updates, rare):  # b^i ~ S_c(B^i) of a meta-batch of M tasks T_i
                 b, q = top.believe(b_i)  # q(z | c^{0:t}) before and after each decision
                 L = top.loss(b)  # L_critic, L_actor: SAC that reads q; and missed subgoal tests
                 L.update(top.kl_loss(q))  # L_KL: KL(q || N(0, I))

@@ -150,3 +150,38 @@ def test_sequences_of_collected_experience():
             assert torch.equal(sequence["observation"], batch["observation"][row, span][decisions[row, span]])
             b, _ = agent.top.believe(sequence.unsqueeze(0))
             torch.testing.assert_close(b["belief"], batch["belief"][row, span][decisions[row, span]])
+
+
+def test_meta_episodes_are_recent_ones_or_the_best_where_rewards_are_rare():
+    buffer = TaskReplayBuffer(TASKS, 1000, episodes=60, seed=0)
+    for iteration in range(20):  # of one row a task; the 4th iteration was a good one of tasks 0 and 1
+        for trajectory in range(2):
+            number = torch.arange(TASKS).repeat_interleave(3).unsqueeze(1)
+            reward = ((iteration == 3) & (number < 2) & (torch.tensor(trajectory) == 1)).float()
+            zeros = torch.zeros_like(number)
+            buffer.extend(
+                TensorDict(
+                    {
+                        "task_id": number, "episode": number, "meta_episode": iteration * TASKS + number,
+                        "transition_type": zeros, "iteration": zeros + iteration,
+                        "next": TensorDict({"reward": reward}, [9]),
+                    },
+                    [9],
+                )
+            )  # fmt: skip
+    generator = torch.Generator().manual_seed(0)
+    sampler = SequenceSampler(buffer, 2, 2, 0.5, recent=5, best_of=2000, generator=generator)
+    rare, found = torch.tensor([True, False, True]), []
+    for sequences in sampler.batches(torch.arange(TASKS), TASKS, 200, rare):
+        task, iteration = sequences["task_id"][::2, 0, 0], sequences["iteration"][::2, :, 0]
+        assert (iteration == iteration[:, :1]).all() and sequences["mask"].all()
+        found += zip(task.tolist(), iteration[:, 0].tolist(), strict=True)
+        others = sequences["iteration"][1::2]
+        assert others.unique().numel() > 2
+    drawn = [{iteration for task, iteration in found if task == wanted} for wanted in range(TASKS)]
+    assert drawn[0] == {3}  # rare: the best
+    assert drawn[1] == set(range(15, 20))  # the last five
+    assert len(drawn[2]) >= 1 and max(drawn[2]) < 20  # rare, and nothing was met
+    everything = SequenceSampler(buffer, 2, 2, 0.5, generator=generator)
+    drawn = {everything(torch.tensor([0]))["iteration"][0, 0, 0].item() for _ in range(300)}
+    assert drawn == set(range(20))

@@ -28,6 +28,8 @@ class SequenceConfig:
     per_task: int = option(low=1, help="sequences of each task of the meta-batch")
     episodes: int = option(low=1, help="episodes of a sequence")
     consecutive: float = option(low=0, high=1, help="share of the sequences that are a row's successive trajectories")
+    recent: int | None = option(low=1, help="those are among the last so many sequences of the task; null: all")
+    best_of: int = option(low=1, help="or, for a task whose rewards are not met, the best of so many by return")
 
     def check(self) -> None:
         """Refuses a share of a sequence."""
@@ -41,16 +43,21 @@ class SequenceConfig:
 class SequenceSampler:
     """Draws sequences of whole episodes, with all their decisions.
 
-    The first ``consecutive * per_task`` sequences of a task are the trajectories of one meta-episode each, in
-    order, at most ``episodes`` of them: that of an episode drawn uniformly from those remembered. The others are
-    ``episodes`` different ones of those remembered, in random order. Without meta-episodes in the buffer all are
-    random.
+    The first ``consecutive * per_task`` sequences of a task are the trajectories of one meta-episode each, in order, at
+    most ``episodes`` of them: that of an episode drawn uniformly from the last ``recent * episodes`` ones. They show
+    what the policy does now, and soon correct what it does wrong. The others are ``episodes`` different ones of all
+    that are remembered, in random order. Without meta-episodes in the buffer all are random.
+
+    Where rewards are rare, what was met by chance has to be seen again and again: of tasks that are said to be
+    ``rare``, the meta-episodes are those of the best of ``best_of`` episodes by return, drawn from all.
 
     Args:
         buffer: a buffer that tracks episodes.
         per_task: sequences of each task, S.
         episodes: episodes of a sequence.
         consecutive: share of the consecutive ones.
+        recent: among how many of the latest sequences of a task those are; ``None`` for all.
+        best_of: for a rare task, how many episodes compete.
         generator: source of all draws; ``None`` takes ``named_generator("sequences")``.
 
     Examples:
@@ -77,6 +84,8 @@ class SequenceSampler:
         per_task: int = 2,
         episodes: int = 3,
         consecutive: float = 0.5,
+        recent: int | None = None,
+        best_of: int = 1,
         generator: torch.Generator | None = None,
     ) -> None:
         if generator is torch.default_generator:
@@ -87,12 +96,13 @@ class SequenceSampler:
                 "episodes >= 1, 0 <= consecutive <= 1 and consecutive * per_task a whole number"
             )
         self.buffer, self.per_task, self.episodes = buffer, per_task, episodes
+        self.recent, self.best_of = recent, best_of
         self.consecutive = round(consecutive * per_task)
         self.generator = named_generator("sequences") if generator is None else generator
         buffer.writer.available(torch.zeros(0, dtype=torch.int64))  # raises where it cannot serve
 
-    def __call__(self, tasks: Tensor) -> TensorDictBase:
-        """Draws sequences for task ids [M].
+    def __call__(self, tasks: Tensor, rare: Tensor | None = None) -> TensorDictBase:
+        """Draws sequences for task ids [M], which may be ``rare``, bool by task id; see the class.
 
         Returns:
             The stored keys, [M * S, L]: the first S rows are the first task's. ``mask`` bool [M * S, L] is True for
@@ -103,15 +113,18 @@ class SequenceSampler:
             ValueError: if a task has no whole episode.
             IndexError: for an unknown task id.
         """
-        return self._sequences(torch.as_tensor(tasks))
+        return self._sequences(torch.as_tensor(tasks), rare)
 
-    def batches(self, tasks: Tensor, meta_batch: int, number: int, at_once: int = 25) -> Iterator[TensorDictBase]:
+    def batches(
+        self, tasks: Tensor, meta_batch: int, number: int, rare: Tensor | None = None, at_once: int = 25
+    ) -> Iterator[TensorDictBase]:
         """The sequences of so many gradient steps, each of a meta-batch of its own of the given tasks.
 
         Args:
             tasks: ids of the tasks to draw meta-batches of, see :meth:`TaskReplayBuffer.draw_tasks`.
             meta_batch: tasks of a gradient step, M.
             number: of gradient steps.
+            rare: which tasks are, bool by task id; see the class.
             at_once: how many of them are drawn and read in one go, which costs little more than one.
 
         Returns:
@@ -120,10 +133,10 @@ class SequenceSampler:
         for start in range(0, number, at_once):
             count = min(at_once, number - start)
             drawn = self.buffer.draw_tasks(tasks, meta_batch, count)
-            sequences = self._sequences(drawn.flatten())
+            sequences = self._sequences(drawn.flatten(), rare)
             yield from one_by_one(sequences.view(count, len(sequences) // count, -1))
 
-    def _sequences(self, ids: Tensor) -> TensorDictBase:
+    def _sequences(self, ids: Tensor, rare: Tensor | None = None) -> TensorDictBase:
         writer = self.buffer.writer
         tasks = writer.partition(ids)
         available = writer.available(tasks)
@@ -132,7 +145,7 @@ class SequenceSampler:
                 f"task {ids[counts.index(0)]} holds no whole episode: collect before sampling, or raise the buffer's "
                 "capacity above the decisions of an episode"
             )
-        back, drawn = self._draw(tasks, available)  # [M, S, E] each
+        back, drawn = self._draw(tasks, available, None if rare is None else rare[ids])  # [M, S, E] each
         start, length = writer.look_up(tasks, back)
         return self._read(tasks, start.flatten(0, 1), (length * drawn).flatten(0, 1))
 
@@ -147,7 +160,17 @@ class SequenceSampler:
         sequences = self.buffer.storage.read(self.buffer.writer.locate(owner, position))
         return sequences.set("mask", mask).set("part", part)
 
-    def _draw(self, tasks: Tensor, available: Tensor) -> tuple[Tensor, Tensor]:
+    def _anchors(self, tasks: Tensor, available: Tensor, rare: Tensor | None) -> Tensor:
+        """Episodes [M, C], counted backwards, whose meta-episodes are the consecutive sequences."""
+        shape = (len(tasks), self.consecutive)
+        latest = available if self.recent is None else available.clamp(max=self.recent * self.episodes)
+        anchor = integers_below(latest, shape, self.generator)
+        if rare is None or self.best_of == 1 or not rare.any():
+            return anchor
+        rivals = integers_below(available, (*shape, self.best_of), self.generator)
+        return torch.where(rare.unsqueeze(-1), self.buffer.writer.best(tasks, rivals), anchor)
+
+    def _draw(self, tasks: Tensor, available: Tensor, rare: Tensor | None = None) -> tuple[Tensor, Tensor]:
         """Episodes [M, S, E], counted backwards from the latest, and which of them are there."""
         back = _distinct(available, (len(tasks), self.per_task), self.episodes, self.generator)
         there = (torch.arange(self.episodes) < available[:, None]).unsqueeze(1).expand_as(back)
@@ -156,7 +179,7 @@ class SequenceSampler:
         most = int(available.max())
         everyone = torch.arange(most)
         number = self.buffer.writer.meta_episodes(tasks, everyone.expand(len(tasks), -1)).unsqueeze(1)  # [M, 1, most]
-        anchor = integers_below(available, (len(tasks), self.consecutive), self.generator)
+        anchor = self._anchors(tasks, available, rare)
         of_anchor = number.expand(-1, self.consecutive, -1).gather(2, anchor.unsqueeze(-1))
         same = (number == of_anchor) & (everyone < available[:, None]).unsqueeze(1)
         # The oldest first; an episode without a meta-episode stays with random others.

@@ -47,6 +47,9 @@ class Exploration:
         seeds: how many agents; tasks are compared with those of the same one.
         seed: of the draws of what is explored.
 
+    Attributes:
+        unsolved: which tasks were unsolved when :meth:`shares` was last called, bool [num_tasks].
+
     Examples:
         >>> exploration, tasks = Exploration(torch.arange(4), share=0.5, often=1.0, seed=0), torch.arange(4)
         >>> exploration.take(tasks, torch.tensor([0.0, 0.0, 0.0, 1.0]), at_random=True)  # highest rewards of a step
@@ -54,6 +57,8 @@ class Exploration:
         >>> exploration.take(tasks, torch.tensor([0.0, 0.1, 0.9, 1.0]))
         >>> exploration.shares()  # by task id
         tensor([0.5000, 0.5000, 0.0000, 0.0000])
+        >>> exploration.unsolved
+        tensor([ True,  True, False, False])
     """
 
     def __init__(
@@ -69,6 +74,7 @@ class Exploration:
     ) -> None:
         self.tasks, self.share, self.often, self.margin, self.seeds = tasks, share, often, margin, seeds
         self.num_tasks = int(tasks.max()) + 1 if num_tasks is None else num_tasks
+        self.unsolved = torch.zeros(self.num_tasks, dtype=torch.bool)
         self._generator = named_generator("unsolved tasks", seed)
         self._chance, self._best = torch.full((2, seeds, 1), -torch.inf)
         self._forget()
@@ -92,7 +98,7 @@ class Exploration:
         reward = cast(Tensor, batch["next", "reward"])
         self.take(batch["task_id"][:, 0].flatten(), reward.flatten(1).amax(1), at_random)
 
-    def unsolved(self) -> Tensor:
+    def _look(self) -> Tensor:
         """Which tasks are unsolved, given what was taken in since the last call: bool [S, T / S]."""
         found = self._highest[self.tasks].view(self.seeds, -1)
         self._best = torch.maximum(self._best, found.amax(1, keepdim=True))
@@ -106,7 +112,8 @@ class Exploration:
         shares = torch.zeros(self.num_tasks)
         if not self._highest.isfinite().any():
             return shares
-        unsolved = self.unsolved()
+        unsolved = self._look()
+        self.unsolved[self.tasks] = unsolved.flatten()
         often = unsolved.float().mean(1, keepdim=True).clamp(min=self.often)
         drawn = torch.rand(unsolved.shape, generator=self._generator) < often
         shares[self.tasks] = (self.share * (unsolved & drawn)).flatten()
