@@ -79,6 +79,9 @@ class EvaluationConfig:
     every: int = option(low=1, help="iterations between evaluations")
     split: str = option(choices=("train", "validation", "test"), help="tasks to evaluate on while training")
     final: str = option(choices=("train", "validation", "test"), help="tasks that the final agent is tested on")
+    agent: str = option(
+        choices=("last", "best"), help="the final agent: after the last update, or the best while training"
+    )
     rollouts: int = option(low=1, help="independent meta-tests of each task")
     trajectories: int = option(low=1, help="trajectories of a meta-test")
 

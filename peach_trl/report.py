@@ -91,6 +91,7 @@ class Report:
         self.env_steps, self.updates = 0, 0  # of each seed
         self._sums: dict[str, list[Tensor]] = defaultdict(list)  # [S] each
         self._clock = time.perf_counter()
+        self._best = BestAgents(agent, config, library) if config.evaluation.agent == "best" else None
         print("values by rule (peach_trl.rules):", *explained(config), sep="\n  ")
         self._bar = progress(len(phases(config, agent)), "meta-training")
 
@@ -119,7 +120,10 @@ class Report:
         columns = {name: mean.expand(self.config.seeds).tolist() for name, mean in means.items()}
         tests = None
         if (phase.number + 1) % self.config.evaluation.every == 0:
-            tests = [test.metrics() for test in self.test(self.config.evaluation.split)]
+            results = self.test(self.config.evaluation.split)
+            tests = [test.metrics() for test in results]
+            if self._best is not None:
+                self._best.take(results, phase.number)
         for seed, run in enumerate(self.runs.runs):
             metrics: dict[str, float] = {name: values[seed] for name, values in columns.items()}
             metrics |= {"top_updates": self.updates, "speed/seconds_per_iteration": seconds}
@@ -141,6 +145,9 @@ class Report:
         """Checkpoint, plots and the meta-test of the final agents on ``evaluation.final``'s tasks, which it prints."""
         self._bar.close()
         split, library = self.config.evaluation.final, self.library.single
+        if self._best is not None:
+            self._best.take(self.test(self.config.evaluation.split), -1)
+            self._best.restore()
         results = self.test(split)
         bounds = bounds_of(self.runs.configs[0], library, split)
         alone = len(results) == 1
@@ -152,9 +159,48 @@ class Report:
             run.checkpoint("final", {"config": asdict(config), "agent": state})
             save_meta_test(run, config, library, result, split)
             plot_curves(run.folder / "metrics.csv", run.folder / "curves.png", bounds, final=result.metrics())
-            run.finish(**counts, tasks=tasks, **{split: result.metrics()}, references=bounds)
+            chosen = {} if self._best is None else {"best_iteration": self._best.iterations[seed]}
+            run.finish(**counts, **chosen, tasks=tasks, **{split: result.metrics()}, references=bounds)
             print_meta_test(result, split, bounds, None if alone else config.seed)
         return results
+
+
+class BestAgents:
+    """Each seed's agent as it was when it did best in a meta-test, by the sum of the returns over all trajectories.
+
+    To be used with validation tasks; a test on the same tasks would flatter it.
+
+    Args:
+        agent: the learner of all seeds, which :meth:`restore` changes.
+        config: its configuration.
+        library: the tasks.
+
+    Attributes:
+        iterations: after which pass each was best, from 0; -1 for the end.
+    """
+
+    def __init__(self, agent: Agent, config: Config, library: TaskLibrary) -> None:
+        self.agent, self.alone = agent, config.seeds == 1
+        self._single = agent if self.alone else make_agent(of_seeds(config)[0], library.single)
+        self._scores = [-math.inf] * config.seeds
+        self._states: list[dict[str, Tensor]] = [{} for _ in range(config.seeds)]
+        self.iterations = [-1] * config.seeds
+
+    def take(self, results: list[MetaTest], iteration: int) -> None:
+        """Keeps the agents of the seeds that did better than before."""
+        for seed, result in enumerate(results):
+            score = float(result.returns.mean(0).sum())
+            if score > self._scores[seed]:
+                state = self.agent.state_dict() if self.alone else self.agent.state_of(seed, self._single)
+                self._states[seed] = {name: value.clone() for name, value in state.items()}
+                self._scores[seed], self.iterations[seed] = score, iteration
+
+    def restore(self) -> None:
+        """Makes the agents what they were when they did best."""
+        if self.alone:
+            self.agent.load_state_dict(self._states[0])
+        else:
+            self.agent.load_seeds(self._states)
 
 
 def bounds_of(config: Config, library: TaskLibrary, split: str) -> dict[str, list[float]]:

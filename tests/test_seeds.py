@@ -2,6 +2,8 @@
 
 import csv
 import dataclasses
+import json
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -19,7 +21,7 @@ from peach_trl.experiment import (
     seed_everything,
 )
 from peach_trl.modules.execution import set_execution
-from peach_trl.report import run_meta_test
+from peach_trl.report import BestAgents, run_meta_test
 
 SEEDS = 3
 
@@ -169,3 +171,36 @@ def test_a_run_of_two_seeds(recipe, tmp_path):
             torch.testing.assert_close(found, result.returns, rtol=0, atol=1e-5)
     values = [(folder / "metrics.csv").read_text() for folder in (one, two)]
     assert values[0] != values[1] and values[0].splitlines()[0] == values[1].splitlines()[0]
+
+
+@pytest.mark.parametrize("seeds", [1, 2])
+def test_the_best_agents_come_back(seeds):
+    """Each seed's as it was when its returns were the highest, whatever the others' were."""
+    config = dataclasses.replace(tiny_config(), seeds=seeds)
+    library = make_library(config)
+    agent, states = make_agent(config, library), []
+    best = BestAgents(agent, config, library)
+    single = make_agent(of_seeds(config)[0], library.single)
+    for iteration, scores in enumerate([[0.2, 0.5], [0.4, 0.3], [0.4, 0.1]]):
+        with torch.no_grad():
+            for parameter in agent.parameters():
+                parameter.add_(0.1)
+        states.append([agent.state_of(seed, single) if seeds > 1 else agent.state_dict() for seed in range(seeds)])
+        states[-1] = [{name: value.clone() for name, value in state.items()} for state in states[-1]]
+        best.take([SimpleNamespace(returns=torch.full((3, 2), score)) for score in scores[:seeds]], iteration)
+    best.restore()
+    assert best.iterations == [1, 0][:seeds]
+    for seed, iteration in enumerate(best.iterations):
+        state = agent.state_of(seed, single) if seeds > 1 else agent.state_dict()
+        for name, value in states[iteration][seed].items():
+            assert torch.equal(state[name], value), name
+
+
+def test_a_run_keeps_its_best_agents(tmp_path):
+    folders = start(tmp_path, "peach", *TINY, "evaluation.agent=best", "evaluation.every=1", "seeds=2", plots=False)
+    for folder in folders:
+        chosen = json.loads((folder / "manifest.json").read_text())["best_iteration"]
+        with (folder / "metrics.csv").open() as file:
+            rows = list(csv.DictReader(file))
+        returns = [float(row["return/trajectory_1"]) + float(row["return/trajectory_2"]) for row in rows]
+        assert len(returns) == 4 and (chosen == -1 or returns[chosen] == max(returns))
