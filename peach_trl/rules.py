@@ -14,7 +14,7 @@ key                             rule                                why
 ``top.test_penalty``            4 / D                               10 % of a perfect decision
 ``context.reward_factor``       D / 10                              the encoder reads a perfect decision as 4
 ``train.iterations``            2 million / (tasks x L x T),        passes of collecting and learning make the
-                                within 50 and 150                   difference, not rows that play side by side
+                                within 50 and 250                   difference, not rows that play side by side
 ==============================  ==================================  ===============================================
 
 The default task's values were there first (K 20, reward_scale .2, gamma .99475 = .9^(1/20), test_penalty .4); the rules
@@ -40,7 +40,7 @@ KEYS = (
     "train.iterations",
 )
 AHEAD = 10  # decisions that a decision looks ahead, at least
-STEPS, LEAST, MOST = 2_000_000, 50, 150  # environment steps of a run, and iterations of it
+STEPS, LEAST, MOST = 2_000_000, 50, 250  # environment steps of a run, and iterations of it
 
 
 @dataclass(frozen=True)
