@@ -13,40 +13,47 @@ from peach_trl.hierarchy import Exploration
 
 def test_tasks_at_chance_are_unsolved_of_each_seed():
     tasks = torch.tensor([0, 1, 2, 5, 6, 7])  # of two seeds; 3, 4 and 8 are not trained on
-    exploration = Exploration(tasks, 9, share=0.4, often=1.0, margin=0.2, seeds=2, seed=0)
+    exploration = Exploration(tasks, 9, often=0.0, margin=0.2, seeds=2, seed=0)
     assert torch.equal(exploration.shares(), torch.zeros(9))  # nothing is known
     exploration.take(tasks, torch.tensor([1.0, 1.0, 11.0, -5.0, -3.0, -4.0]), at_random=True)  # chance: 1 and -4
     _ = exploration.shares()
     for _ in range(2):  # two rows a task: the higher one counts
         highest = [2.0, 4.0, 9.0, -4.0, 6.0, -4.0, 2.5, 1.0, 9.0, -4.0, 6.0, -2.5]
         exploration.take(tasks.repeat(2), torch.tensor(highest))
+        assert torch.equal(exploration.shares(), torch.zeros(9))
         # thresholds: 1 + 0.2 (11 - 1) = 3, and -4 + 0.2 (6 + 4) = -2
-        torch.testing.assert_close(exploration.shares(), torch.tensor([0.4, 0, 0, 0, 0, 0.4, 0, 0.4, 0]))
+        assert exploration.unsolved.nonzero().flatten().tolist() == [0, 5, 7]
 
 
 def test_costs_that_are_avoided_solve_nothing():
     """Where chance is costly, a policy that does nothing returns more, but meets no more."""
-    exploration = Exploration(torch.arange(4), often=1.0, seed=0)
+    exploration = Exploration(torch.arange(4), often=0.0, seed=0)
     exploration.take(torch.arange(4), torch.tensor([-5.0, -5.0, -5.0, 10.0]), at_random=True)
     _ = exploration.shares()
     exploration.take(torch.arange(4), torch.full((4,), -5.0))
-    assert (exploration.shares() == 0.5).all()
+    _ = exploration.shares()
+    assert exploration.unsolved.all()
     exploration.take(torch.arange(4), torch.tensor([-5.0, 10.0, 10.0, 10.0]))
-    assert exploration.shares().tolist() == [0.5, 0.0, 0.0, 0.0]
+    _ = exploration.shares()
+    assert exploration.unsolved.tolist() == [True, False, False, False]
 
 
-def test_a_share_of_the_meta_episodes_explores():
-    def shares(exploration, solved):
-        exploration.take(torch.arange(100), (torch.arange(100) < solved).float())
+def test_a_share_of_the_meta_episodes_explores_and_none_of_them_solves_a_task():
+    exploration, everyone = Exploration(torch.arange(100), share=0.4, often=0.3, seed=0), torch.arange(100)
+
+    def shares(solved):
+        exploration.take(everyone, (everyone < solved).float())
         return exploration.shares()
 
-    exploration = Exploration(torch.arange(100), share=1.0, often=0.3, seed=0)
-    drawn = torch.stack([shares(exploration, 80) for _ in range(100)])
-    assert (drawn[:, :80] == 0).all() and abs(drawn[:, 80:].mean().item() - 0.3) < 0.03
-    more = torch.stack([shares(exploration, 30) for _ in range(100)])  # 70 % are unsolved
-    assert abs(more[:, 30:].mean().item() - 0.7) < 0.02
-    again = Exploration(torch.arange(100), share=1.0, often=0.3, seed=0)
-    assert torch.equal(shares(again, 80), drawn[0])
+    drawn = torch.stack([shares(80) for _ in range(100)])
+    assert (drawn[:, :80] == 0).all() and set(drawn.flatten().tolist()) == {0.0, torch.tensor(0.4).item()}
+    assert abs((drawn[:, 80:] > 0).float().mean().item() - 0.3) < 0.03
+    explored = drawn[-1] > 0
+    _ = shares(100)  # rewards are met everywhere, on some tasks by exploration
+    assert explored.any() and torch.equal(exploration.unsolved, explored)
+    again = Exploration(torch.arange(100), share=0.4, often=0.3, seed=0)
+    again.take(everyone, (everyone < 80).float())
+    assert torch.equal(again.shares(), drawn[0])
 
 
 def test_the_policy_explores_on_the_named_tasks_only():

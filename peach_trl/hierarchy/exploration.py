@@ -24,7 +24,7 @@ class ExplorationConfig:
     """Exploration of unsolved tasks; see ``configs/`` for values and comments."""
 
     share: float = option(low=0, high=1, help="share of uniform proposals of the top level where it explores")
-    often: float = option(low=0, high=1, help="least share of an unsolved task's meta-episodes that explore")
+    often: float = option(low=0, high=0.99, help="share of an unsolved task's meta-episodes that explore")
     margin: float = option(low=0, high=1, help="how much more than chance a task must show, as a share of the best")
 
 
@@ -35,14 +35,13 @@ class Exploration:
     ``best`` is the highest reward that any task has shown, and ``chance`` the median over the tasks of the highest ones
     when proposals were last uniform, or at first if they never were. Rewards of steps tell tasks apart that sums do
     not: avoiding costs is better than chance, too. Some of the meta-episodes of unsolved tasks explore; the others show
-    what was learnt.
+    what was learnt, and only they can solve a task.
 
     Args:
         tasks: ids of the training tasks, [T]; with several seeds those of each, one seed after the other.
         num_tasks: how many there are, those of other splits included; ``None``: no others.
         share: of the top level's proposals that are uniform in a meta-episode that explores; 0: there are none.
-        often: share of an unsolved task's meta-episodes that explore; or the share of unsolved tasks, where that is
-            more: as long as nothing is solved, there is little to show.
+        often: share of an unsolved task's meta-episodes that explore, below 1.
         margin: how much more than chance a task must show, as a share of what the best shows.
         seeds: how many agents; tasks are compared with those of the same one.
         seed: of the draws of what is explored.
@@ -51,12 +50,12 @@ class Exploration:
         unsolved: which tasks were unsolved when :meth:`shares` was last called, bool [num_tasks].
 
     Examples:
-        >>> exploration, tasks = Exploration(torch.arange(4), share=0.5, often=1.0, seed=0), torch.arange(4)
+        >>> exploration, tasks = Exploration(torch.arange(4), often=0.0, seed=0), torch.arange(4)
         >>> exploration.take(tasks, torch.tensor([0.0, 0.0, 0.0, 1.0]), at_random=True)  # highest rewards of a step
-        >>> _ = exploration.shares()
+        >>> exploration.shares()  # of uniform proposals, by task id: with often=0.0 no task explores
+        tensor([0., 0., 0., 0.])
         >>> exploration.take(tasks, torch.tensor([0.0, 0.1, 0.9, 1.0]))
-        >>> exploration.shares()  # by task id
-        tensor([0.5000, 0.5000, 0.0000, 0.0000])
+        >>> _ = exploration.shares()
         >>> exploration.unsolved
         tensor([ True,  True, False, False])
     """
@@ -77,6 +76,7 @@ class Exploration:
         self.unsolved = torch.zeros(self.num_tasks, dtype=torch.bool)
         self._generator = named_generator("unsolved tasks", seed)
         self._chance, self._best = torch.full((2, seeds, 1), -torch.inf)
+        self._explored = torch.zeros(seeds, len(tasks) // seeds, dtype=torch.bool)
         self._forget()
 
     def _forget(self) -> None:
@@ -104,8 +104,8 @@ class Exploration:
         self._best = torch.maximum(self._best, found.amax(1, keepdim=True))
         if self._at_random or not self._chance.isfinite().all():
             self._chance = found.median(1, keepdim=True).values
-        self._forget()
-        return found < self._chance + self.margin * (self._best - self._chance)
+        unmet = found < self._chance + self.margin * (self._best - self._chance)
+        return unmet if self._at_random else unmet | self._explored
 
     def shares(self) -> Tensor:
         """The share of uniform proposals for each task id, [num_tasks], given what was taken in since the last call."""
@@ -114,7 +114,8 @@ class Exploration:
             return shares
         unsolved = self._look()
         self.unsolved[self.tasks] = unsolved.flatten()
-        often = unsolved.float().mean(1, keepdim=True).clamp(min=self.often)
-        drawn = torch.rand(unsolved.shape, generator=self._generator) < often
-        shares[self.tasks] = (self.share * (unsolved & drawn)).flatten()
+        drawn = torch.rand(unsolved.shape, generator=self._generator) < self.often
+        self._explored = unsolved & drawn
+        shares[self.tasks] = (self.share * self._explored).flatten()
+        self._forget()
         return shares
