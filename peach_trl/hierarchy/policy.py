@@ -110,6 +110,7 @@ class HierarchyActor(StepModule):
 
     random_share: Tensor
     noise: Tensor
+    hold: Tensor
     task_share: Tensor
 
     def __init__(self, hierarchy: Hierarchy, actors: Sequence[TensorDictModuleBase]) -> None:
@@ -122,6 +123,7 @@ class HierarchyActor(StepModule):
         self.actors = torch.nn.ModuleList(actors)
         self.register_buffer("random_share", torch.zeros(hierarchy.depth))
         self.register_buffer("noise", torch.zeros(()))
+        self.register_buffer("hold", torch.ones((), dtype=torch.int64))
         self.register_buffer("task_share", torch.zeros(0))
         self.explore()
         self._generator = ProcessGenerator("exploration")
@@ -139,6 +141,9 @@ class HierarchyActor(StepModule):
         self.random_share.fill_(config.warmup_random_share if warmup else config.random_share)
         self.random_share[-1] = 1.0 if at_random else config.top_random_share
         self.noise.fill_(config.warmup_noise if warmup else config.noise)
+        self.hold.fill_(
+            1 if warmup else config.top_random_hold
+        )  # held subgoals leave a lower level little to learn from
         if tasks is None:
             self.task_share.zero_()
         elif tasks.shape == self.task_share.shape:
@@ -210,7 +215,7 @@ class HierarchyActor(StepModule):
         arrays = frame.arrays
         left, acts = arrays[HELD], arrays[ACTS][..., -1:]
         goes_on = (left > 0) & ~arrays[START]
-        fresh = coin * (self.hierarchy.config.top_random_hold - 1)
+        fresh = coin * (self.hold.numpy() - 1)
         arrays[HELD] = np.where(acts, np.where(goes_on, left - 1, fresh), left)
         return np.where(goes_on, arrays[PROPOSAL], proposal)
 
