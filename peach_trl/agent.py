@@ -89,7 +89,7 @@ class Agent(nn.Module):
         )
 
     def state_of(self, seed: int, single: Agent) -> dict[str, Tensor]:
-        """The state of one of several agents, as an agent of its own has it.
+        """The state of one of several agents, as an agent of its own has it; of one alone its own.
 
         Args:
             seed: its number, from 0.

@@ -155,8 +155,7 @@ class Report:
         tasks = {"list": library.name, "fingerprint": library.fingerprint()}
         counts = {"env_steps": self.env_steps, "top_updates": self.updates, "seeds_at_once": len(results)}
         for seed, (run, config, result) in enumerate(zip(self.runs.runs, self.runs.configs, results, strict=True)):
-            state = self.agent.state_dict() if alone else self.agent.state_of(seed, single)
-            run.checkpoint("final", {"config": asdict(config), "agent": state})
+            run.checkpoint("final", {"config": asdict(config), "agent": self.agent.state_of(seed, single)})
             save_meta_test(run, config, library, result, split)
             plot_curves(run.folder / "metrics.csv", run.folder / "curves.png", bounds, final=result.metrics())
             chosen = {} if self._best is None else {"best_iteration": self._best.iterations[seed]}
@@ -180,8 +179,8 @@ class BestAgents:
     """
 
     def __init__(self, agent: Agent, config: Config, library: TaskLibrary) -> None:
-        self.agent, self.alone = agent, config.seeds == 1
-        self._single = agent if self.alone else make_agent(of_seeds(config)[0], library.single)
+        self.agent = agent
+        self._single = agent if config.seeds == 1 else make_agent(of_seeds(config)[0], library.single)
         self._scores = [-math.inf] * config.seeds
         self._states: list[dict[str, Tensor]] = [{} for _ in range(config.seeds)]
         self.iterations = [-1] * config.seeds
@@ -191,16 +190,13 @@ class BestAgents:
         for seed, result in enumerate(results):
             score = float(result.returns.mean(0).sum())
             if score > self._scores[seed]:
-                state = self.agent.state_dict() if self.alone else self.agent.state_of(seed, self._single)
+                state = self.agent.state_of(seed, self._single)
                 self._states[seed] = {name: value.clone() for name, value in state.items()}
                 self._scores[seed], self.iterations[seed] = score, iteration
 
     def restore(self) -> None:
         """Makes the agents what they were when they did best."""
-        if self.alone:
-            self.agent.load_state_dict(self._states[0])
-        else:
-            self.agent.load_seeds(self._states)
+        self.agent.load_seeds(self._states)
 
 
 def bounds_of(config: Config, library: TaskLibrary, split: str) -> dict[str, list[float]]:

@@ -99,9 +99,10 @@ class BeliefTracker(StepModule):
         self._product = _Product.of(belief)
         self._done = ("hierarchy", "goal") if hierarchy.depth > 1 else ("hierarchy", "proposal")
         self.key = context_key(read)
-        self._keys = {name: KEYS[name] for name in (*_STATE, *_PEAK[: 2 * evidence.peak])}
+        peaks = _PEAK if evidence.peak else ()
+        self._keys = {name: KEYS[name] for name in (*_STATE, *peaks)}
+        self._rewards = [KEYS[name] for name in ("reward", *peaks)]
         own: list[NestedKey] = [self.key, *self._keys.values()]
-        self._rewards = [KEYS["reward"], *(KEYS[name] for name in _PEAK[: 2 * evidence.peak])]
         self.in_keys = ["observation", ("hierarchy", "start"), ("hierarchy", "acts"), self._done, *own]
         self.in_keys += ["task_id"] * (num_tasks is not None)
         self.out_keys = own

@@ -141,9 +141,8 @@ class HierarchyActor(StepModule):
         self.random_share.fill_(config.warmup_random_share if warmup else config.random_share)
         self.random_share[-1] = 1.0 if at_random else config.top_random_share
         self.noise.fill_(config.warmup_noise if warmup else config.noise)
-        self.hold.fill_(
-            1 if warmup else config.top_random_hold
-        )  # held subgoals leave a lower level little to learn from
+        # In the warm-up subgoals are not held: that leaves a lower level little to learn from.
+        self.hold.fill_(1 if warmup else config.top_random_hold)
         if tasks is None:
             self.task_share.zero_()
         elif tasks.shape == self.task_share.shape:
