@@ -48,7 +48,8 @@ def main(config: HacConfig, run_dir: Path) -> None:
     with Runs(run_dir, config) as runs, collecting(config, library, policy) as trajectories:
         report = Report(runs, agent, config, library)
         for phase in phases(config, agent):
-            policy.explore(warmup=phase.warmup, at_random=phase.at_random, tasks=exploration.shares())
+            tasks = None if top is None else exploration.shares()  # HAC as published has no exploration by task
+            policy.explore(warmup=phase.warmup, at_random=phase.at_random, tasks=tasks)
             if phase.forgets:
                 B.empty()  # what the top level met while nothing below it worked
 
