@@ -85,7 +85,8 @@ class CoinActor(HierarchyActor):
 def hierarchy_config(**changes) -> HierarchyConfig:
     values = dict(
         depth=2, decision_steps=4, clock="own_goal", subgoal="relative", subgoal_reach=0.5, test_probability=0.3,
-        random_share=0.0, warmup_random_share=0.0, noise=0.0, warmup_noise=0.0, top_random_share=0.0, top_random_hold=1,
+        random_share=0.0, warmup_random_share=0.0, noise=0.0, warmup_noise=0.0, top_action="hindsight",
+        top_random_share=0.0, top_random_hold=1,
     )  # fmt: skip
     return HierarchyConfig(**{**values, **changes})
 
@@ -214,3 +215,16 @@ def test_evidence_of_decisions_is_what_a_loop_over_steps_notes(peak):
             assert found[row, 1] == 0.5 * 4 * reward[start : end + 1].max()
     empty = torch.zeros(0, dtype=torch.int64)
     assert evidence.of_decisions(reward, states, empty, empty).shape == (0, evidence.dim(3))
+
+
+def test_a_top_level_may_keep_what_it_proposed():
+    """Only one that follows the reward; levels that reach for goals have hindsight actions always."""
+    config = hierarchy_config(depth=3, decision_steps=4, top_action="proposal")
+    space = GoalSpace([0, 1], low=[-10.0, -10.0], high=[10.0, 10.0], tolerance=0.1, metric="euclidean")
+    observation, goal, reached = torch.zeros(1, 2), torch.tensor([[1.0, 0.5]]), torch.tensor([[0.2, 0.1]])
+    for known, top_keeps in ((None, True), (space, False)):
+        hierarchy = Hierarchy(config, Bounded(-1, 1, shape=(2,)), space, known)
+        for level in (1, 2):
+            kept = goal if level == 2 and top_keeps else reached
+            done = hierarchy.hindsight_action(level, observation, goal, reached)
+            torch.testing.assert_close(hierarchy.decode(level, observation, done), kept)

@@ -2,7 +2,13 @@
 
 A belief that is part of the state wants the decisions of several episodes in a row: what was known before each of them
 follows from those before it. Half of the sequences, say, are what happened, the trajectories of one row's meta-episode;
-the others are made of random episodes of the task, so that the belief meets evidence in all orders, old and new.
+the others are mixed, so that the belief meets evidence in other orders.
+
+Mixed sequences are made of *beginnings* of meta-episodes. Who acts in a beginning knows no more than the sequence
+shows. A later trajectory without those before it is different: it goes straight to a goal that the belief has not
+heard of. As each task shows this for its own goal only, critics would learn that whatever way one goes, the goal is
+there. Such actions are evidence about the task themselves, and learning from them is biased (Ortega et al. 2021, arXiv
+2110.10819, call it delusion).
 """
 
 from __future__ import annotations
@@ -45,8 +51,9 @@ class SequenceSampler:
 
     The first ``consecutive * per_task`` sequences of a task are the trajectories of one meta-episode each, in order, at
     most ``episodes`` of them: that of an episode drawn uniformly from the last ``recent * episodes`` ones. They show
-    what the policy does now, and soon correct what it does wrong. The others are ``episodes`` different ones of all
-    that are remembered, in random order. Without meta-episodes in the buffer all are random.
+    what the policy does now, and soon correct what it does wrong. The others are mixed: of random meta-episodes, each
+    time the first one or more of its trajectories, until there are ``episodes``, from two meta-episodes at least. An
+    episode that belongs to none is taken alone.
 
     Where rewards are rare, what was met by chance has to be seen again and again: of tasks that are said to be
     ``rare``, the meta-episodes are those of the best of ``best_of`` episodes by return, drawn from all.
@@ -69,11 +76,11 @@ class SequenceSampler:
         ...     rows = {"task_id": task, "episode": task, "transition_type": zeros, "meta_episode": zeros + number // 2}
         ...     reward = TensorDict({"reward": torch.ones(4, 1)}, [4])
         ...     _ = buffer.extend(TensorDict({**rows, "x": x + torch.tensor([0, 0.5, 0, 0.5]), "next": reward}, [4]))
-        >>> sampler = SequenceSampler(buffer, per_task=2, episodes=2, generator=torch.Generator().manual_seed(0))
+        >>> sampler = SequenceSampler(buffer, per_task=2, episodes=2, generator=torch.Generator().manual_seed(4))
         >>> sequences = sampler(torch.tensor([1]))
-        >>> sequences["x"]  # what happened, and random episodes
+        >>> sequences["x"]  # what happened, and the beginnings of both meta-episodes
         tensor([[1.0000, 1.5000, 2.0000, 2.5000],
-                [2.0000, 2.5000, 1.0000, 1.5000]])
+                [3.0000, 3.5000, 1.0000, 1.5000]])
         >>> sequences["part"][0], sequences["mask"].all()
         (tensor([0, 0, 1, 1]), tensor(True))
     """
@@ -160,6 +167,20 @@ class SequenceSampler:
         sequences = self.buffer.storage.read(self.buffer.writer.locate(owner, position))
         return sequences.set("mask", mask).set("part", part)
 
+    def _draw(self, tasks: Tensor, available: Tensor, rare: Tensor | None = None) -> tuple[Tensor, Tensor]:
+        """Episodes [M, S, E], counted backwards from the latest, and which of them are there."""
+        everyone = torch.arange(int(available.max())).expand(len(tasks), -1)
+        number = self.buffer.writer.meta_episodes(tasks, everyone)  # [M, most], newest first
+        number = torch.where(everyone < available[:, None], number, _GONE)
+        happened = self.consecutive if bool((number >= 0).any()) else 0
+        mixed = self._beginnings(number, available, self.per_task - happened)
+        there = torch.ones_like(mixed, dtype=torch.bool)
+        if not happened:
+            return mixed, there
+        whole, size = _meta_episodes(number, self._anchors(tasks, available, rare), self.episodes)
+        known = torch.arange(self.episodes) < size.unsqueeze(-1)
+        return torch.cat([whole, mixed], 1), torch.cat([known, there], 1)
+
     def _anchors(self, tasks: Tensor, available: Tensor, rare: Tensor | None) -> Tensor:
         """Episodes [M, C], counted backwards, whose meta-episodes are the consecutive sequences."""
         shape = (len(tasks), self.consecutive)
@@ -170,25 +191,21 @@ class SequenceSampler:
         rivals = integers_below(available, (*shape, self.best_of), self.generator)
         return torch.where(rare.unsqueeze(-1), self.buffer.writer.best(tasks, rivals), anchor)
 
-    def _draw(self, tasks: Tensor, available: Tensor, rare: Tensor | None = None) -> tuple[Tensor, Tensor]:
-        """Episodes [M, S, E], counted backwards from the latest, and which of them are there."""
-        back = _distinct(available, (len(tasks), self.per_task), self.episodes, self.generator)
-        there = (torch.arange(self.episodes) < available[:, None]).unsqueeze(1).expand_as(back)
-        if not self.consecutive:
-            return back, there
-        most = int(available.max())
-        everyone = torch.arange(most)
-        number = self.buffer.writer.meta_episodes(tasks, everyone.expand(len(tasks), -1)).unsqueeze(1)  # [M, 1, most]
-        anchor = self._anchors(tasks, available, rare)
-        of_anchor = number.expand(-1, self.consecutive, -1).gather(2, anchor.unsqueeze(-1))
-        same = (number == of_anchor) & (everyone < available[:, None]).unsqueeze(1)
-        # The oldest first; an episode without a meta-episode stays with random others.
-        order, oldest = torch.where(same, everyone, -1).topk(min(self.episodes, most))
-        missing = self.episodes - order.shape[-1]
-        first = self.consecutive
-        back[:, :first] = torch.where(of_anchor >= 0, pad(oldest, (0, missing)), back[:, :first])
-        known = torch.where(of_anchor >= 0, pad(order >= 0, (0, missing)), there[:, :first])
-        return back, torch.cat([known, there[:, first:]], 1)
+    def _beginnings(self, number: Tensor, available: Tensor, count: int) -> Tensor:
+        """Episodes [M, count, E]: the first ones of a random meta-episode, those of another, and so on."""
+        M, E = len(number), self.episodes
+        anchor = integers_below(available, (M, count * E), self.generator)
+        whole, size = _meta_episodes(number, anchor, E)  # of as many as could be needed
+        size, draw = size.view(M, count, E), torch.rand(M, count, E, generator=self.generator)
+        ends = [torch.zeros(M, count, dtype=torch.int64)]
+        for k in range(E):
+            left = E - ends[-1]
+            most = torch.minimum(size[..., k], left - int(k == 0 and E > 1))  # so that there are two at least
+            ends.append(ends[-1] + torch.where(left > 0, 1 + (draw[..., k] * most).long(), 0))
+        end = torch.stack(ends, -1)
+        place = torch.arange(E).expand(M, count, E).contiguous()
+        which = torch.searchsorted(end[..., 1:].contiguous(), place, right=True)
+        return whole.view(M, count, E * E).gather(-1, which * E + place - end.gather(-1, which))
 
     def state_dict(self) -> dict[str, Any]:
         """The state of the generator."""
@@ -199,20 +216,31 @@ class SequenceSampler:
         self.generator.set_state(state_dict["generator"])
 
 
-def _distinct(limit: Tensor, shape: tuple[int, int], count: int, generator: torch.Generator) -> Tensor:
-    """Different integers in 0 .. limit - 1, in random order, int64 [*shape, count].
+_GONE = -2  # the number of an episode that is not there; -1 is one without a meta-episode
+
+
+def _meta_episodes(number: Tensor, anchor: Tensor, most: int) -> tuple[Tensor, Tensor]:
+    """The episodes of the meta-episodes of some of them; an episode without one is alone.
 
     Args:
-        limit: int64 [M], M the first of ``shape``; where it is lower than the count, only the first so many differ.
-        shape: how many draws.
-        count: integers of a draw.
-        generator: source of the draws.
+        number: of the meta-episode of each episode, newest first, int64 [M, R].
+        anchor: index of an episode, int64 [M, C].
+        most: how many of a meta-episode, E.
+
+    Returns:
+        Their indices, the oldest first, int64 [M, C, E], and how many there are [M, C].
+
+    Examples:
+        >>> _meta_episodes(torch.tensor([[7, 7, 5, 5, -1]]), torch.tensor([[0, 3, 4]]), most=2)
+        (tensor([[[1, 0],
+                 [3, 2],
+                 [4, 0]]]), tensor([[2, 2, 1]]))
     """
-    drawn: list[Tensor] = []
-    for k in range(count):
-        number = integers_below((limit - k).clamp(min=1), shape, generator)  # among those that are left
-        if drawn:
-            for earlier in torch.stack(drawn, -1).sort(-1).values.unbind(-1):
-                number = number + (number >= earlier)
-        drawn.append(torch.minimum(number, limit.clamp(min=1).view(-1, 1) - 1))
-    return torch.stack(drawn, -1)
+    of_anchor = number.gather(1, anchor)
+    same = number.unsqueeze(1) == of_anchor.unsqueeze(-1)
+    found = torch.where(same, torch.arange(number.shape[1]), -1).topk(min(most, number.shape[1])).values
+    alone = of_anchor < 0
+    found[..., 0] = torch.where(alone, anchor, found[..., 0])
+    found[..., 1:] = found[..., 1:].masked_fill(alone.unsqueeze(-1), -1)
+    size = (found >= 0).sum(-1)
+    return pad(found.clamp(min=0), (0, most - found.shape[-1])), size

@@ -20,6 +20,7 @@ from peach_trl.config import option
 from peach_trl.envs.goal_space import GoalSpace
 
 CLOCKS = ("higher_goal", "own_goal", "time")
+TOP_ACTIONS = ("hindsight", "proposal")
 NO_LIMIT = 2**31 - 1
 Values = TypeVar("Values", Tensor, np.ndarray)
 
@@ -40,6 +41,7 @@ class HierarchyConfig:
     warmup_random_share: float = option(low=0, high=1, help="the same in their warm-up")
     noise: float = option(low=0, help="Gaussian noise of goal-reaching levels, in half-ranges of the proposal space")
     warmup_noise: float = option(low=0, help="the same in their warm-up")
+    top_action: str = option(choices=TOP_ACTIONS, help="what a top level that follows the reward is said to have done")
     top_random_share: float = option(low=0, high=1, help="share of uniform proposals of the top level")
     top_random_hold: int = option(low=1, help="decisions that a uniform proposal of the top level is held for")
 
@@ -69,7 +71,7 @@ class Hierarchy:
         >>> from torchrl.data import Bounded
         >>> config = HierarchyConfig(depth=3, decision_steps=20, clock="own_goal", subgoal="relative",
         ...     subgoal_reach=0.15, test_probability=0.3, random_share=0.2, warmup_random_share=0.2, noise=0.1,
-        ...     warmup_noise=0.1, top_random_share=0.0, top_random_hold=1)
+        ...     warmup_noise=0.1, top_action="hindsight", top_random_share=0.0, top_random_hold=1)
         >>> space = GoalSpace([0, 1], low=[-10.0, -10.0], high=[10.0, 10.0], tolerance=0.5, metric="euclidean")
         >>> hierarchy = Hierarchy(config, Bounded(-1, 1, shape=(2,)), space)
         >>> hierarchy.k, hierarchy.horizons.tolist()[:2], hierarchy.proposal_dims
@@ -137,12 +139,17 @@ class Hierarchy:
     def hindsight_action(self, level: int, observation: Tensor, goal: Tensor, reached: Tensor) -> Tensor:
         """What ``level`` would have proposed with hindsight, in [-1, 1] (HAC, section 4.1).
 
+        Where a subgoal was missed, that is the state that was reached instead. With ``top_action="proposal"`` a top
+        level that follows the reward keeps what it proposed: it is to learn what comes of that in this task.
+
         Args:
             level: a level above 0.
             observation: s at the start of the decision, [..., D].
             goal: the subgoal g_{level-1} that was proposed, [..., G].
             reached: s' at the end of the decision, [..., D].
         """
+        if level == self.top and self.goal_space is None and self.config.top_action == "proposal":
+            return self.encode(level, observation, goal)
         achieved = self.subgoal_space.achieved(reached, goal).unsqueeze(-1)
         return self.encode(level, observation, torch.where(achieved, goal, self.subgoal_space.project(reached)))
 
