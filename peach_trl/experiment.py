@@ -55,8 +55,10 @@ class TrainConfig:
 
     iterations: int = option(low=1, auto=True, help="passes through the outer loop of Algorithm 1")
     warmup: int = option(low=0, help="iterations before those, in which only the goal-reaching levels learn")
-    prefill: int = option(low=0, help="iterations after the warm-up in which the top level proposes at random")
-    envs_per_task: int = option(low=1, help="environments that play each task side by side")
+    prefill: int = option(low=0, help="iterations after the warm-up with proposals at random, at least")
+    prefill_met: float = option(low=0, help="they go on until a task met rewards so often, on average; 0: they do not")
+    prefill_most: int = option(low=0, help="iterations that they go on for at most")
+    envs_per_task: int = option(low=1, auto=True, help="environments that play each task side by side")
     trajectories: int = option(low=1, help="L, successive trajectories of each task per iteration")
     warmup_updates: int = option(low=0, help="gradient steps of each goal-reaching level an iteration in the warm-up")
     lower_updates: int = option(low=0, help="gradient steps of each goal-reaching level an iteration, from then on")
@@ -271,23 +273,38 @@ class Phase:
     top_updates: int
 
 
-def phases(config: Config, agent: Agent) -> list[Phase]:
-    """Warm-up of the lower levels (if there are any), prefill of the top level's replay, and training."""
-    train = config.train
-    warmup = train.warmup if len(agent.levels) else 0
-    start = warmup + train.prefill
-    return [
-        Phase(
+def passes(config: Config, agent: Agent) -> int:
+    """How many :func:`phases` there are."""
+    return (config.train.warmup if len(agent.levels) else 0) + config.train.prefill + config.train.iterations
+
+
+def phases(config: Config, agent: Agent, exploration: Exploration | None = None) -> Iterator[Phase]:
+    """Warm-up of the lower levels (if there are any), prefill of the top level's replay, and training.
+
+    Args:
+        config: says how many of each.
+        agent: whose levels they are.
+        exploration: knows how often rewards were met by chance. Where they are rare, the prefill goes on, and there are
+            as many passes of training less.
+    """
+    train, total = config.train, passes(config, agent)
+    warmup = total - train.prefill - train.iterations
+    start, latest, before = warmup + train.prefill, warmup + max(train.prefill, train.prefill_most), 0.0
+    for number in range(total):
+        if exploration is not None and agent.top is not None:
+            if number == warmup:
+                before = exploration.met
+            if number == start < min(latest, total - 1) and exploration.met - before < train.prefill_met:
+                start += 1
+        yield Phase(
             number=number,
             warmup=number < warmup or agent.top is None,
             at_random=number < start,
             forgets=number == warmup,
-            progress=max(0, number - start) / train.iterations,
+            progress=max(0, number - start) / max(1, total - start),
             lower_updates=-(-(train.warmup_updates if number < warmup else train.lower_updates) // train.trajectories),
             top_updates=0 if number < start else train.top_updates,
         )
-        for number in range(start + train.iterations)
-    ]
 
 
 def seed_everything(config: Config) -> None:
@@ -455,7 +472,14 @@ def make_transitions(config: Config, library: TaskLibrary, agent: Agent) -> Leve
 def make_exploration(config: Config, library: TaskLibrary) -> Exploration:
     """What says on which tasks the top level is to explore."""
     values, tasks = dataclasses.asdict(config.exploration), library.split("train")
-    return Exploration(tasks, library.num_tasks, **values, seeds=config.seeds, seed=config.seed)
+    return Exploration(
+        tasks,
+        library.num_tasks,
+        **values,
+        trajectories=config.train.trajectories,
+        seeds=config.seeds,
+        seed=config.seed,
+    )
 
 
 def make_task_buffer(config: Config, library: TaskLibrary) -> TaskReplayBuffer:

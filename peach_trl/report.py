@@ -21,7 +21,7 @@ from peach_trl.envs.families.wind import Wind
 from peach_trl.envs.goal_space import GoalSpace
 from peach_trl.envs.tasks import TaskLibrary
 from peach_trl.evaluation import MetaTest, meta_test
-from peach_trl.experiment import Config, Phase, make_agent, make_env, of_seeds, phases
+from peach_trl.experiment import Config, Phase, make_agent, make_env, of_seeds, passes
 from peach_trl.hierarchy.metrics import level_metrics
 from peach_trl.levels.top_level import LOSSES
 from peach_trl.references import references
@@ -93,7 +93,7 @@ class Report:
         self._clock = time.perf_counter()
         self._best = BestAgents(agent, config, library) if config.evaluation.agent == "best" else None
         print("values by rule (peach_trl.rules):", *explained(config), sep="\n  ")
-        self._bar = progress(len(phases(config, agent)), "meta-training")
+        self._bar = progress(passes(config, agent), "meta-training")
 
     def collected(self, batch: TensorDictBase, trajectory: int) -> None:
         """Takes in a recorded batch [S N, T], the ``trajectory``-th (from 0) of an iteration."""

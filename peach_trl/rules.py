@@ -13,8 +13,10 @@ key                             rule                                why
                                                                     meta-episode, at least for 10 decisions
 ``top.test_penalty``            4 / D                               10 % of a perfect decision
 ``context.reward_factor``       D / 10                              the encoder reads a perfect decision as 4
-``train.iterations``            2 million / (tasks x L x T),        passes of collecting and learning make the
-                                within 50 and 250                   difference, not rows that play side by side
+``train.envs_per_task``         2 million / (250 x tasks x L x T),  passes of collecting and learning make the
+                                at least 1                          difference; more rows only where steps are left
+``train.iterations``            2 million / (rows x L x T),         over
+                                within 50 and 250
 ==============================  ==================================  ===============================================
 
 The default task's values were there first (K 20, reward_scale .2, gamma .99475 = .9^(1/20), test_penalty .4); the rules
@@ -37,6 +39,7 @@ KEYS = (
     "top.gamma",
     "top.test_penalty",
     "context.reward_factor",
+    "train.envs_per_task",
     "train.iterations",
 )
 AHEAD = 10  # decisions that a decision looks ahead, at least
@@ -61,14 +64,14 @@ class TaskFacts:
 
 
 def resolve(
-    values: Mapping[str, Any], facts: TaskFacts, rows: int, trajectories: int, before: int = 0
+    values: Mapping[str, Any], facts: TaskFacts, tasks: int, trajectories: int, before: int = 0
 ) -> dict[str, tuple[Any, str]]:
     """The values of the keys that are ``"auto"``, and how they come about.
 
     Args:
-        values: the keys of the table above, with a number or ``"auto"`` each.
+        values: the keys of the table above, with a number or ``"auto"`` each; those it lacks have no rule applied.
         facts: of the task family.
-        rows: training tasks, times the environments that play each.
+        tasks: that are trained on.
         trajectories: of a meta-episode, L.
         before: iterations of warm-up and prefill.
 
@@ -81,7 +84,7 @@ def resolve(
     Examples:
         >>> keys = ("hierarchy.decision_steps", "transitions.reward_scale", "top.gamma", "train.iterations")
         >>> facts = TaskFacts(horizon=100, best_reward=1.0, goal_size=0.2, step_length=0.1)
-        >>> found = resolve(dict.fromkeys(keys, "auto"), facts, rows=60, trajectories=3, before=5)
+        >>> found = resolve(dict.fromkeys(keys, "auto"), facts, tasks=60, trajectories=3, before=5)
         >>> {key: value for key, (value, _) in found.items()}
         {'hierarchy.decision_steps': 5, 'transitions.reward_scale': 0.4, 'top.gamma': 0.98979, 'train.iterations': 106}
         >>> found["transitions.reward_scale"][1]
@@ -104,6 +107,12 @@ def resolve(
         rule = f"2 x goal size {size:g} / length of a step {step:g}, within {low} and {high}"
         found["hierarchy.decision_steps"] = K, rule
     D = T / K
+    rows = values.get("train.envs_per_task", 1)
+    if rows == AUTO:
+        rows = max(1, STEPS // (MOST * tasks * trajectories * T))
+        rule = f"{STEPS:,} steps / ({MOST} x {tasks} tasks x {trajectories} trajectories x {T} steps), at least 1"
+        found["train.envs_per_task"] = rows, rule
+    rows *= tasks
     rules: dict[str, Callable[[str], tuple[Any, str]]] = {
         "transitions.reward_scale": lambda key: (
             _rounded(40 / (T * need("best_reward", key))),
@@ -139,7 +148,7 @@ def explained(config: Any) -> list[str]:
     lines = []
     for key in KEYS:
         value = _value(config, key)
-        given = {"hierarchy.decision_steps": config.hierarchy.decision_steps}
+        given = {name: _value(config, name) for name in ("hierarchy.decision_steps", "train.envs_per_task")}
         try:
             by_rule, rule = resolve({**given, key: AUTO}, *_task(config))[key]
         except ConfigError:
@@ -156,7 +165,7 @@ def _value(config: Any, key: str) -> Any:
 def _task(config: Any) -> tuple[TaskFacts, int, int, int]:
     train = config.train
     before = (train.warmup if config.hierarchy.depth > 1 else 0) + train.prefill
-    return config.env.facts(), config.env.train_tasks * train.envs_per_task, train.trajectories, before
+    return config.env.facts(), config.env.train_tasks, train.trajectories, before
 
 
 def _rounded(value: float) -> float:

@@ -47,13 +47,13 @@ def main(config: HacConfig, run_dir: Path) -> None:
 
     with Runs(run_dir, config) as runs, collecting(config, library, policy) as trajectories:
         report = Report(runs, agent, config, library)
-        for phase in phases(config, agent):
-            tasks = None if top is None else exploration.shares()  # HAC as published has no exploration by task
-            policy.explore(warmup=phase.warmup, at_random=phase.at_random, tasks=tasks)
+        for phase in phases(config, agent, exploration):
             if phase.forgets:
                 B.empty()  # what the top level met while nothing below it worked
 
             for l in range(train.trajectories):
+                tasks = None if top is None else exploration.shares(l)  # HAC as published has no exploration by task
+                policy.explore(warmup=phase.warmup, at_random=phase.at_random, tasks=tasks)
                 batch = next(trajectories)  # TRAIN-LEVEL(top, s)
                 rows = transitions(batch)
                 exploration.collected(batch, phase.at_random)

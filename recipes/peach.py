@@ -48,12 +48,12 @@ def main(config: PeachConfig, run_dir: Path) -> None:
 
     with Runs(run_dir, config) as runs, collecting(config, library, policy) as trajectories:
         report = Report(runs, agent, config, library)
-        for phase in phases(config, agent):
-            policy.explore(warmup=phase.warmup, at_random=phase.at_random, tasks=exploration.shares())
+        for phase in phases(config, agent, exploration):
             if phase.forgets:
                 B.empty()  # what the top level met while nothing below it worked
 
             for l in range(train.trajectories):  # every row keeps its own c^i, {} before the first
+                policy.explore(warmup=phase.warmup, at_random=phase.at_random, tasks=exploration.shares(l))
                 batch = next(trajectories)  # TRAIN-LEVEL(top, s, q(z | c^i)), which adds its decisions to c^i
                 *rows_lower, rows_top = transitions(batch)
                 B.extend(rows_top)

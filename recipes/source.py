@@ -49,13 +49,13 @@ def meta_train(config: SourceConfig, run_dir: Path) -> None:
 
     with Runs(run_dir, config) as runs, collecting(config, library, policy) as trajectories:
         report = Report(runs, agent, config, library)
-        for phase in phases(config, agent):
-            policy.explore(warmup=phase.warmup, at_random=phase.at_random, tasks=exploration.shares())
+        for phase in phases(config, agent, exploration):
             if phase.forgets:
                 B.empty()  # what the top level met while nothing below it worked
 
             q.reset(T)  # c^i = {}
             for l in range(train.trajectories):
+                policy.explore(warmup=phase.warmup, at_random=phase.at_random, tasks=exploration.shares(l))
                 batch = next(trajectories)  # z ~ q(z | c^i); TRAIN-LEVEL(top, s, z)
                 *rows_lower, rows_top = transitions(batch)
                 B.extend(rows_top)

@@ -56,6 +56,20 @@ def test_a_share_of_the_meta_episodes_explores_and_none_of_them_solves_a_task():
     assert torch.equal(again.shares(), drawn[0])
 
 
+def test_they_explore_from_some_trajectory_on():
+    everyone = torch.arange(600)
+    exploration = Exploration(everyone, share=0.4, often=0.5, trajectories=3, seed=0)
+    assert not exploration.shares().any()  # nothing is known
+    exploration.take(everyone, (everyone < 300).float())
+    explores = torch.stack([exploration.shares(trajectory) > 0 for trajectory in range(3)])
+    assert not explores[:, :300].any() and (explores[0] <= explores[1]).all() and (explores[1] <= explores[2]).all()
+    share = explores[:, 300:].float().mean(1)
+    assert (share - torch.tensor([2 / 8, 3 / 8, 4 / 8])).abs().max() < 0.05  # half of the tasks are unsolved
+    exploration.take(everyone, torch.ones(600))
+    _ = exploration.shares()
+    assert torch.equal(exploration.unsolved, explores[2])
+
+
 def test_the_policy_explores_on_the_named_tasks_only():
     config = tiny_config(hierarchy__top_random_hold=3, hierarchy__top_random_share=0.0)
     agent, library = tiny_agent(config), make_library(config)

@@ -21,6 +21,7 @@ from peach_trl.utils import load_config
 SMALL = [
     *("env.horizon=20", "env.train_tasks=3", "env.validation_tasks=1", "env.test_tasks=1", "hierarchy.depth=3"),
     *("hierarchy.decision_steps=8", "train.iterations=1", "train.warmup=1", "train.prefill=1", "top.batch=8"),
+    "train.prefill_met=0",
     *("train.envs_per_task=1", "train.trajectories=2", "train.warmup_updates=1", "train.lower_updates=1"),
     *("train.top_updates=2", "train.meta_batch=2", "evaluation.every=1", "evaluation.rollouts=1"),
     "evaluation.trajectories=2",

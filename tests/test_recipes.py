@@ -474,7 +474,7 @@ def test_sweep(tmp_path):
             ["context.latent_dim=0", "top.observe_goal=true", "top.objective=goal"],
             ["top.objective = 'goal'", "use recipes/hac.py"],
         ),
-        (["top.observe_goal=true"], ["context.latent_dim = 5", "set context.latent_dim=0"]),
+        (["top.observe_goal=true"], ["context.latent_dim = 12", "set context.latent_dim=0"]),
         (["-m", "hierarchy.depth=1,2,0"], ["hierarchy.depth = 0: must be >= 1"]),
     ],
 )

@@ -40,8 +40,8 @@ def test_other_tasks_follow(env, steps, scale, trajectories):
     assert config.train.trajectories == config.sequences.episodes == trajectories
     decision = config.top.gamma**steps
     assert decision == pytest.approx(1 - 1 / max(10, trajectories * config.env.horizon / steps / 3), abs=1e-3)
-    a_run = config.env.train_tasks * trajectories * config.env.horizon * (config.train.iterations + 5)
-    assert a_run <= 2_000_000
+    a_pass = config.env.train_tasks * config.train.envs_per_task * trajectories * config.env.horizon
+    assert a_pass * (config.train.iterations + 5) <= 2_000_000 and config.train.envs_per_task == 1 + (env == "Wind")
 
 
 def test_values_that_are_set_stay_and_are_told_apart():

@@ -23,6 +23,7 @@ TINY = [
     *("env.horizon=20", "env.radius=1.5", "env.goal_tolerance=1.4", "env.train_tasks=3", "env.validation_tasks=2"),
     *("env.test_tasks=2", "hierarchy.decision_steps=4", "replay.top_capacity=200", "replay.lower_capacity=1000"),
     *("train.iterations=2", "train.warmup=1", "train.prefill=1", "train.envs_per_task=1", "train.trajectories=2"),
+    "train.prefill_met=0",
     *("train.warmup_updates=4", "train.lower_updates=4", "train.top_updates=2", "train.lower_batch=8"),
     *("train.meta_batch=2", "evaluation.every=2", "evaluation.rollouts=1"),
     *("evaluation.trajectories=2", "top.loss_test=1"),

@@ -2,8 +2,13 @@
 
 A policy that searches half of the places where goals may be has a good return on half of the tasks, and no reason to
 look elsewhere: what it meets of the others are episodes without rewards. Noise on all tasks blurs what it does well.
-So the top level explores on those tasks that it fails on, and for whole meta-episodes; once it solves them it no longer
-does. Which tasks it fails on is known while training, as each is played again and again.
+So the top level explores on those tasks that it fails on, and once it solves them it no longer does. Which tasks it
+fails on is known while training, as each is played again and again.
+
+It explores from some trajectory of a meta-episode on. In those before it does as it learnt: so it comes to where it
+does not know what to do, when its search has failed. Exploring from the start would teach it wrong once few tasks are
+unsolved: what it met there would be of those alone, while at the start a task may be any. So it explores from the start
+with the probability that a task is unsolved, and else from a later trajectory on.
 """
 
 from __future__ import annotations
@@ -35,7 +40,8 @@ class Exploration:
     ``best`` is the highest reward that any task has shown, and ``chance`` the median over the tasks of the highest ones
     when proposals were last uniform, or at first if they never were. Rewards of steps tell tasks apart that sums do
     not: avoiding costs is better than chance, too. Some of the meta-episodes of unsolved tasks explore; the others show
-    what was learnt, and only they can solve a task.
+    what was learnt, and only they can solve a task. They explore from the first trajectory on with the probability
+    that a task is unsolved, and else from one of the others.
 
     Args:
         tasks: ids of the training tasks, [T]; with several seeds those of each, one seed after the other.
@@ -43,11 +49,12 @@ class Exploration:
         share: of the top level's proposals that are uniform in a meta-episode that explores; 0: there are none.
         often: share of an unsolved task's meta-episodes that explore, below 1.
         margin: how much more than chance a task must show, as a share of what the best shows.
+        trajectories: of a meta-episode, L.
         seeds: how many agents; tasks are compared with those of the same one.
         seed: of the draws of what is explored.
 
     Attributes:
-        unsolved: which tasks were unsolved when :meth:`shares` was last called, bool [num_tasks].
+        unsolved: which tasks were unsolved when the last meta-episode began, bool [num_tasks].
 
     Examples:
         >>> exploration, tasks = Exploration(torch.arange(4), often=0.0, seed=0), torch.arange(4)
@@ -67,16 +74,19 @@ class Exploration:
         share: float = 0.5,
         often: float = 0.5,
         margin: float = 0.5,
+        trajectories: int = 1,
         *,
         seeds: int = 1,
         seed: int | None = None,
     ) -> None:
         self.tasks, self.share, self.often, self.margin, self.seeds = tasks, share, often, margin, seeds
         self.num_tasks = int(tasks.max()) + 1 if num_tasks is None else num_tasks
+        self.trajectories, self._from = trajectories, torch.full((self.num_tasks,), trajectories)
         self.unsolved = torch.zeros(self.num_tasks, dtype=torch.bool)
         self._generator = named_generator("unsolved tasks", seed)
         self._chance, self._best = torch.full((2, seeds, 1), -torch.inf)
         self._explored = torch.zeros(seeds, len(tasks) // seeds, dtype=torch.bool)
+        self._by_chance: list[Tensor] = []  # the highest rewards [S, T / S] of meta-episodes with uniform proposals
         self._forget()
 
     def _forget(self) -> None:
@@ -104,18 +114,46 @@ class Exploration:
         self._best = torch.maximum(self._best, found.amax(1, keepdim=True))
         if self._at_random or not self._chance.isfinite().all():
             self._chance = found.median(1, keepdim=True).values
+        if self._at_random:
+            self._by_chance.append(found)
         unmet = found < self._chance + self.margin * (self._best - self._chance)
         return unmet if self._at_random else unmet | self._explored
 
-    def shares(self) -> Tensor:
-        """The share of uniform proposals for each task id, [num_tasks], given what was taken in since the last call."""
-        shares = torch.zeros(self.num_tasks)
+    @property
+    def met(self) -> float:
+        """How often a task's rewards were met by chance, in meta-episodes with uniform proposals, on average.
+
+        Rewards are met that are higher than what chance mostly shows, see the class. Of several seeds the least.
+        """
+        shown = self._by_chance + [self._highest[self.tasks].view(self.seeds, -1)] * self._at_random
+        if not shown:
+            return 0.0
+        highest = torch.stack(shown)
+        best, chance = highest.amax((0, 2)).unsqueeze(-1), highest[-1].median(1, keepdim=True).values
+        met = (highest >= chance + self.margin * (best - chance)) & (best > chance)
+        return met.float().sum(0).mean(1).min().item()
+
+    def shares(self, trajectory: int = 0) -> Tensor:
+        """The share of uniform proposals for each task id, [num_tasks], in a trajectory of all tasks' meta-episodes.
+
+        Args:
+            trajectory: from 0, with which meta-episodes begin: what was taken in since the last began says which
+                tasks are unsolved, and draws say which of those explore, and from which trajectory on.
+        """
+        if trajectory == 0:
+            self._begin()
+        return self.share * (self._from <= trajectory)
+
+    def _begin(self) -> None:
+        self._from.fill_(self.trajectories)
         if not self._highest.isfinite().any():
-            return shares
+            return
         unsolved = self._look()
         self.unsolved[self.tasks] = unsolved.flatten()
-        drawn = torch.rand(unsolved.shape, generator=self._generator) < self.often
-        self._explored = unsolved & drawn
-        shares[self.tasks] = (self.share * self._explored).flatten()
+        draws = torch.rand(3, *unsolved.shape, generator=self._generator)
+        self._explored = unsolved & (draws[0] < self.often)
+        at_once = draws[1] < unsolved.float().mean(1, keepdim=True)
+        later = 1 + (draws[2] * (self.trajectories - 1)).long()
+        first = torch.where(at_once, 0, later).clamp(max=self.trajectories - 1)
+        self._from[self.tasks] = torch.where(self._explored, first, self.trajectories).flatten()
         self._forget()
-        return shares
