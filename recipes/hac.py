@@ -66,7 +66,7 @@ def main(config: HacConfig, run_dir: Path) -> None:
                         report.losses(f"level_{i}", level.update(rows_i))
 
             if top is not None:
-                top.anneal(phase.progress)
+                top.anneal(phase.progress, worth=config.transitions.reward_scale * exploration.worth)
                 for b_i in S.batches(T, train.meta_batch, phase.top_updates, exploration.unsolved):
                     report.losses("top", top.update(b_i))
 

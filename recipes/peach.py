@@ -64,7 +64,7 @@ def main(config: PeachConfig, run_dir: Path) -> None:
                     for rows_i in replay.batches(train.lower_batch, phase.lower_updates):
                         report.losses(f"level_{i}", level.update(rows_i))
 
-            top.anneal(phase.progress)
+            top.anneal(phase.progress, worth=config.transitions.reward_scale * exploration.worth)
             M, rare = train.meta_batch, exploration.unsolved
             for b_i in S_c.batches(T, M, phase.top_updates, rare):  # b^i ~ S_c(B^i) of a meta-batch of M tasks T_i
                 b, q = top.believe(b_i)  # q(z | c^{0:t}) before and after each decision

@@ -1,6 +1,7 @@
 """The agent: PEARL's update at depth 1, HAC's without z, checkpoints, and every combination that can be built."""
 
 import copy
+import dataclasses
 import math
 
 import pytest
@@ -11,6 +12,7 @@ from torch.nn.functional import softplus
 from torchrl.envs.utils import ExplorationType
 
 from peach_trl.context import BeliefTracker
+from peach_trl.experiment import make_agent, make_library
 from peach_trl.hierarchy.transitions import LevelTransitions
 from peach_trl.levels import make_goal_networks, make_top_networks
 
@@ -433,6 +435,18 @@ def test_learning_rates_fall_linearly():
     assert rates() == [4 * 0.625, 2 * 0.625, 0.625]
     agent.top.anneal(1.0)
     assert rates() == [1.0, 0.5, 0.25]
+
+
+def test_entropy_counts_as_much_as_rewards_that_were_met():
+    """Of several agents, each has its own."""
+    agent = tiny_agent(tiny_config(top__alpha=0.2, top__alpha_least=0.05))
+    for worth, share in ((40.0, 1.0), (10.0, 0.25), (0.0, 0.05), (-3.0, 0.05), (99.0, 1.0)):
+        agent.top.anneal(0.5, torch.tensor([worth]))
+        assert agent.top.loss.log_alpha.exp().item() == pytest.approx(0.2 * share)
+    config = tiny_config(top__alpha=0.2, top__alpha_least=0.05)
+    two = make_agent(dataclasses.replace(config, seeds=2), make_library(dataclasses.replace(config, seeds=2)))
+    two.top.anneal(0.5, torch.tensor([10.0, 40.0]))
+    torch.testing.assert_close(two.top.loss.log_alpha.exp(), torch.tensor([0.05, 0.2]))
 
 
 @pytest.mark.parametrize(

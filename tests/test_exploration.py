@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import dataclasses
+
 import numpy as np
+import pytest
 import torch
+from tensordict import TensorDict
 from tiny import record, tiny_agent, tiny_config
 from torchrl.envs.utils import ExplorationType
 
-from peach_trl.experiment import make_exploration, make_library
+from peach_trl.experiment import make_exploration, make_library, passes, phases
 from peach_trl.hierarchy import Exploration
 
 
@@ -68,6 +72,46 @@ def test_they_explore_from_some_trajectory_on():
     exploration.take(everyone, torch.ones(600))
     _ = exploration.shares()
     assert torch.equal(exploration.unsolved, explores[2])
+
+
+def test_what_chance_met_and_what_the_best_episode_was_worth():
+    exploration = Exploration(torch.arange(3), seed=0)
+    assert exploration.met == 0 and exploration.worth.tolist() == [0.0]
+
+    def played(*rewards, at_random=False):  # a row a task, 2 steps each
+        batch = TensorDict({"task_id": torch.arange(3).view(3, 1, 1).expand(3, 2, 1)}, [3, 2])
+        exploration.collected(batch.set("next", {"reward": torch.tensor(rewards).unsqueeze(-1)}), at_random)
+        return exploration.shares()
+
+    _ = played([0.0, 0.0], [0.0, 0.0], [0.0, 0.0], at_random=True)
+    assert exploration.met == 0 and exploration.worth.tolist() == [0.0]  # nothing is known of rewards
+    _ = played([0.0, 0.0], [0.0, 1.0], [0.0, 0.0], at_random=True)
+    assert exploration.met == pytest.approx(1 / 3) and exploration.worth.tolist() == [1.0]
+    _ = played([1.0, 1.0], [0.0, 1.0], [1.0, 0.0], at_random=True)  # by most now
+    assert exploration.met == pytest.approx(4 / 3) and exploration.worth.tolist() == [1.0]
+    _ = played([1.0, 1.0], [1.0, 1.0], [1.0, 1.0])
+    assert exploration.met == pytest.approx(4 / 3) and exploration.worth.tolist() == [1.0]
+
+
+def test_the_prefill_goes_on_until_rewards_are_met():
+    config = tiny_config(train__prefill_met=1.0, train__prefill_most=3, train__iterations=9)
+    agent, tasks = tiny_agent(config), torch.arange(3)
+
+    def passes_at_random(met_at):
+        exploration, found = Exploration(tasks, seed=0), []
+        for phase in phases(config, agent, exploration):
+            _ = exploration.shares()
+            exploration.take(tasks, torch.tensor([0.0, float(phase.number == met_at), 0.0]), phase.at_random)
+            found.append(phase)
+        assert len(found) == passes(config, agent) == 11 and found[-1].progress < 1
+        assert [phase.forgets for phase in found] == [phase.number == 1 for phase in found]
+        assert all((phase.top_updates == 0) == phase.at_random for phase in found)
+        return sum(phase.at_random for phase in found)
+
+    assert passes_at_random(met_at=99) == 1 + 3  # the warm-up, and as long as it may
+    config = dataclasses.replace(config, train=dataclasses.replace(config.train, prefill_met=0.3))
+    assert passes_at_random(met_at=1) == 2 and passes_at_random(met_at=2) == 3
+    assert passes_at_random(met_at=0) == 4  # what was met in the warm-up is forgotten
 
 
 def test_the_policy_explores_on_the_named_tasks_only():

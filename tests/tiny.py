@@ -41,7 +41,7 @@ class Ending(PointEnv):
 
 @cache
 def _tiny() -> PeachConfig:
-    return load_config(PeachConfig, "peach", ROOT / "configs", TINY)
+    return load_config(PeachConfig, "peach", ROOT / "configs", [*TINY, "context.latent_dim=5"])
 
 
 def tiny_config(**changes) -> Config:

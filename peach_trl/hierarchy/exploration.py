@@ -86,6 +86,8 @@ class Exploration:
         self._generator = named_generator("unsolved tasks", seed)
         self._chance, self._best = torch.full((2, seeds, 1), -torch.inf)
         self._explored = torch.zeros(seeds, len(tasks) // seeds, dtype=torch.bool)
+        self._usual, self._highest_return = torch.full((2, seeds), -torch.inf)
+        self._lowest = torch.full((seeds, 1), torch.inf)
         self._by_chance: list[Tensor] = []  # the highest rewards [S, T / S] of meta-episodes with uniform proposals
         self._forget()
 
@@ -105,8 +107,13 @@ class Exploration:
 
     def collected(self, batch: TensorDictBase, at_random: bool = False) -> None:
         """The same of a recorded batch [N, T], a trajectory of each row."""
-        reward = cast(Tensor, batch["next", "reward"])
-        self.take(batch["task_id"][:, 0].flatten(), reward.flatten(1).amax(1), at_random)
+        reward = cast(Tensor, batch["next", "reward"]).flatten(1)
+        self.take(batch["task_id"][:, 0].flatten(), reward.amax(1), at_random)
+        self._lowest = torch.minimum(self._lowest, reward.view(self.seeds, -1).amin(1, keepdim=True))
+        total = reward.sum(1).view(self.seeds, -1)
+        if at_random or not self._usual.isfinite().all():
+            self._usual = total.median(1).values
+        self._highest_return = torch.maximum(self._highest_return, total.amax(1))
 
     def _look(self) -> Tensor:
         """Which tasks are unsolved, given what was taken in since the last call: bool [S, T / S]."""
@@ -120,6 +127,11 @@ class Exploration:
         return unmet if self._at_random else unmet | self._explored
 
     @property
+    def worth(self) -> Tensor:
+        """What the best episode so far returned beyond what chance mostly does, of each seed [S]; 0 at first."""
+        return (self._highest_return - self._usual).nan_to_num(0.0)
+
+    @property
     def met(self) -> float:
         """How often a task's rewards were met by chance, in meta-episodes with uniform proposals, on average.
 
@@ -130,7 +142,8 @@ class Exploration:
             return 0.0
         highest = torch.stack(shown)
         best, chance = highest.amax((0, 2)).unsqueeze(-1), highest[-1].median(1, keepdim=True).values
-        met = (highest >= chance + self.margin * (best - chance)) & (best > chance)
+        anything = (best > chance) | (best > self._lowest)  # else all rewards were the same so far
+        met = (highest >= chance + self.margin * (best - chance)) & anything
         return met.float().sum(0).mean(1).min().item()
 
     def shares(self, trajectory: int = 0) -> Tensor:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, cast
 
 import torch
 from tensordict import TensorDict, TensorDictBase
@@ -35,6 +35,7 @@ from peach_trl.objectives.kl import KLLoss
 from peach_trl.objectives.sac import make_sac
 from peach_trl.seeding import named_generator
 
+PERFECT = 40.0  # what a perfect episode is worth, scaled; see peach_trl.rules
 LOSSES = ("loss_qvalue", "loss_actor", "loss_test", "loss_kl")
 
 
@@ -46,7 +47,10 @@ class TopConfig(NetworkConfig):
     observe_goal: bool = option(help="whether the top level is told the task's goal (the oracle, and HAC)")
     gamma: float = option(low=0, high=1, auto=True, help="discount per environment step")
     n_step: int = option(low=1, help="decisions whose rewards a target adds up before it bootstraps")
-    alpha: float = option(above=0, help="SAC's entropy coefficient, fixed")
+    alpha: float = option(above=0, help="SAC's entropy coefficient, where the best episode was worth 40, scaled")
+    alpha_least: float = option(
+        above=0, high=1, help="share of it where episodes are worth nothing yet; 1: it is fixed"
+    )
     tau: float = option(above=0, high=1, help="rate of the target networks")
     alpha_1: float = option(above=0, help="learning rate of the encoder")
     alpha_2: float = option(above=0, help="learning rate of the top actor")
@@ -139,6 +143,8 @@ class TopLevel(Level):
         self.config, self.context, action_dim = config, context, hierarchy.proposal_dims[-1]
         self.actor, critics = make_top_networks(action_dim, observation_spec, context, goal, config, seeds)
         self.loss = _make_loss(self.actor, critics, config, context_key(context.read))
+        if seeds is not None:
+            self.loss.log_alpha = cast(Tensor, self.loss.log_alpha).expand(seeds).clone()
         self.kl_loss = KLLoss(seeds)
         if belief is None and context.latent_dim:
             belief = make_belief(context, observation_spec, action_dim, encoder, seeds)
@@ -328,8 +334,19 @@ class TopLevel(Level):
         losses.set("loss_kl", kl.detach())
         return losses.select(*LOSSES, "entropy", strict=False)
 
-    def anneal(self, progress: float) -> None:
-        """Sets the learning rates alpha_1, alpha_2, alpha_3 for ``progress`` in [0, 1] through training."""
+    def anneal(self, progress: float, worth: Tensor | float = PERFECT) -> None:
+        """Sets the learning rates, and the entropy coefficient alpha.
+
+        The rates alpha_1, alpha_2, alpha_3 fall linearly. alpha is chosen for values of the size that a perfect episode
+        has. Where rewards are hardly ever met yet, values are far smaller, and entropy would be all that counts: so it
+        grows with what the best episode so far was worth.
+
+        Args:
+            progress: through training, in [0, 1].
+            worth: scaled return of the best episode so far, beyond what chance mostly brings; of several agents [S].
+        """
+        alpha = self.config.alpha * (torch.as_tensor(worth) / PERFECT).clamp(self.config.alpha_least, 1.0)
+        cast(Tensor, self.loss.log_alpha).copy_(alpha.log().squeeze())
         share = 1 - (1 - self.config.lr_end) * progress
         for group, rate in zip(self.optimiser.param_groups, self._rates, strict=True):
             group["lr"] = share * rate

@@ -124,7 +124,7 @@ def sac_target(
         r: rewards, [G, n, 1].
         gamma: discounts, [G, n, 1]; 0 where nothing follows.
         noise: standard normal draws, [G, n, P].
-        alpha: entropy coefficient.
+        alpha: entropy coefficients, [G, n, 1].
     """
     loc, scale = pi(s)
     a, log_prob = squashed(loc[0], scale[0], noise)
@@ -157,7 +157,10 @@ def critic_loss(Q: Sequence[Net], x: Tensor, y: Tensor, learns: bool, wants_x: b
 def sac_actor_loss(
     pi: Net, Q: Sequence[Net], s: Tensor, s_Q: Tensor, noise: Tensor, alpha: Tensor, learns: bool
 ) -> tuple[Tensor, Tensor]:
-    """L_actor = mean [alpha log pi(a | s) - min_j Q_j(s, a)], a ~ pi(. | s) (equation 7); also mean log pi(a | s)."""
+    """L_actor = mean [alpha log pi(a | s) - min_j Q_j(s, a)], a ~ pi(. | s) (equation 7); also mean log pi(a | s).
+
+    Entropy coefficients alpha are [G, n, 1], the same for all rows of an agent.
+    """
     pi_tape: list[Tensor] | None = [] if learns else None
     loc, scale = (part[0] for part in pi(s, pi_tape))
     a, log_prob = squashed(loc, scale, noise)
@@ -165,7 +168,7 @@ def sac_actor_loss(
     if grad_a is not None and pi_tape is not None:
         pi.backward(pi_tape, *squashed_gradient(a, scale, noise, grad_a, alpha / sizes(s)[1]))
     mean = log_prob.mean((-2, -1))
-    return alpha * mean - q.mean((-2, -1)), mean
+    return alpha[:, 0, 0] * mean - q.mean((-2, -1)), mean
 
 
 def td3_actor_loss(pi: Net, Q: Net, s: Tensor, s_Q: Tensor, learns: bool) -> Tensor:

@@ -36,7 +36,7 @@ class PlainSACLoss(PlainMixin, SACLoss):
 
         def step(nets: list[list[Net]], rows: Sequence[Tensor]) -> tuple[Tensor, ...]:
             (policy,), critics, targets = nets
-            alpha, gamma, *rows = rows
+            gamma, alpha, *rows = rows
             s, s_after, a, r, gamma, noise_after, noise = self.parts_of(gamma, rows, draws=2)
             s_pi, s_Q = policy.read(*s), critics[0].read(*s)
             after = policy.read(*s_after), targets[0].read(*s_after)
@@ -49,8 +49,9 @@ class PlainSACLoss(PlainMixin, SACLoss):
         by_pi, by_Q = pi.learning(rows), Q.learning(rows)
         nets = list(zip(by_pi.nets, by_Q.nets, target_Q.nets(rows), strict=True))
         alpha, kind = self._alpha, (rows, learns, *wanted, *width, len(columns))
-        of_all = [alpha, cast(Tensor, self.value_estimator.gamma)]
-        found = self.steps(kind, step, nets, of_all, self.by_seed(len(nets), *columns))
+        seeds, gamma = self.seeds or 1, cast(Tensor, self.value_estimator.gamma)
+        of_rows = alpha.reshape(-1, 1, 1).expand(seeds, a[..., 0].numel() // seeds, 1)  # each seed may have its own
+        found = self.steps(kind, step, nets, [gamma], self.by_seed(len(nets), of_rows, *columns))
         loss_actor, loss_qvalue, entropy, *d_inputs = zip(*found, strict=True)
         names, losses = ("loss_actor", "loss_qvalue", "entropy"), (loss_actor, loss_qvalue, entropy)
         joined = {name: self.joined(loss) for name, loss in zip(names, losses, strict=True)}
