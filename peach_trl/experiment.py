@@ -33,9 +33,10 @@ from peach_trl.hierarchy.policy import HierarchyPolicy
 from peach_trl.hierarchy.structure import HierarchyConfig
 from peach_trl.hierarchy.transitions import LevelTransitions, TransitionsConfig
 from peach_trl.levels.goal_level import LowerConfig
+from peach_trl.levels.novelty import Novelty, NoveltyConfig
 from peach_trl.levels.top_level import ReadingConfig, TopConfig
 from peach_trl.modules.execution import set_execution
-from peach_trl.rules import resolved
+from peach_trl.rules import PERFECT, resolved
 from peach_trl.seeding import named_generator
 from peach_trl.utils.run import load_checkpoint
 
@@ -160,6 +161,7 @@ class PeachConfig(Config):
     """The configuration of ``recipes/peach.py``."""
 
     sequences: SequenceConfig
+    novelty: NoveltyConfig
 
     def check(self) -> None:
         """Refuses what the recipe cannot run."""
@@ -178,6 +180,7 @@ class HacConfig(Config):
     """The configuration of ``recipes/hac.py``."""
 
     sequences: SequenceConfig
+    novelty: NoveltyConfig
 
     def check(self) -> None:
         """Refuses a context variable."""
@@ -480,6 +483,18 @@ def make_exploration(config: Config, library: TaskLibrary) -> Exploration:
         seeds=config.seeds,
         seed=config.seed,
     )
+
+
+def make_novelty(config: PeachConfig | HacConfig, agent: Agent) -> Novelty:
+    """What rewards the top level for new states, early in training."""
+    perfect = PERFECT * agent.hierarchy.config.top_steps / config.env.horizon  # a decision's reward, scaled
+    return Novelty(
+        agent.observation_spec,
+        weight=config.novelty.weight * perfect,
+        until=config.novelty.until,
+        seeds=None if config.seeds == 1 else config.seeds,
+        seed=config.seed,
+    ).to(config.device)
 
 
 def make_task_buffer(config: Config, library: TaskLibrary) -> TaskReplayBuffer:

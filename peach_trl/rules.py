@@ -42,6 +42,7 @@ KEYS = (
     "train.envs_per_task",
     "train.iterations",
 )
+PERFECT = 40.0  # what a perfect episode is worth to the top level, in scaled reward
 AHEAD = 10  # decisions that a decision looks ahead, at least
 STEPS, LEAST, MOST = 2_000_000, 50, 250  # environment steps of a run, and iterations of it
 
@@ -115,14 +116,14 @@ def resolve(
     rows *= tasks
     rules: dict[str, Callable[[str], tuple[Any, str]]] = {
         "transitions.reward_scale": lambda key: (
-            _rounded(40 / (T * need("best_reward", key))),
-            f"40 / ({T} steps x best reward {need('best_reward', key):g})",
+            _rounded(PERFECT / (T * need("best_reward", key))),
+            f"{PERFECT:g} / ({T} steps x best reward {need('best_reward', key):g})",
         ),
         "top.gamma": lambda key: (
             _rounded((1 - 1 / max(AHEAD, trajectories * D / 3)) ** (1 / K)),
             f"(1 - 1 / max({AHEAD}, {trajectories} trajectories x {D:g} decisions / 3))^(1 / {K})",
         ),
-        "top.test_penalty": lambda key: (_rounded(4 / D), f"4 / {D:g} decisions"),
+        "top.test_penalty": lambda key: (_rounded(PERFECT / 10 / D), f"{PERFECT / 10:g} / {D:g} decisions"),
         "context.reward_factor": lambda key: (_rounded(D / 10), f"{D:g} decisions / 10"),
         "train.iterations": lambda key: (
             min(max(STEPS // (rows * trajectories * T) - before, LEAST), MOST),

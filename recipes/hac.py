@@ -19,6 +19,7 @@ from peach_trl.experiment import (
     make_exploration,
     make_level_buffer,
     make_library,
+    make_novelty,
     make_sequence_sampler,
     make_task_buffer,
     make_transitions,
@@ -43,6 +44,7 @@ def main(config: HacConfig, run_dir: Path) -> None:
     S = make_sequence_sampler(config, B)
     transitions = make_transitions(config, library, agent)
     exploration = make_exploration(config, library)  # of tasks whose rewards are not met
+    novelty = make_novelty(config, agent)  # a reward for new states, early on
     train = config.train
 
     with Runs(run_dir, config) as runs, collecting(config, library, policy) as trajectories:
@@ -66,9 +68,11 @@ def main(config: HacConfig, run_dir: Path) -> None:
                         report.losses(f"level_{i}", level.update(rows_i))
 
             if top is not None:
+                for level in agent.levels:
+                    level.anneal(phase.progress)
                 top.anneal(phase.progress, worth=config.transitions.reward_scale * exploration.worth)
                 for b_i in S.batches(T, train.meta_batch, phase.top_updates, exploration.unsolved):
-                    report.losses("top", top.update(b_i))
+                    report.losses("top", top.update(novelty(b_i, phase.progress)))
 
             report.iteration(phase)
         report.finish()

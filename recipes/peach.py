@@ -20,6 +20,7 @@ from peach_trl.experiment import (
     make_exploration,
     make_level_buffer,
     make_library,
+    make_novelty,
     make_sequence_sampler,
     make_task_buffer,
     make_transitions,
@@ -44,6 +45,7 @@ def main(config: PeachConfig, run_dir: Path) -> None:
     S_c = make_sequence_sampler(config, B)
     transitions = make_transitions(config, library, agent)
     exploration = make_exploration(config, library)  # of tasks whose rewards are not met
+    novelty = make_novelty(config, agent)  # a reward for new states, early on
     train = config.train
 
     with Runs(run_dir, config) as runs, collecting(config, library, policy) as trajectories:
@@ -64,10 +66,12 @@ def main(config: PeachConfig, run_dir: Path) -> None:
                     for rows_i in replay.batches(train.lower_batch, phase.lower_updates):
                         report.losses(f"level_{i}", level.update(rows_i))
 
+            for level in lower:
+                level.anneal(phase.progress)
             top.anneal(phase.progress, worth=config.transitions.reward_scale * exploration.worth)
             M, rare = train.meta_batch, exploration.unsolved
             for b_i in S_c.batches(T, M, phase.top_updates, rare):  # b^i ~ S_c(B^i) of a meta-batch of M tasks T_i
-                b, q = top.believe(b_i)  # q(z | c^{0:t}) before and after each decision
+                b, q = top.believe(novelty(b_i, phase.progress))  # q(z | c^{0:t}) before and after each decision
                 L = top.loss(b)  # L_critic, L_actor: SAC that reads q; and missed subgoal tests
                 L.update(top.kl_loss(q))  # L_KL: KL(q || N(0, I))
                 top.weigh(L).backward()  # L_critic + L_actor + beta L_KL + ..., by their coefficients

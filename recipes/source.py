@@ -67,6 +67,8 @@ def meta_train(config: SourceConfig, run_dir: Path) -> None:
                         report.losses(f"level_{i}", level.update(rows_i))
                 q.condition(T, S_c(T))  # c^i ~ B^i
 
+            for level in lower:
+                level.anneal(phase.progress)
             top.anneal(phase.progress)
             for _ in range(phase.top_updates):
                 update += 1

@@ -437,6 +437,13 @@ def test_learning_rates_fall_linearly():
     assert rates() == [1.0, 0.5, 0.25]
 
 
+def test_a_lower_levels_rate_falls_as_the_level_above_learns():
+    (level,) = tiny_agent(tiny_config(lower__learning_rate=0.01, lower__lr_end=0.2)).levels
+    for progress, rate in ((0.0, 0.01), (0.5, 0.006), (1.0, 0.002)):
+        level.anneal(progress)
+        assert [group["lr"] for group in level.optimiser.param_groups] == [pytest.approx(rate)]
+
+
 def test_entropy_counts_as_much_as_rewards_that_were_met():
     """Of several agents, each has its own."""
     agent = tiny_agent(tiny_config(top__alpha=0.2, top__alpha_least=0.05))

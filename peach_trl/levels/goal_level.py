@@ -31,6 +31,7 @@ class LowerConfig(GoalLossConfig, NetworkConfig):
 
     tau: float = option(above=0, high=1, help="rate of the target networks")
     learning_rate: float = option(above=0, help="learning rate of actors and critics")
+    lr_end: float = option(above=0, high=1, help="share of the learning rate left at the end; it falls linearly")
 
 
 class GoalLevel(Level):
@@ -71,6 +72,7 @@ class GoalLevel(Level):
         seeds: int | None = None,
     ) -> None:
         super().__init__()
+        self.config = config
         stochastic = config.algorithm == "sac"
         self.actor, critics = make_goal_networks(hierarchy, level, observation_spec, stochastic, config, seeds)
         self.loss = make_goal_loss(self.actor, critics, hierarchy.k, config)
@@ -85,6 +87,15 @@ class GoalLevel(Level):
         self.optimiser.zero_grad()
         self.targets.step()
         return losses.select("loss_actor", "loss_qvalue")
+
+    def anneal(self, progress: float) -> None:
+        """Sets the learning rate for ``progress`` in [0, 1] through the training of the level above.
+
+        What that one has learnt to ask for changes with the way that its subgoals are met.
+        """
+        share = 1 - (1 - self.config.lr_end) * progress
+        for group in self.optimiser.param_groups:
+            group["lr"] = share * self.config.learning_rate
 
 
 def make_goal_networks(

@@ -33,9 +33,9 @@ from peach_trl.modules.slow_copy import SlowCopy
 from peach_trl.objectives.context import ContextSACLoss
 from peach_trl.objectives.kl import KLLoss
 from peach_trl.objectives.sac import make_sac
+from peach_trl.rules import PERFECT
 from peach_trl.seeding import named_generator
 
-PERFECT = 40.0  # what a perfect episode is worth, scaled; see peach_trl.rules
 LOSSES = ("loss_qvalue", "loss_actor", "loss_test", "loss_kl")
 
 

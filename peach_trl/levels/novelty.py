@@ -1,0 +1,130 @@
+"""Novelty: a reward for what was seldom seen, early in training.
+
+Where the way to the rewards leads over a place that brings nothing by itself, a top level that follows rewards never
+learns to go there: the top of a mountain that shows where the treasure is costs more than it brings until the treasure
+is fetched. So the top level is also rewarded for states that are new to it, less and less, until it lives on the task's
+rewards alone. HyperX (Zintgraf et al. 2021, arXiv 2010.01062) does the same for VariBAD.
+
+How new a state is says random network distillation (Burda et al. 2018, arXiv 1810.12894): one network is random and
+stays so, another learns to put out the same, and errs where it has seldom been.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import cast
+
+import torch
+from tensordict import TensorDictBase
+from torch import Tensor, nn
+from torchrl.data import TensorSpec
+
+from peach_trl.config import option
+from peach_trl.levels.adam import FusedAdam
+from peach_trl.modules.networks import FeatureNet, Features
+from peach_trl.seeding import named_generator
+
+
+@dataclass(frozen=True)
+class NoveltyConfig:
+    """A reward for new states; see ``configs/`` for values and comments."""
+
+    weight: float = option(low=0, help="what a state of average novelty is worth, in perfect decisions; 0: nothing")
+    until: float = option(above=0, high=1, help="share of training after which novelty is worth nothing")
+
+
+class Novelty(nn.Module):
+    """Adds to the rewards of decisions how new the states are that they lead to, and learns these states.
+
+    The bonus is the error of the second network, relative to its mean over what is replayed: 1 on average, and at most
+    ``most``. The belief does not read it: in tests there is none.
+
+    Args:
+        observation_spec: spec of s, [..., D].
+        weight: of the bonus, in scaled reward a decision; 0: there is none.
+        until: share of training after which nothing is left of it; it falls linearly.
+        features: outputs of the two networks.
+        cells: their hidden layers.
+        learning_rate: of the second network.
+        rows: states of a gradient step, a batch's are more.
+        most: times the mean that a bonus may be.
+        seeds: with a number S, of S agents at once, each with one of S equal parts of a batch.
+        seed: of the networks and of all draws.
+
+    Examples:
+        >>> from tensordict import TensorDict
+        >>> from torchrl.data import Bounded
+        >>> novelty = Novelty(Bounded(-1, 1, shape=(2,)), weight=0.5, seed=0)
+        >>> def decisions(x, y):
+        ...     after = {"observation": torch.tensor([x, y]).expand(8, 30, 2), "reward": torch.zeros(8, 30, 1)}
+        ...     return TensorDict({"next": after}, [8, 30])
+        >>> for _ in range(500):
+        ...     known = novelty(decisions(0.5, 0.5), progress=0.0)["next", "reward"].mean()
+        >>> new = novelty(decisions(-0.8, 0.1), progress=0.0)["next", "reward"].mean()
+        >>> bool(new > 5 * known), novelty(decisions(-0.8, 0.1), progress=0.6)["next", "reward"].sum().item()
+        (True, 0.0)
+    """
+
+    mean: Tensor
+
+    def __init__(
+        self,
+        observation_spec: TensorSpec,
+        weight: float = 0.2,
+        until: float = 0.5,
+        *,
+        features: int = 32,
+        cells: Sequence[int] = (64, 64),
+        learning_rate: float = 3e-4,
+        rows: int = 256,
+        most: float = 10.0,
+        seeds: int | None = None,
+        seed: int | None = None,
+    ) -> None:
+        super().__init__()
+        self.weight, self.until, self.rows, self.most, self.seeds = weight, until, rows, most, seeds
+        self._generator = named_generator("novelty", seed)
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(int(torch.randint(2**31, (), generator=self._generator)))
+            read = Features(observation_spec)
+            self.random, self.learnt = (FeatureNet(read, 0, features, cells, seeds=seeds) for _ in range(2))
+        for parameter in self.random.parameters():  # rougher than what networks start as, so that places differ
+            parameter.requires_grad_(False).mul_(3)
+        self.optimiser = FusedAdam(list(self.learnt.parameters()), lr=learning_rate)
+        self.register_buffer("mean", torch.zeros(seeds or 1))
+
+    def error(self, state: Tensor) -> Tensor:
+        """How far the second network is off, of states [S n, D]: [S, n]."""
+        difference = self.learnt(state) - self.random(state)
+        return difference.square().mean(-1).view(self.seeds or 1, -1)
+
+    def forward(self, sequences: TensorDictBase, progress: float) -> TensorDictBase:
+        """Sequences [B, L] with the bonus in their rewards, and a gradient step on some of their states.
+
+        Args:
+            sequences: decisions with ``("next", "observation" | "reward")``; beliefs go on reading the task's reward.
+            progress: through training, in [0, 1].
+        """
+        weight = self.weight * max(0.0, 1 - progress / self.until) if self.weight else 0.0
+        if weight == 0:
+            return sequences
+        after = cast(TensorDictBase, sequences.get("next"))
+        state, reward = cast(Tensor, after.get("observation")), cast(Tensor, after.get("reward"))
+        with torch.no_grad():
+            error = self.error(state.flatten(0, -2))
+            now = error.mean(1)
+            self.mean.copy_(torch.where(self.mean == 0, now, self.mean.lerp(now, 0.01)))
+            bonus = (error / self.mean.unsqueeze(1)).clamp(max=self.most)
+        self._learn(state.reshape(self.seeds or 1, -1, state.shape[-1]))
+        if after.get("evidence", None) is None:
+            after.set("evidence", reward)
+        after.set("reward", reward + weight * bonus.view_as(reward))
+        return sequences
+
+    def _learn(self, states: Tensor) -> None:
+        """A gradient step on some of the states [S, n, D] of each agent."""
+        drawn = torch.randint(states.shape[1], (self.rows,), generator=self._generator)
+        self.error(states[:, drawn].flatten(0, 1)).mean(1).sum().backward()
+        self.optimiser.step()
+        self.optimiser.zero_grad()
