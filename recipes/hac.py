@@ -71,8 +71,9 @@ def main(config: HacConfig, run_dir: Path) -> None:
                 for level in agent.levels:
                     level.anneal(phase.progress)
                 top.anneal(phase.progress, worth=config.transitions.reward_scale * exploration.worth)
-                for b_i in S.batches(T, train.meta_batch, phase.top_updates, exploration.unsolved):
-                    report.losses("top", top.update(novelty(b_i, phase.progress)))
+                rare = exploration.unsolved
+                for b_i in S.batches(T, train.meta_batch, phase.top_updates, rare):
+                    report.losses("top", top.update(novelty(b_i, phase.progress, rare)))
 
             report.iteration(phase)
         report.finish()

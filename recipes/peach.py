@@ -71,7 +71,7 @@ def main(config: PeachConfig, run_dir: Path) -> None:
             top.anneal(phase.progress, worth=config.transitions.reward_scale * exploration.worth)
             M, rare = train.meta_batch, exploration.unsolved
             for b_i in S_c.batches(T, M, phase.top_updates, rare):  # b^i ~ S_c(B^i) of a meta-batch of M tasks T_i
-                b, q = top.believe(novelty(b_i, phase.progress))  # q(z | c^{0:t}) before and after each decision
+                b, q = top.believe(novelty(b_i, phase.progress, rare))  # q(z | c^{0:t}) before and after each decision
                 L = top.loss(b)  # L_critic, L_actor: SAC that reads q; and missed subgoal tests
                 L.update(top.kl_loss(q))  # L_KL: KL(q || N(0, I))
                 top.weigh(L).backward()  # L_critic + L_actor + beta L_KL + ..., by their coefficients

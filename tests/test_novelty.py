@@ -41,6 +41,13 @@ def test_new_states_are_worth_more_than_known_ones_and_nothing_in_the_end():
     torch.testing.assert_close(bonus(half, decisions([0.5, 0.5]), progress=0.25), first / 2)
 
 
+def test_only_on_the_tasks_that_are_named():
+    batch = decisions([0.5, 0.5], [-0.2, -0.9])
+    batch["task_id"] = torch.tensor([2, 0]).repeat_interleave(8).view(16, 1, 1).expand(16, 30, 1)
+    found = Novelty(SPEC, weight=0.5, seed=0)(batch, 0.0, torch.tensor([True, True, False]))["next", "reward"] - 1
+    assert not found[:8].any() and (found[8:] > 0).all()
+
+
 def test_without_weight_there_is_none():
     batch = decisions([0.5, 0.5])
     assert torch.equal(Novelty(SPEC, weight=0.0)(batch.clone(), 0.0)["next", "reward"], batch["next", "reward"])

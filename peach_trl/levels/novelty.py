@@ -99,12 +99,13 @@ class Novelty(nn.Module):
         difference = self.learnt(state) - self.random(state)
         return difference.square().mean(-1).view(self.seeds or 1, -1)
 
-    def forward(self, sequences: TensorDictBase, progress: float) -> TensorDictBase:
+    def forward(self, sequences: TensorDictBase, progress: float, tasks: Tensor | None = None) -> TensorDictBase:
         """Sequences [B, L] with the bonus in their rewards, and a gradient step on some of their states.
 
         Args:
             sequences: decisions with ``("next", "observation" | "reward")``; beliefs go on reading the task's reward.
             progress: through training, in [0, 1].
+            tasks: on which there is a bonus, bool by task id, those whose rewards are not met, say; ``None``: on all.
         """
         weight = self.weight * max(0.0, 1 - progress / self.until) if self.weight else 0.0
         if weight == 0:
@@ -115,11 +116,13 @@ class Novelty(nn.Module):
             error = self.error(state.flatten(0, -2))
             now = error.mean(1)
             self.mean.copy_(torch.where(self.mean == 0, now, self.mean.lerp(now, 0.01)))
-            bonus = (error / self.mean.unsqueeze(1)).clamp(max=self.most)
+            bonus = (error / self.mean.unsqueeze(1)).clamp(max=self.most).view_as(reward)
+            if tasks is not None:
+                bonus = bonus * tasks[sequences.get("task_id")]
         self._learn(state.reshape(self.seeds or 1, -1, state.shape[-1]))
         if after.get("evidence", None) is None:
             after.set("evidence", reward)
-        after.set("reward", reward + weight * bonus.view_as(reward))
+        after.set("reward", reward + weight * bonus)
         return sequences
 
     def _learn(self, states: Tensor) -> None:
