@@ -275,6 +275,11 @@ class Phase:
     lower_updates: int
     top_updates: int
 
+    @property
+    def by_chance(self) -> bool:
+        """Whether what is met says what chance meets: proposals are uniform, and the levels below work."""
+        return self.at_random and not self.warmup
+
 
 def passes(config: Config, agent: Agent) -> int:
     """How many :func:`phases` there are."""
@@ -292,13 +297,10 @@ def phases(config: Config, agent: Agent, exploration: Exploration | None = None)
     """
     train, total = config.train, passes(config, agent)
     warmup = total - train.prefill - train.iterations
-    start, latest, before = warmup + train.prefill, warmup + max(train.prefill, train.prefill_most), 0.0
+    start, latest = warmup + train.prefill, min(warmup + max(train.prefill, train.prefill_most), total - 1)
     for number in range(total):
-        if exploration is not None and agent.top is not None:
-            if number == warmup:
-                before = exploration.met
-            if number == start < min(latest, total - 1) and exploration.met - before < train.prefill_met:
-                start += 1
+        rare = exploration is not None and agent.top is not None and exploration.met < train.prefill_met
+        start += number == start < latest and rare
         yield Phase(
             number=number,
             warmup=number < warmup or agent.top is None,

@@ -58,7 +58,7 @@ def main(config: HacConfig, run_dir: Path) -> None:
                 policy.explore(warmup=phase.warmup, at_random=phase.at_random, tasks=tasks)
                 batch = next(trajectories)  # TRAIN-LEVEL(top, s)
                 rows = transitions(batch)
-                exploration.collected(batch, phase.at_random)
+                exploration.collected(batch, phase.by_chance)
                 report.collected(batch, l)
                 if top is not None:
                     B.extend(rows[-1])
@@ -71,9 +71,9 @@ def main(config: HacConfig, run_dir: Path) -> None:
                 for level in agent.levels:
                     level.anneal(phase.progress)
                 top.anneal(phase.progress, worth=config.transitions.reward_scale * exploration.worth)
-                rare = exploration.unsolved
+                rare, hidden = exploration.unsolved, exploration.hidden
                 for b_i in S.batches(T, train.meta_batch, phase.top_updates, rare):
-                    report.losses("top", top.update(novelty(b_i, phase.progress, rare)))
+                    report.losses("top", top.update(novelty(b_i, phase.progress, hidden)))
 
             report.iteration(phase)
         report.finish()

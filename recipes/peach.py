@@ -59,7 +59,7 @@ def main(config: PeachConfig, run_dir: Path) -> None:
                 batch = next(trajectories)  # TRAIN-LEVEL(top, s, q(z | c^i)), which adds its decisions to c^i
                 *rows_lower, rows_top = transitions(batch)
                 B.extend(rows_top)
-                exploration.collected(batch, phase.at_random)
+                exploration.collected(batch, phase.by_chance)
                 report.collected(batch, l)
                 for i, (level, replay, rows) in enumerate(zip(lower, replays, rows_lower, strict=True)):
                     replay.extend(rows)
@@ -69,9 +69,10 @@ def main(config: PeachConfig, run_dir: Path) -> None:
             for level in lower:
                 level.anneal(phase.progress)
             top.anneal(phase.progress, worth=config.transitions.reward_scale * exploration.worth)
-            M, rare = train.meta_batch, exploration.unsolved
+            M, rare, hidden = train.meta_batch, exploration.unsolved, exploration.hidden
             for b_i in S_c.batches(T, M, phase.top_updates, rare):  # b^i ~ S_c(B^i) of a meta-batch of M tasks T_i
-                b, q = top.believe(novelty(b_i, phase.progress, rare))  # q(z | c^{0:t}) before and after each decision
+                b_i = novelty(b_i, phase.progress, hidden)  # early on, and where rewards are hidden, r has a bonus
+                b, q = top.believe(b_i)  # q(z | c^{0:t}) before and after each decision
                 L = top.loss(b)  # L_critic, L_actor: SAC that reads q; and missed subgoal tests
                 L.update(top.kl_loss(q))  # L_KL: KL(q || N(0, I))
                 top.weigh(L).backward()  # L_critic + L_actor + beta L_KL + ..., by their coefficients

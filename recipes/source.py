@@ -59,7 +59,7 @@ def meta_train(config: SourceConfig, run_dir: Path) -> None:
                 batch = next(trajectories)  # z ~ q(z | c^i); TRAIN-LEVEL(top, s, z)
                 *rows_lower, rows_top = transitions(batch)
                 B.extend(rows_top)
-                exploration.collected(batch, phase.at_random)
+                exploration.collected(batch, phase.by_chance)
                 report.collected(batch, l)
                 for i, (level, replay, rows) in enumerate(zip(lower, replays, rows_lower, strict=True)):
                     replay.extend(rows)

@@ -93,6 +93,19 @@ def test_what_chance_met_and_what_the_best_episode_was_worth():
     assert exploration.met == pytest.approx(4 / 3) and exploration.worth.tolist() == [1.0]
 
 
+def test_hidden_are_unsolved_tasks_where_chance_does_not_help():
+    tasks = torch.arange(4)
+    for met, hidden in (([[2, 3], [0, 1]], []), ([[3], [1]], [0, 2])):  # in two meta-episodes
+        exploration = Exploration(tasks, 6, often=0.0, seed=0)
+        for those in met:
+            exploration.take(tasks, torch.isin(tasks, torch.tensor(those)).float(), at_random=True)
+            _ = exploration.shares()
+        exploration.take(tasks, torch.tensor([0.0, 1.0, 0.0, 1.0]))
+        _ = exploration.shares()
+        assert exploration.unsolved.nonzero().flatten().tolist() == [0, 2]
+        assert exploration.hidden.nonzero().flatten().tolist() == hidden
+
+
 def test_the_prefill_goes_on_until_rewards_are_met():
     config = tiny_config(train__prefill_met=1.0, train__prefill_most=3, train__iterations=9)
     agent, tasks = tiny_agent(config), torch.arange(3)
@@ -101,7 +114,7 @@ def test_the_prefill_goes_on_until_rewards_are_met():
         exploration, found = Exploration(tasks, seed=0), []
         for phase in phases(config, agent, exploration):
             _ = exploration.shares()
-            exploration.take(tasks, torch.tensor([0.0, float(phase.number == met_at), 0.0]), phase.at_random)
+            exploration.take(tasks, torch.tensor([0.0, float(phase.number == met_at), 0.0]), phase.by_chance)
             found.append(phase)
         assert len(found) == passes(config, agent) == 11 and found[-1].progress < 1
         assert [phase.forgets for phase in found] == [phase.number == 1 for phase in found]
@@ -111,7 +124,7 @@ def test_the_prefill_goes_on_until_rewards_are_met():
     assert passes_at_random(met_at=99) == 1 + 3  # the warm-up, and as long as it may
     config = dataclasses.replace(config, train=dataclasses.replace(config.train, prefill_met=0.3))
     assert passes_at_random(met_at=1) == 2 and passes_at_random(met_at=2) == 3
-    assert passes_at_random(met_at=0) == 4  # what was met in the warm-up is forgotten
+    assert passes_at_random(met_at=0) == 4  # the warm-up does not count
 
 
 def test_the_policy_explores_on_the_named_tasks_only():

@@ -137,14 +137,29 @@ class Exploration:
 
         Rewards are met that are higher than what chance mostly shows, see the class. Of several seeds the least.
         """
+        by_chance = self._met()
+        return 0.0 if by_chance is None else by_chance.sum(0).mean(1).min().item()
+
+    @property
+    def hidden(self) -> Tensor:
+        """Which tasks are unsolved, and of a kind whose rewards chance meets in less than half of the meta-episodes."""
+        by_chance = self._met()
+        if by_chance is None:
+            return self.unsolved
+        rare = by_chance.mean((0, 2)) < 0.5
+        hidden = self.unsolved.clone()
+        hidden[self.tasks] &= rare.repeat_interleave(len(self.tasks) // self.seeds)
+        return hidden
+
+    def _met(self) -> Tensor | None:
+        """In which meta-episodes with uniform proposals rewards were met, [n, S, T / S]; ``None`` before the first."""
         shown = self._by_chance + [self._highest[self.tasks].view(self.seeds, -1)] * self._at_random
         if not shown:
-            return 0.0
+            return None
         highest = torch.stack(shown)
         best, chance = highest.amax((0, 2)).unsqueeze(-1), highest[-1].median(1, keepdim=True).values
         anything = (best > chance) | (best > self._lowest)  # else all rewards were the same so far
-        met = (highest >= chance + self.margin * (best - chance)) & anything
-        return met.float().sum(0).mean(1).min().item()
+        return ((highest >= chance + self.margin * (best - chance)) & anything).float()
 
     def shares(self, trajectory: int = 0) -> Tensor:
         """The share of uniform proposals for each task id, [num_tasks], in a trajectory of all tasks' meta-episodes.

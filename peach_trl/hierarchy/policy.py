@@ -353,7 +353,7 @@ class HierarchyPolicy(TensorDictSequential):
         >>> batch["hierarchy", "acts"][0, :, 1].nonzero().flatten().tolist()  # when the top level of row 0 decides
         [0, 20]
         >>> batch["hierarchy", "goal"].shape, batch["belief"].shape
-        (torch.Size([3, 40, 1, 2]), torch.Size([3, 40, 10]))
+        (torch.Size([3, 40, 1, 2]), torch.Size([3, 40, 24]))
     """
 
     def __init__(self, clock: HierarchyClock, actor: HierarchyActor, tracker: BeliefTracker | None = None) -> None:
