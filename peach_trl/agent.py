@@ -45,7 +45,7 @@ class Agent(nn.Module):
         >>> config = load_config(PeachConfig, "peach", "configs", ["hierarchy.depth=3"])
         >>> agent = make_agent(config, make_library(config))
         >>> len(agent.levels), agent.hierarchy.k, agent.top.belief.latent_dim
-        (2, 5, 5)
+        (2, 5, 12)
     """
 
     levels: Sequence[GoalLevel]

@@ -55,7 +55,7 @@ class Novelty(nn.Module):
     Examples:
         >>> from tensordict import TensorDict
         >>> from torchrl.data import Bounded
-        >>> novelty = Novelty(Bounded(-1, 1, shape=(2,)), weight=0.5, seed=0)
+        >>> novelty = Novelty(Bounded(-1, 1, shape=(2,)), weight=0.5, learning_rate=1e-3, seed=0)
         >>> def decisions(x, y):
         ...     after = {"observation": torch.tensor([x, y]).expand(8, 30, 2), "reward": torch.zeros(8, 30, 1)}
         ...     return TensorDict({"next": after}, [8, 30])
@@ -76,7 +76,7 @@ class Novelty(nn.Module):
         *,
         features: int = 32,
         cells: Sequence[int] = (64, 64),
-        learning_rate: float = 3e-4,
+        learning_rate: float = 1e-4,
         rows: int = 256,
         most: float = 10.0,
         seeds: int | None = None,
