@@ -68,6 +68,8 @@ def main(config: HacConfig, run_dir: Path) -> None:
                         report.losses(f"level_{i}", level.update(rows_i))
 
             if top is not None:
+                for b_i in S.batches(T, train.meta_batch, train.top_updates * phase.by_chance):
+                    novelty.learn(b_i)  # what chance shows is not new
                 for level in agent.levels:
                     level.anneal(phase.progress)
                 top.anneal(phase.progress, worth=config.transitions.reward_scale * exploration.worth)

@@ -66,6 +66,9 @@ def main(config: PeachConfig, run_dir: Path) -> None:
                     for rows_i in replay.batches(train.lower_batch, phase.lower_updates):
                         report.losses(f"level_{i}", level.update(rows_i))
 
+            for b_i in S_c.batches(T, train.meta_batch, train.top_updates * phase.by_chance):
+                novelty.learn(b_i)  # what chance shows is not new
+
             for level in lower:
                 level.anneal(phase.progress)
             top.anneal(phase.progress, worth=config.transitions.reward_scale * exploration.worth)

@@ -93,9 +93,9 @@ def test_what_chance_met_and_what_the_best_episode_was_worth():
     assert exploration.met == pytest.approx(4 / 3) and exploration.worth.tolist() == [1.0]
 
 
-def test_hidden_are_unsolved_tasks_where_chance_does_not_help():
+def test_hidden_are_tasks_where_chance_does_not_help():
     tasks = torch.arange(4)
-    for met, hidden in (([[2, 3], [0, 1]], []), ([[3], [1]], [0, 2])):  # in two meta-episodes
+    for met, hidden in (([[2, 3], [0, 1]], []), ([[3], [1]], [0, 1, 2, 3])):  # in two meta-episodes
         exploration = Exploration(tasks, 6, often=0.0, seed=0)
         for those in met:
             exploration.take(tasks, torch.isin(tasks, torch.tensor(those)).float(), at_random=True)

@@ -142,13 +142,11 @@ class Exploration:
 
     @property
     def hidden(self) -> Tensor:
-        """Which tasks are unsolved, and of a kind whose rewards chance meets in less than half of the meta-episodes."""
-        by_chance = self._met()
-        if by_chance is None:
-            return self.unsolved
-        rare = by_chance.mean((0, 2)) < 0.5
-        hidden = self.unsolved.clone()
-        hidden[self.tasks] &= rare.repeat_interleave(len(self.tasks) // self.seeds)
+        """Which tasks are of a kind whose rewards chance meets in less than half of the meta-episodes, by task id."""
+        hidden, by_chance = torch.zeros_like(self.unsolved), self._met()
+        if by_chance is not None:
+            rare = by_chance.mean((0, 2)) < 0.5
+            hidden[self.tasks] = rare.repeat_interleave(len(self.tasks) // self.seeds)
         return hidden
 
     def _met(self) -> Tensor | None:

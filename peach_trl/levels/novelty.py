@@ -76,7 +76,7 @@ class Novelty(nn.Module):
         *,
         features: int = 32,
         cells: Sequence[int] = (64, 64),
-        learning_rate: float = 1e-4,
+        learning_rate: float = 5e-4,
         rows: int = 256,
         most: float = 10.0,
         seeds: int | None = None,
@@ -119,14 +119,18 @@ class Novelty(nn.Module):
             bonus = (error / self.mean.unsqueeze(1)).clamp(max=self.most).view_as(reward)
             if tasks is not None:
                 bonus = bonus * tasks[sequences.get("task_id")]
-        self._learn(state.reshape(self.seeds or 1, -1, state.shape[-1]))
+        self.learn(sequences)
         if after.get("evidence", None) is None:
             after.set("evidence", reward)
         after.set("reward", reward + weight * bonus)
         return sequences
 
-    def _learn(self, states: Tensor) -> None:
-        """A gradient step on some of the states [S, n, D] of each agent."""
+    def learn(self, sequences: TensorDictBase) -> None:
+        """A gradient step on some of the states that sequences lead to: they are less new from now on."""
+        if self.weight == 0:
+            return
+        states = cast(Tensor, sequences.get(("next", "observation")))
+        states = states.reshape(self.seeds or 1, -1, states.shape[-1])
         drawn = torch.randint(states.shape[1], (self.rows,), generator=self._generator)
         self.error(states[:, drawn].flatten(0, 1)).mean(1).sum().backward()
         self.optimiser.step()
