@@ -26,7 +26,7 @@ def bonus(novelty, batch, progress=0.0):
 
 
 def test_new_states_are_worth_more_than_known_ones_and_nothing_in_the_end():
-    novelty = Novelty(SPEC, weight=0.5, until=0.5, learning_rate=1e-3, seed=0)
+    novelty = Novelty(SPEC, weight=0.5, until=0.5, every=1, seed=0)
     first = bonus(novelty, decisions([0.5, 0.5]))
     torch.testing.assert_close(first.mean(), torch.tensor(0.5))  # the mean over what is replayed
     for _ in range(400):
@@ -37,7 +37,7 @@ def test_new_states_are_worth_more_than_known_ones_and_nothing_in_the_end():
     for progress in (0.5, 0.75, 1.0):
         assert not bonus(novelty, decisions([-0.2, -0.9]), progress).any()
     assert all(torch.equal(value, state[name]) for name, value in novelty.state_dict().items())
-    half = Novelty(SPEC, weight=0.5, until=0.5, learning_rate=1e-3, seed=0)
+    half = Novelty(SPEC, weight=0.5, until=0.5, every=1, seed=0)
     torch.testing.assert_close(bonus(half, decisions([0.5, 0.5]), progress=0.25), first / 2)
 
 
@@ -54,7 +54,7 @@ def test_without_weight_there_is_none():
 
 
 def test_seeds_do_not_share_what_is_known():
-    novelty = Novelty(SPEC, weight=1.0, learning_rate=1e-3, seeds=2, seed=0)
+    novelty = Novelty(SPEC, weight=1.0, every=1, seeds=2, seed=0)
     for _ in range(300):
         _ = novelty(decisions([0.5, 0.5], [-0.5, -0.5]), 0.0)
     error = novelty.error(torch.tensor([[0.5, 0.5], [-0.5, -0.5], [0.5, 0.5], [-0.5, -0.5]]))
@@ -69,7 +69,7 @@ def test_draws_follow_the_seed_and_leave_the_global_generator_alone():
     a, b, c = (Novelty(SPEC, seed=seed) for seed in (0, 0, 1))
     assert torch.equal(torch.rand(3), expected)
     for novelty in (a, b, c):
-        for _ in range(3):
+        for _ in range(9):
             _ = novelty(decisions([0.5, 0.5], [0.0, 0.1]), 0.0)
     for p, q, r in zip(a.parameters(), b.parameters(), c.parameters(), strict=True):
         assert torch.equal(p, q) and not torch.equal(p, r)

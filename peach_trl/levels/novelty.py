@@ -48,6 +48,7 @@ class Novelty(nn.Module):
         cells: their hidden layers.
         learning_rate: of the second network.
         rows: states of a gradient step, a batch's are more.
+        every: batches between gradient steps: what is new is to stay so until the agent has learnt what comes of it.
         most: times the mean that a bonus may be.
         seeds: with a number S, of S agents at once, each with one of S equal parts of a batch.
         seed: of the networks and of all draws.
@@ -55,7 +56,7 @@ class Novelty(nn.Module):
     Examples:
         >>> from tensordict import TensorDict
         >>> from torchrl.data import Bounded
-        >>> novelty = Novelty(Bounded(-1, 1, shape=(2,)), weight=0.5, learning_rate=1e-3, seed=0)
+        >>> novelty = Novelty(Bounded(-1, 1, shape=(2,)), weight=0.5, every=1, seed=0)
         >>> def decisions(x, y):
         ...     after = {"observation": torch.tensor([x, y]).expand(8, 30, 2), "reward": torch.zeros(8, 30, 1)}
         ...     return TensorDict({"next": after}, [8, 30])
@@ -76,21 +77,24 @@ class Novelty(nn.Module):
         *,
         features: int = 32,
         cells: Sequence[int] = (64, 64),
-        learning_rate: float = 5e-4,
+        learning_rate: float = 1e-3,
         rows: int = 256,
+        every: int = 5,
         most: float = 10.0,
         seeds: int | None = None,
         seed: int | None = None,
     ) -> None:
         super().__init__()
-        self.weight, self.until, self.rows, self.most, self.seeds = weight, until, rows, most, seeds
+        self.weight, self.until, self.most, self.seeds = weight, until, most, seeds
+        self.rows, self.every, self._calls = rows, every, 0
         self._generator = named_generator("novelty", seed)
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(int(torch.randint(2**31, (), generator=self._generator)))
             read = Features(observation_spec)
             self.random, self.learnt = (FeatureNet(read, 0, features, cells, seeds=seeds) for _ in range(2))
-        for parameter in self.random.parameters():  # rougher than what networks start as, so that places differ
-            parameter.requires_grad_(False).mul_(3)
+            _roughen(self.random, 2.0)
+            _roughen(self.learnt, 1.4)
+        self.random.requires_grad_(False)
         self.optimiser = FusedAdam(list(self.learnt.parameters()), lr=learning_rate)
         self.register_buffer("mean", torch.zeros(seeds or 1))
 
@@ -119,7 +123,9 @@ class Novelty(nn.Module):
             bonus = (error / self.mean.unsqueeze(1)).clamp(max=self.most).view_as(reward)
             if tasks is not None:
                 bonus = bonus * tasks[sequences.get("task_id")]
-        self.learn(sequences)
+        self._calls += 1
+        if self._calls % self.every == 0:
+            self.learn(sequences)
         if after.get("evidence", None) is None:
             after.set("evidence", reward)
         after.set("reward", reward + weight * bonus)
@@ -135,3 +141,11 @@ class Novelty(nn.Module):
         self.error(states[:, drawn].flatten(0, 1)).mean(1).sum().backward()
         self.optimiser.step()
         self.optimiser.zero_grad()
+
+
+@torch.no_grad()
+def _roughen(net: nn.Module, gain: float) -> None:
+    """Larger weights than networks usually start with, so that what they put out differs from place to place."""
+    for name, parameter in net.named_parameters():
+        weights = name.endswith("weight")
+        parameter.normal_(0, gain / parameter.shape[-1] ** 0.5 if weights else 0.3)
