@@ -58,7 +58,7 @@ class TrainConfig:
     warmup: int = option(low=0, help="iterations before those, in which only the goal-reaching levels learn")
     prefill: int = option(low=0, help="iterations after the warm-up with proposals at random, at least")
     prefill_met: float = option(low=0, help="they go on until a task met rewards so often, on average; 0: they do not")
-    prefill_most: int = option(low=0, help="iterations that they go on for at most")
+    prefill_most: float = option(low=0, high=1, help="share of all iterations that they may take at most")
     envs_per_task: int = option(low=1, auto=True, help="environments that play each task side by side")
     trajectories: int = option(low=1, help="L, successive trajectories of each task per iteration")
     warmup_updates: int = option(low=0, help="gradient steps of each goal-reaching level an iteration in the warm-up")
@@ -297,7 +297,8 @@ def phases(config: Config, agent: Agent, exploration: Exploration | None = None)
     """
     train, total = config.train, passes(config, agent)
     warmup = total - train.prefill - train.iterations
-    start, latest = warmup + train.prefill, min(warmup + max(train.prefill, train.prefill_most), total - 1)
+    start = warmup + train.prefill
+    latest = min(max(start, warmup + int(train.prefill_most * total)), total - 1)
     for number in range(total):
         rare = exploration is not None and agent.top is not None and exploration.met < train.prefill_met
         start += number == start < latest and rare

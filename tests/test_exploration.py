@@ -107,7 +107,7 @@ def test_hidden_are_tasks_where_chance_does_not_help():
 
 
 def test_the_prefill_goes_on_until_rewards_are_met():
-    config = tiny_config(train__prefill_met=1.0, train__prefill_most=3, train__iterations=9)
+    config = tiny_config(train__prefill_met=1.0, train__prefill_most=0.3, train__iterations=9)
     agent, tasks = tiny_agent(config), torch.arange(3)
 
     def passes_at_random(met_at):

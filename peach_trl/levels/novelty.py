@@ -100,6 +100,7 @@ class Novelty(nn.Module):
 
     def error(self, state: Tensor) -> Tensor:
         """How far the second network is off, of states [S n, D]: [S, n]."""
+        state = state.to(self.mean.device)
         difference = self.learnt(state) - self.random(state)
         return difference.square().mean(-1).view(self.seeds or 1, -1)
 
@@ -120,7 +121,7 @@ class Novelty(nn.Module):
             error = self.error(state.flatten(0, -2))
             now = error.mean(1)
             self.mean.copy_(torch.where(self.mean == 0, now, self.mean.lerp(now, 0.01)))
-            bonus = (error / self.mean.unsqueeze(1)).clamp(max=self.most).view_as(reward)
+            bonus = (error / self.mean.unsqueeze(1)).clamp(max=self.most).view_as(reward).to(reward.device)
             if tasks is not None:
                 bonus = bonus * tasks[sequences.get("task_id")]
         self._calls += 1
