@@ -13,10 +13,10 @@ key                             rule                                why
                                                                     meta-episode, at least for 10 decisions
 ``top.test_penalty``            4 / D                               10 % of a perfect decision
 ``context.reward_factor``       D / 10                              the encoder reads a perfect decision as 4
-``train.envs_per_task``         2 million / (250 x tasks x L x T),  passes of collecting and learning make the
-                                at least 1                          difference; more rows only where steps are left
-``train.iterations``            2 million / (rows x L x T),         over
-                                within 50 and 250
+``train.envs_per_task``         2 million / (250 x tasks x L x T),  more rows only where steps are left over
+                                at least 1
+``train.iterations``            2 million / (rows x L x T),         passes of collecting and learning make the
+                                within 50 and 250                   difference, not rows that play side by side
 ==============================  ==================================  ===============================================
 
 The default task's values were there first (K 20, reward_scale .2, gamma .99475 = .9^(1/20), test_penalty .4); the rules

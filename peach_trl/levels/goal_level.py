@@ -93,9 +93,7 @@ class GoalLevel(Level):
 
         What that one has learnt to ask for changes with the way that its subgoals are met.
         """
-        share = 1 - (1 - self.config.lr_end) * progress
-        for group in self.optimiser.param_groups:
-            group["lr"] = share * self.config.learning_rate
+        self._lower_rates([self.config.learning_rate], self.config.lr_end, progress)
 
 
 def make_goal_networks(

@@ -113,7 +113,7 @@ class Novelty(nn.Module):
             tasks: on which there is a bonus, bool by task id, those whose rewards are not met, say; ``None``: on all.
         """
         weight = self.weight * max(0.0, 1 - progress / self.until) if self.weight else 0.0
-        if weight == 0:
+        if weight == 0 or (tasks is not None and not tasks.any()):
             return sequences
         after = cast(TensorDictBase, sequences.get("next"))
         state, reward = cast(Tensor, after.get("observation")), cast(Tensor, after.get("reward"))

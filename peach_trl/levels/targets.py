@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any, cast
 
 import torch
@@ -78,6 +79,12 @@ class Level(nn.Module):
     def device(self) -> torch.device:
         """Where the networks are; batches are moved there."""
         return self.optimiser.param_groups[0]["params"][0].device
+
+    def _lower_rates(self, rates: Sequence[float], end: float, progress: float) -> None:
+        """Learning rates, one a group of the optimiser, that fall linearly to the share ``end`` of themselves."""
+        share = 1 - (1 - end) * progress
+        for group, rate in zip(self.optimiser.param_groups, rates, strict=True):
+            group["lr"] = share * rate
 
     def _apply(self, fn: Any, *args: Any, **kwargs: Any) -> Any:
         super()._apply(fn, *args, **kwargs)

@@ -347,9 +347,7 @@ class TopLevel(Level):
         """
         alpha = self.config.alpha * (torch.as_tensor(worth) / PERFECT).clamp(self.config.alpha_least, 1.0)
         cast(Tensor, self.loss.log_alpha).copy_(alpha.log().squeeze())
-        share = 1 - (1 - self.config.lr_end) * progress
-        for group, rate in zip(self.optimiser.param_groups, self._rates, strict=True):
-            group["lr"] = share * rate
+        self._lower_rates(self._rates, self.config.lr_end, progress)
 
 
 def make_top_networks(
