@@ -434,7 +434,8 @@ def collecting(
     TorchRL's worker processes are no daemons: without a shutdown, an error here would wait for them for ever.
     """
     if isinstance(policy, HierarchyPolicy):
-        policy.explore(tasks=torch.zeros(library.num_tasks))  # so that copies and workers have as many
+        nothing = torch.zeros(library.num_tasks)
+        policy.explore(tasks=nothing, since=nothing.long())  # so that copies and workers have as many
     plays = policy if config.device == "cpu" else copy.deepcopy(policy).to("cpu")
     collector = make_collector(config, library, plays)
 
@@ -475,7 +476,7 @@ def make_transitions(config: Config, library: TaskLibrary, agent: Agent) -> Leve
     return LevelTransitions(agent.hierarchy, config.transitions, config.seed, learnt, evidence)
 
 
-def make_exploration(config: Config, library: TaskLibrary) -> Exploration:
+def make_exploration(config: Config, library: TaskLibrary, agent: Agent) -> Exploration:
     """What says on which tasks the top level is to explore."""
     values, tasks = dataclasses.asdict(config.exploration), library.split("train")
     return Exploration(
@@ -483,6 +484,7 @@ def make_exploration(config: Config, library: TaskLibrary) -> Exploration:
         library.num_tasks,
         **values,
         trajectories=config.train.trajectories,
+        decisions=-(-config.env.horizon // agent.hierarchy.config.top_steps),
         seeds=config.seeds,
         seed=config.seed,
     )

@@ -43,7 +43,7 @@ def main(config: HacConfig, run_dir: Path) -> None:
     replays = [make_level_buffer(config, library, level) for level in range(len(agent.levels))]
     S = make_sequence_sampler(config, B)
     transitions = make_transitions(config, library, agent)
-    exploration = make_exploration(config, library)  # of tasks whose rewards are not met
+    exploration = make_exploration(config, library, agent)  # of tasks whose rewards are not met
     novelty = make_novelty(config, agent)  # a reward for new states, early on
     train = config.train
 
@@ -54,8 +54,8 @@ def main(config: HacConfig, run_dir: Path) -> None:
                 B.empty()  # what the top level met while nothing below it worked
 
             for l in range(train.trajectories):
-                tasks = None if top is None else exploration.shares(l)  # HAC as published has no exploration by task
-                policy.explore(warmup=phase.warmup, at_random=phase.at_random, tasks=tasks)
+                explores = {} if top is None else {"tasks": exploration.shares(l), "since": exploration.since}
+                policy.explore(warmup=phase.warmup, at_random=phase.at_random, **explores)  # by task not in HAC itself
                 batch = next(trajectories)  # TRAIN-LEVEL(top, s)
                 rows = transitions(batch)
                 exploration.collected(batch, phase.by_chance)
@@ -73,9 +73,9 @@ def main(config: HacConfig, run_dir: Path) -> None:
                 for level in agent.levels:
                     level.anneal(phase.progress)
                 top.anneal(phase.progress, worth=config.transitions.reward_scale * exploration.worth)
-                rare, hidden = exploration.unsolved, exploration.hidden
+                rare, costly = exploration.unsolved, exploration.behind_costs
                 for b_i in S.batches(T, train.meta_batch, phase.top_updates, rare):
-                    report.losses("top", top.update(novelty(b_i, phase.progress, hidden)))
+                    report.losses("top", top.update(novelty(b_i, phase.progress, costly)))
 
             report.iteration(phase)
         report.finish()

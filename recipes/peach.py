@@ -44,7 +44,7 @@ def main(config: PeachConfig, run_dir: Path) -> None:
     replays = [make_level_buffer(config, library, level) for level in range(len(lower))]  # one a goal-reaching level
     S_c = make_sequence_sampler(config, B)
     transitions = make_transitions(config, library, agent)
-    exploration = make_exploration(config, library)  # of tasks whose rewards are not met
+    exploration = make_exploration(config, library, agent)  # of tasks whose rewards are not met
     novelty = make_novelty(config, agent)  # a reward for new states, early on
     train = config.train
 
@@ -55,7 +55,8 @@ def main(config: PeachConfig, run_dir: Path) -> None:
                 B.empty()  # what the top level met while nothing below it worked
 
             for l in range(train.trajectories):  # every row keeps its own c^i, {} before the first
-                policy.explore(warmup=phase.warmup, at_random=phase.at_random, tasks=exploration.shares(l))
+                tasks, since = exploration.shares(l), exploration.since  # which explore, and from which decision on
+                policy.explore(warmup=phase.warmup, at_random=phase.at_random, tasks=tasks, since=since)
                 batch = next(trajectories)  # TRAIN-LEVEL(top, s, q(z | c^i)), which adds its decisions to c^i
                 *rows_lower, rows_top = transitions(batch)
                 B.extend(rows_top)
@@ -72,9 +73,9 @@ def main(config: PeachConfig, run_dir: Path) -> None:
             for level in lower:
                 level.anneal(phase.progress)
             top.anneal(phase.progress, worth=config.transitions.reward_scale * exploration.worth)
-            M, rare, hidden = train.meta_batch, exploration.unsolved, exploration.hidden
+            M, rare, costly = train.meta_batch, exploration.unsolved, exploration.behind_costs
             for b_i in S_c.batches(T, M, phase.top_updates, rare):  # b^i ~ S_c(B^i) of a meta-batch of M tasks T_i
-                b_i = novelty(b_i, phase.progress, hidden)  # early on, and where rewards are hidden, r has a bonus
+                b_i = novelty(b_i, phase.progress, costly)  # early on, where costs hide rewards, r has a bonus
                 b, q = top.believe(b_i)  # q(z | c^{0:t}) before and after each decision
                 L = top.loss(b)  # L_critic, L_actor: SAC that reads q; and missed subgoal tests
                 L.update(top.kl_loss(q))  # L_KL: KL(q || N(0, I))

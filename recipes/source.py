@@ -44,7 +44,7 @@ def meta_train(config: SourceConfig, run_dir: Path) -> None:
     replays = [make_level_buffer(config, library, level) for level in range(len(lower))]  # one a goal-reaching level
     S_c = make_context_sampler(config, B)
     transitions = make_transitions(config, library, agent)
-    exploration = make_exploration(config, library)  # none by default
+    exploration = make_exploration(config, library, agent)  # none by default
     train, source, update = config.train, config.source, 0
 
     with Runs(run_dir, config) as runs, collecting(config, library, policy) as trajectories:
@@ -55,7 +55,8 @@ def meta_train(config: SourceConfig, run_dir: Path) -> None:
 
             q.reset(T)  # c^i = {}
             for l in range(train.trajectories):
-                policy.explore(warmup=phase.warmup, at_random=phase.at_random, tasks=exploration.shares(l))
+                tasks, since = exploration.shares(l), exploration.since  # which explore, and from which decision on
+                policy.explore(warmup=phase.warmup, at_random=phase.at_random, tasks=tasks, since=since)
                 batch = next(trajectories)  # z ~ q(z | c^i); TRAIN-LEVEL(top, s, z)
                 *rows_lower, rows_top = transitions(batch)
                 B.extend(rows_top)

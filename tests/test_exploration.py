@@ -74,6 +74,19 @@ def test_they_explore_from_some_trajectory_on():
     assert torch.equal(exploration.unsolved, explores[2])
 
 
+def test_in_a_single_trajectory_they_explore_from_some_decision_on():
+    everyone = torch.arange(600)
+    exploration = Exploration(everyone, decisions=4, seed=0)
+    exploration.take(everyone, (everyone < 300).float())
+    assert (exploration.shares() > 0).any() and not exploration.shares(0)[:300].any()
+    share = torch.bincount(exploration.since, minlength=4) / 600
+    assert share.shape == (4,) and (share - 1 / 4).abs().max() < 0.06
+    several = Exploration(everyone, trajectories=2, decisions=4, seed=0)
+    several.take(everyone, (everyone < 300).float())
+    _ = several.shares()
+    assert not several.since.any()
+
+
 def test_what_chance_met_and_what_the_best_episode_was_worth():
     exploration = Exploration(torch.arange(3), seed=0)
     assert exploration.met == 0 and exploration.worth.tolist() == [0.0]
@@ -93,17 +106,26 @@ def test_what_chance_met_and_what_the_best_episode_was_worth():
     assert exploration.met == pytest.approx(4 / 3) and exploration.worth.tolist() == [1.0]
 
 
-def test_hidden_are_tasks_where_chance_does_not_help():
+@pytest.mark.parametrize(
+    ("met", "lowest", "behind"),
+    [([[2, 3], [0, 1]], -1.0, []), ([[3], [1]], 0.0, []), ([[3], [1]], -1.0, [0, 1, 2, 3])],
+    ids=["chance meets rewards", "nothing costs", "behind costs"],
+)
+def test_which_rewards_lie_behind_costs(met, lowest, behind):
     tasks = torch.arange(4)
-    for met, hidden in (([[2, 3], [0, 1]], []), ([[3], [1]], [0, 1, 2, 3])):  # in two meta-episodes
-        exploration = Exploration(tasks, 6, often=0.0, seed=0)
-        for those in met:
-            exploration.take(tasks, torch.isin(tasks, torch.tensor(those)).float(), at_random=True)
-            _ = exploration.shares()
-        exploration.take(tasks, torch.tensor([0.0, 1.0, 0.0, 1.0]))
+    exploration = Exploration(tasks, 6, often=0.0, seed=0)
+
+    def played(those, at_random=False):  # a row a task, 2 steps each, one of which costs
+        batch = TensorDict({"task_id": tasks.view(4, 1, 1).expand(4, 2, 1)}, [4, 2])
+        rewards = torch.stack([torch.isin(tasks, torch.tensor(those)).float(), torch.full((4,), lowest)], 1)
+        exploration.collected(batch.set("next", {"reward": rewards.unsqueeze(-1)}), at_random)
         _ = exploration.shares()
-        assert exploration.unsolved.nonzero().flatten().tolist() == [0, 2]
-        assert exploration.hidden.nonzero().flatten().tolist() == hidden
+
+    for those in met:  # in two meta-episodes
+        played(those, at_random=True)
+    played([1, 3])
+    assert exploration.unsolved.nonzero().flatten().tolist() == [0, 2]
+    assert exploration.behind_costs.nonzero().flatten().tolist() == behind
 
 
 def test_the_prefill_goes_on_until_rewards_are_met():
@@ -144,6 +166,11 @@ def test_the_policy_explores_on_the_named_tasks_only():
     assert torch.equal(held[0], held[1]) and torch.equal(held[0], held[2]) and not torch.equal(held[2], held[3])
     greedy = record(config, policy, tasks, 40, ExplorationType.DETERMINISTIC)["hierarchy", "proposal"]
     assert (greedy.abs() < 0.1).all()
+    since = torch.zeros(library.num_tasks, dtype=torch.int64)
+    since[0] = 3
+    policy.explore(tasks=shares, since=since)
+    proposal = record(config, policy, tasks, 40)["hierarchy", "proposal"]
+    assert (proposal[:, :12].abs() < 0.1).all() and (proposal[[0, 3], 12:20].abs().mean() > 0.3)  # decisions of 4 steps
     policy.explore()
     assert (record(config, policy, tasks, 40)["hierarchy", "proposal"].abs() < 0.1).all()
 
@@ -151,7 +178,7 @@ def test_the_policy_explores_on_the_named_tasks_only():
 def test_a_recorded_batch_counts_for_its_tasks():
     config = tiny_config()
     agent, library = tiny_agent(config), make_library(config)
-    exploration = make_exploration(config, library)
+    exploration = make_exploration(config, library, agent)
     batch = record(config, agent.make_policy(2), [2, 0, 1], 20)
     exploration.collected(batch)
     highest = batch["next", "reward"].amax((1, 2))

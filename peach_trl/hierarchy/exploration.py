@@ -8,7 +8,8 @@ fails on is known while training, as each is played again and again.
 It explores from some trajectory of a meta-episode on. In those before it does as it learnt: so it comes to where it
 does not know what to do, when its search has failed. Exploring from the start would teach it wrong once few tasks are
 unsolved: what it met there would be of those alone, while at the start a task may be any. So it explores from the start
-with the probability that a task is unsolved, and else from a later trajectory on.
+with the probability that a task is unsolved, and else from a later trajectory on. Where a meta-episode is a single
+trajectory, it explores from one of its decisions on.
 """
 
 from __future__ import annotations
@@ -41,7 +42,7 @@ class Exploration:
     when proposals were last uniform, or at first if they never were. Rewards of steps tell tasks apart that sums do
     not: avoiding costs is better than chance, too. Some of the meta-episodes of unsolved tasks explore; the others show
     what was learnt, and only they can solve a task. They explore from the first trajectory on with the probability
-    that a task is unsolved, and else from one of the others.
+    that a task is unsolved, and else from one of the others; a meta-episode of one trajectory from any decision on.
 
     Args:
         tasks: ids of the training tasks, [T]; with several seeds those of each, one seed after the other.
@@ -50,11 +51,13 @@ class Exploration:
         often: share of an unsolved task's meta-episodes that explore, below 1.
         margin: how much more than chance a task must show, as a share of what the best shows.
         trajectories: of a meta-episode, L.
+        decisions: of the top level in a trajectory.
         seeds: how many agents; tasks are compared with those of the same one.
         seed: of the draws of what is explored.
 
     Attributes:
         unsolved: which tasks were unsolved when the last meta-episode began, bool [num_tasks].
+        since: the decision of a trajectory from which on tasks explore that do so in it, int64 [num_tasks].
 
     Examples:
         >>> exploration, tasks = Exploration(torch.arange(4), often=0.0, seed=0), torch.arange(4)
@@ -75,6 +78,7 @@ class Exploration:
         often: float = 0.5,
         margin: float = 0.5,
         trajectories: int = 1,
+        decisions: int = 1,
         *,
         seeds: int = 1,
         seed: int | None = None,
@@ -82,6 +86,7 @@ class Exploration:
         self.tasks, self.share, self.often, self.margin, self.seeds = tasks, share, often, margin, seeds
         self.num_tasks = int(tasks.max()) + 1 if num_tasks is None else num_tasks
         self.trajectories, self._from = trajectories, torch.full((self.num_tasks,), trajectories)
+        self.decisions, self.since = decisions, torch.zeros(self.num_tasks, dtype=torch.int64)
         self.unsolved = torch.zeros(self.num_tasks, dtype=torch.bool)
         self._generator = named_generator("unsolved tasks", seed)
         self._chance, self._best = torch.full((2, seeds, 1), -torch.inf)
@@ -141,13 +146,18 @@ class Exploration:
         return 0.0 if by_chance is None else by_chance.sum(0).mean(1).min().item()
 
     @property
-    def hidden(self) -> Tensor:
-        """Which tasks are of a kind whose rewards chance meets in less than half of the meta-episodes, by task id."""
-        hidden, by_chance = torch.zeros_like(self.unsolved), self._met()
+    def behind_costs(self) -> Tensor:
+        """Which tasks are of a kind whose rewards are rare and where something costs, bool by task id.
+
+        Rare: chance meets rewards in less than half of the meta-episodes. Something costs: a step's reward was lower
+        than what chance mostly comes to. Where nothing does, nothing keeps a policy from looking everywhere.
+        """
+        behind, by_chance = torch.zeros_like(self.unsolved), self._met()
         if by_chance is not None:
             rare = by_chance.mean((0, 2)) < 0.5
-            hidden[self.tasks] = rare.repeat_interleave(len(self.tasks) // self.seeds)
-        return hidden
+            costs = (self._lowest < self._chance).squeeze(1)
+            behind[self.tasks] = (rare & costs).repeat_interleave(len(self.tasks) // self.seeds)
+        return behind
 
     def _met(self) -> Tensor | None:
         """In which meta-episodes with uniform proposals rewards were met, [n, S, T / S]; ``None`` before the first."""
@@ -181,5 +191,7 @@ class Exploration:
         at_once = draws[1] < unsolved.float().mean(1, keepdim=True)
         later = 1 + (draws[2] * (self.trajectories - 1)).long()
         first = torch.where(at_once, 0, later).clamp(max=self.trajectories - 1)
+        if self.trajectories == 1:
+            self.since[self.tasks] = (draws[2] * self.decisions).long().flatten()
         self._from[self.tasks] = torch.where(self._explored, first, self.trajectories).flatten()
         self._forget()

@@ -112,6 +112,7 @@ class HierarchyActor(StepModule):
     noise: Tensor
     hold: Tensor
     task_share: Tensor
+    task_since: Tensor
 
     def __init__(self, hierarchy: Hierarchy, actors: Sequence[TensorDictModuleBase]) -> None:
         super().__init__()
@@ -125,6 +126,7 @@ class HierarchyActor(StepModule):
         self.register_buffer("noise", torch.zeros(()))
         self.register_buffer("hold", torch.ones((), dtype=torch.int64))
         self.register_buffer("task_share", torch.zeros(0))
+        self.register_buffer("task_since", torch.zeros(0, dtype=torch.int64))
         self.explore()
         self._generator = ProcessGenerator("exploration")
         self._draws = _Draws(self._generator)
@@ -132,10 +134,18 @@ class HierarchyActor(StepModule):
         self._dims, self._holds = hierarchy.proposal_dims, config.top_random_hold > 1
         held, state = [HELD] * self._holds, [GOAL, TESTED] * (hierarchy.depth > 1)
         known = [key for key in actors[-1].in_keys if key != "observation"]
-        self.in_keys = ["observation", ACTS, PROPOSAL, *([START] * self._holds), *held, *known, *state, "task_id"]
+        clock = [ACTS, ATTEMPTS, *([START] * self._holds)]
+        self.in_keys = ["observation", *clock, PROPOSAL, *held, *known, *state, "task_id"]
         self.out_keys = ["action", PROPOSAL, *held, *state]
 
-    def explore(self, *, warmup: bool = False, at_random: bool = False, tasks: Tensor | None = None) -> None:
+    def explore(
+        self,
+        *,
+        warmup: bool = False,
+        at_random: bool = False,
+        tasks: Tensor | None = None,
+        since: Tensor | None = None,
+    ) -> None:
         """Sets how levels explore from now on; see :meth:`HierarchyPolicy.explore`."""
         config = self.hierarchy.config
         self.random_share.fill_(config.warmup_random_share if warmup else config.random_share)
@@ -143,12 +153,14 @@ class HierarchyActor(StepModule):
         self.noise.fill_(config.warmup_noise if warmup else config.noise)
         # In the warm-up subgoals are not held: that leaves a lower level little to learn from.
         self.hold.fill_(1 if warmup else config.top_random_hold)
-        if tasks is None:
-            self.task_share.zero_()
-        elif tasks.shape == self.task_share.shape:
-            self.task_share.copy_(tasks)
-        else:
-            self.task_share = tasks.clone()
+        for name, value in (("task_share", tasks), ("task_since", since)):
+            buffer = self.get_buffer(name)
+            if value is None:
+                buffer.zero_()
+            elif value.shape == buffer.shape:
+                buffer.copy_(value)
+            else:
+                setattr(self, name, value.clone())
 
     def advance(self, frame: Frame) -> None:
         """Writes the action and the subgoals in force; see the class."""
@@ -183,7 +195,10 @@ class HierarchyActor(StepModule):
         holds = top and self._holds
         if top and (of_tasks := self.task_share.numpy()).any():
             draws = torch.rand(*shape[:-1], 1, generator=self._generator.get()).numpy()
-            share, coin = 1, coin | (draws < of_tasks[arrays["task_id"]])
+            explores = draws < of_tasks[arrays["task_id"]]
+            if (since := self.task_since.numpy()).any():
+                explores &= arrays[ATTEMPTS][..., -1:] >= since[arrays["task_id"]]
+            share, coin = 1, coin | explores
         if share or holds:
             noisy = np.where(coin, uniform, noisy)
         if holds:
@@ -371,7 +386,14 @@ class HierarchyPolicy(TensorDictSequential):
         """The belief of every row, or ``None`` without a context variable."""
         return cast("BeliefTracker", self.module[1]) if len(self.module) == 3 else None
 
-    def explore(self, *, warmup: bool = False, at_random: bool = False, tasks: Tensor | None = None) -> None:
+    def explore(
+        self,
+        *,
+        warmup: bool = False,
+        at_random: bool = False,
+        tasks: Tensor | None = None,
+        since: Tensor | None = None,
+    ) -> None:
         """Sets how levels explore from now on.
 
         Args:
@@ -380,8 +402,9 @@ class HierarchyPolicy(TensorDictSequential):
             at_random: whether all proposals of the top level are uniform.
             tasks: the share of them that are, beyond ``hierarchy.top_random_share``, for each task id, see
                 :class:`~peach_trl.hierarchy.exploration.Exploration`; ``None`` for none.
+            since: from which decision of the trajectory on they are, int64 for each task id; ``None``: from the first.
         """
-        self.actor.explore(warmup=warmup, at_random=at_random, tasks=tasks)
+        self.actor.explore(warmup=warmup, at_random=at_random, tasks=tasks, since=since)
 
     def advance(self, frame: Frame) -> None:
         """One step on arrays, without a TensorDict; see :class:`~peach_trl.collectors.Lockstep`."""
