@@ -28,11 +28,12 @@ def bonus(novelty, batch, progress=0.0):
 def test_new_states_are_worth_more_than_known_ones_and_nothing_in_the_end():
     novelty = Novelty(SPEC, weight=0.5, until=0.5, every=1, seed=0)
     first = bonus(novelty, decisions([0.5, 0.5]))
-    torch.testing.assert_close(first.mean(), torch.tensor(0.5))  # the mean over what is replayed
+    torch.testing.assert_close(first[:, 0], torch.full((8, 1), 0.5))  # the mean over what is replayed, and once only
+    assert not first[:, 1:].any()
     for _ in range(400):
         known = bonus(novelty, decisions([0.5, 0.5], [-0.5, 0.5]))
     new = bonus(novelty, decisions([-0.2, -0.9]))
-    assert new.mean() > 4 * known.mean() and new.max() <= 0.5 * novelty.most
+    assert new.sum() / 8 > 4 * known.sum() / 16 and new.max() <= 0.5 * novelty.most
     state = {name: value.clone() for name, value in novelty.state_dict().items()}
     for progress in (0.5, 0.75, 1.0):
         assert not bonus(novelty, decisions([-0.2, -0.9]), progress).any()
@@ -45,7 +46,21 @@ def test_only_on_the_tasks_that_are_named():
     batch = decisions([0.5, 0.5], [-0.2, -0.9])
     batch["task_id"] = torch.tensor([2, 0]).repeat_interleave(8).view(16, 1, 1).expand(16, 30, 1)
     found = Novelty(SPEC, weight=0.5, seed=0)(batch, 0.0, torch.tensor([True, True, False]))["next", "reward"] - 1
-    assert not found[:8].any() and (found[8:] > 0).all()
+    assert not found[:8].any() and (found[8:, 0] > 0).all()
+
+
+def test_a_trajectory_is_paid_once_for_its_newest_state():
+    novelty, there, far = Novelty(SPEC, weight=1.0, seed=0), [0.1, 0.1], [-0.9, 0.8]
+    path = [there, there, far, far, there, far, there, far]  # the last two are another trajectory
+    batch = TensorDict({"next": {"observation": torch.tensor([path]), "reward": torch.zeros(1, 8, 1)}}, [1, 8])
+    error = novelty.error(torch.tensor(path)).flatten()
+    low, high = (error[:2] / error.mean()).unique().item(), (error[2] / error.mean()).item()
+    assert low < high
+    batch["part"] = torch.tensor([[0] * 6 + [1] * 2])
+    found = novelty(batch.clone(), 0.0)["next", "reward"].flatten()
+    torch.testing.assert_close(found, torch.tensor([low, 0, high - low, 0, 0, 0, low, high - low]))
+    found = novelty(batch.exclude("part"), 0.0)["next", "reward"].flatten()
+    torch.testing.assert_close(found, torch.tensor([low, 0, high - low, 0, 0, 0, 0, 0]))
 
 
 def test_without_weight_there_is_none():
@@ -87,5 +102,5 @@ def test_beliefs_read_the_tasks_reward(evidence):
     reward = rows["next", "reward"].clone()
     after = novelty(rows, 0.0)
     assert torch.equal(Transition.of(after).evidence, before)
-    assert (after["next", "reward"] > reward).all()
+    assert (after["next", "reward"][:, 0] > reward[:, 0]).all() and (after["next", "reward"] >= reward).all()
     assert torch.isfinite(agent.top.update(after)["loss_qvalue"])

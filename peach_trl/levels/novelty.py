@@ -5,6 +5,11 @@ learns to go there: the top of a mountain that shows where the treasure is costs
 is fetched. So the top level is also rewarded for states that are new to it, less and less, until it lives on the task's
 rewards alone. HyperX (Zintgraf et al. 2021, arXiv 2010.01062) does the same for VariBAD.
 
+A trajectory is paid once, for the newest state that it comes to: each decision gets by how much its state is newer than
+all before it. So nothing is gained by staying where it is new, nor by coming back; what to do from there is up to the
+task's rewards. NovelD (Zhang et al. 2021, NeurIPS) pays for the difference between two successive states, with the same
+intent.
+
 How new a state is says random network distillation (Burda et al. 2018, arXiv 1810.12894): one network is random and
 stays so, another learns to put out the same, and errs where it has seldom been.
 """
@@ -30,26 +35,29 @@ from peach_trl.seeding import named_generator
 class NoveltyConfig:
     """A reward for new states; see ``configs/`` for values and comments."""
 
-    weight: float = option(low=0, help="what a state of average novelty is worth, in perfect decisions; 0: nothing")
+    weight: float = option(
+        low=0, help="what a newest state of average novelty is worth, in perfect decisions; 0: nothing"
+    )
     until: float = option(above=0, high=1, help="share of training after which novelty is worth nothing")
 
 
 class Novelty(nn.Module):
-    """Adds to the rewards of decisions how new the states are that they lead to, and learns these states.
+    """Adds to the rewards of decisions by how much they lead to newer states, and learns these states.
 
-    The bonus is the error of the second network, relative to its mean over what is replayed: 1 on average, and at most
-    ``most``. The belief does not read it: in tests there is none.
+    How new a state is says the error of the second network, relative to its mean over what is replayed: 1 on average,
+    and at most ``most``. The bonuses of a trajectory's decisions sum up to ``weight`` times that of its newest state.
+    The belief does not read them: in tests there are none.
 
     Args:
         observation_spec: spec of s, [..., D].
-        weight: of the bonus, in scaled reward a decision; 0: there is none.
+        weight: of the bonus, in scaled reward; 0: there is none.
         until: share of training after which nothing is left of it; it falls linearly.
         features: outputs of the two networks.
         cells: their hidden layers.
         learning_rate: of the second network.
         rows: states of a gradient step, a batch's are more.
         every: batches between gradient steps: what is new is to stay so until the agent has learnt what comes of it.
-        most: times the mean that a bonus may be.
+        most: times the mean that a state's novelty may be.
         seeds: with a number S, of S agents at once, each with one of S equal parts of a batch.
         seed: of the networks and of all draws.
 
@@ -72,7 +80,7 @@ class Novelty(nn.Module):
     def __init__(
         self,
         observation_spec: TensorSpec,
-        weight: float = 0.2,
+        weight: float = 0.6,
         until: float = 0.5,
         *,
         features: int = 32,
@@ -80,7 +88,7 @@ class Novelty(nn.Module):
         learning_rate: float = 1e-3,
         rows: int = 256,
         every: int = 5,
-        most: float = 10.0,
+        most: float = 20.0,
         seeds: int | None = None,
         seed: int | None = None,
     ) -> None:
@@ -109,6 +117,7 @@ class Novelty(nn.Module):
 
         Args:
             sequences: decisions with ``("next", "observation" | "reward")``; beliefs go on reading the task's reward.
+                ``part`` int64 [B, L] numbers the trajectories of each; without it there is one.
             progress: through training, in [0, 1].
             tasks: on which there is a bonus, bool by task id, those whose rewards are not met, say; ``None``: on all.
         """
@@ -121,7 +130,8 @@ class Novelty(nn.Module):
             error = self.error(state.flatten(0, -2))
             now = error.mean(1)
             self.mean.copy_(torch.where(self.mean == 0, now, self.mean.lerp(now, 0.01)))
-            bonus = (error / self.mean.unsqueeze(1)).clamp(max=self.most).view_as(reward).to(reward.device)
+            new = (error / self.mean.unsqueeze(1)).clamp(max=self.most).view_as(reward).to(reward.device)
+            bonus = _increase(new, sequences.get("part", None), self.most)
             if tasks is not None:
                 bonus = bonus * tasks[sequences.get("task_id")]
         self._calls += 1
@@ -142,6 +152,19 @@ class Novelty(nn.Module):
         self.error(states[:, drawn].flatten(0, 1)).mean(1).sum().backward()
         self.optimiser.step()
         self.optimiser.zero_grad()
+
+
+def _increase(new: Tensor, part: Tensor | None, most: float) -> Tensor:
+    """By how much each of [B, L, 1], from 0 to ``most``, exceeds all before it in its part, int64 [B, L].
+
+    Examples:
+        >>> new = torch.tensor([[[1.0], [3.0], [2.0], [4.0], [2.0], [5.0]]])
+        >>> _increase(new, torch.tensor([[0, 0, 0, 0, 1, 1]]), most=9.0).flatten()
+        tensor([1., 2., 0., 1., 2., 3.])
+    """
+    floor = torch.zeros_like(new) if part is None else (most + 1) * part.unsqueeze(-1)  # later parts lie above
+    before = torch.cat([floor[:, :1], (new + floor).cummax(1).values[:, :-1]], 1)
+    return (new + floor - before.maximum(floor)).clamp(min=0)
 
 
 @torch.no_grad()
