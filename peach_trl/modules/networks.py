@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any, cast
 
 import torch
 from tensordict.nn import TensorDictModule
@@ -148,12 +149,53 @@ class Bound(nn.Module):
         return grad * (share - 1) * share * self.horizon
 
 
-class Tanh(nn.Tanh):
-    """tanh(x), in [-1, 1]."""
+class Tanh(nn.Module):
+    """tanh(x), in [-1, 1], with a gradient that leads back from where it is flat.
+
+    A deterministic actor that was driven to x = -10 while its critic knew nothing puts out -1 whatever it reads, and
+    learns no more: tanh has no slope there, and no noise of its own ever leaves. One goal-reaching level of twenty was
+    lost like that. So the gradient of a loss that is a mean over n rows [..., n, P] is that of the same loss with a
+    penalty ``pull / 2 (|x| - flat)^2`` on each x beyond ``flat``, where |tanh(x)| is .995.
+
+    Examples:
+        >>> x = torch.tensor([[-10.0, 1.0], [-10.0, 1.0]], requires_grad=True)
+        >>> Tanh()(x).mean(0).sum().backward()
+        >>> x.grad[0]
+        tensor([-0.0350,  0.2100])
+    """
+
+    flat, pull = 3.0, 0.01
+
+    def forward(self, x: Tensor) -> Tensor:
+        """[..., n, P] to the same."""
+        return cast(Tensor, _Tanh.apply(x))
 
     def gradient(self, x: Tensor, grad: Tensor) -> Tensor:
         """From the gradient of the output to that of x."""
-        return grad * (1 - x.tanh().square_())
+        rows = int(x.shape[-2]) if x.ndim > 1 else 1
+        beyond = x - x.clamp(-self.flat, self.flat)
+        return grad * (1 - x.tanh().square_()) + beyond * (self.pull / rows)
+
+
+class _Tanh(torch.autograd.Function):
+    """The same for autograd."""
+
+    generate_vmap_rule = True
+
+    @staticmethod
+    def forward(x: Tensor) -> Tensor:
+        """tanh(x)."""
+        return x.tanh()
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: tuple[Tensor], output: Tensor) -> None:
+        """Keeps x."""
+        ctx.save_for_backward(*inputs)
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> Tensor:
+        """As :meth:`Tanh.gradient`."""
+        return Tanh().gradient(*ctx.saved_tensors, grad)
 
 
 class Normal(nn.Module):
