@@ -8,6 +8,7 @@ import torch
 from torch import nn
 
 from peach_trl.modules.layers import gradient, run
+from peach_trl.modules.networks import Tanh
 from peach_trl.modules.perceptron import Perceptron
 
 
@@ -142,3 +143,27 @@ def test_bfloat16_is_near():
 def test_a_wrong_input_is_named():
     with pytest.raises(ValueError, match="an input of 4 numbers: this network reads 5"):
         Perceptron(5, 3, (16,))(torch.zeros(1, 4))
+
+
+@pytest.mark.parametrize("end", [Tanh(), nn.Tanh()], ids=["ours", "plain"])
+def test_an_actor_learns_back_from_where_tanh_is_flat(end):
+    x = torch.full((8, 2), -10.0, requires_grad=True)
+    optimiser = torch.optim.Adam([x], lr=0.02)
+    for _ in range(1500):
+        optimiser.zero_grad()
+        (end(x) - 0.9).square().mean().backward()
+        optimiser.step()
+    if isinstance(end, Tanh):
+        torch.testing.assert_close(end(x), torch.full((8, 2), 0.9), atol=0.01, rtol=0)
+    else:
+        assert (end(x) < -0.99).all()  # lost
+
+
+def test_its_gradient_is_that_of_tanh_where_it_is_not_flat():
+    end, x, grad = Tanh(), torch.linspace(-2.9, 2.9, 20).view(2, 5, 2).requires_grad_(), torch.randn(2, 5, 2)
+    (expected,) = torch.autograd.grad(x.tanh(), x, grad)
+    torch.testing.assert_close(torch.autograd.grad(end(x), x, grad)[0], expected)
+    torch.testing.assert_close(torch.func.vmap(torch.func.grad(lambda x: end(x).sum()))(x), 1 - x.tanh() ** 2)
+    torch.testing.assert_close(end.gradient(x, grad), expected)
+    far = torch.tensor([[[5.0], [-4.0]]])  # [1, n = 2, 1]
+    torch.testing.assert_close(end.gradient(far, torch.zeros(1, 2, 1)), 0.01 * torch.tensor([[[2.0], [-1.0]]]) / 2)
