@@ -175,3 +175,24 @@ def test_the_script(methods, tmp_path, monkeypatch, capsys):
 def test_the_script_names_errors(monkeypatch, arguments, message):
     with pytest.raises(SystemExit, match=f"Error: .*{message}"):
         run_script(monkeypatch, *arguments)
+
+
+def test_the_table_of_search_tasks(tmp_path, monkeypatch, capsys):
+    facts = {"references": {"search": [1.0, 1.5]}, "env_steps": 1_530_000, "seeds_at_once": 2}
+    for seed in (0, 1):
+        write_run(tmp_path / f"a/{seed}", seed, **facts)
+    csv_file = tmp_path / "out.csv"
+    monkeypatch.setattr(sys, "argv", ["search.py", f"half circle={tmp_path}/a/*", "--csv", str(csv_file)])
+    runpy.run_path(str(RESULTS.parent / "search.py"), run_name="__main__")
+    cells = [cell.strip() for cell in capsys.readouterr().out.splitlines()[2].strip("|").split("|")]
+    # returns of seed 0: 1.09 + 2.09 and 1.15 + 2.15, of seed 1: 2 more; the search has 2.5
+    assert cells[:3] == ["half circle", "1.62 / 2.62", "1.00 / 1.50"]
+    assert cells[3].startswith("1.70 [") and cells[4:] == ["1.70 (1.30)", "2", "0.5", "1.53"]
+    assert csv_file.read_text().splitlines()[:2] == [
+        "task,split,seed,share,return_1,return_2",
+        "half circle,test,0,1.296,1.12,2.12",
+    ]
+    write_run(tmp_path / "b/0")
+    monkeypatch.setattr(sys, "argv", ["search.py", f"x={tmp_path}/b/*"])
+    with pytest.raises(SystemExit, match="no searching policy"):
+        runpy.run_path(str(RESULTS.parent / "search.py"), run_name="__main__")
