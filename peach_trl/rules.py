@@ -17,6 +17,8 @@ key                             rule                                why
                                 at least 1
 ``train.iterations``            2 million / (rows x L x T),         passes of collecting and learning make the
                                 within 50 and 250                   difference, not rows that play side by side
+``top.average``                 25 / gradient steps of the top      averaged weights lag behind by a 25th of training,
+                                level, at most .01                  however long it is
 ==============================  ==================================  ===============================================
 
 The default task's values were there first (K 20, reward_scale .2, gamma .99475 = .9^(1/20), test_penalty .4); the rules
@@ -41,9 +43,12 @@ KEYS = (
     "context.reward_factor",
     "train.envs_per_task",
     "train.iterations",
+    "top.average",
 )
+GIVEN = ("hierarchy.decision_steps", "train.envs_per_task", "train.iterations", "train.top_updates")  # read by rules
 PERFECT = 40.0  # what a perfect episode is worth to the top level, in scaled reward
 AHEAD = 10  # decisions that a decision looks ahead, at least
+LAGS, FASTEST = 25, 0.01  # averaged weights lag behind by that part of all gradient steps; their highest rate
 STEPS, LEAST, MOST = 2_000_000, 50, 250  # environment steps of a run, and iterations of it
 
 
@@ -99,7 +104,7 @@ def resolve(
             raise ConfigError(f"{key} = 'auto': the task family does not state its {name}; set {key} to a value")
         return value
 
-    T = facts.horizon
+    T, updates = facts.horizon, values.get("train.top_updates", 0)
     K = values.get("hierarchy.decision_steps", 1)
     if K == AUTO:
         size, step = need("goal_size", "hierarchy.decision_steps"), need("step_length", "hierarchy.decision_steps")
@@ -114,6 +119,9 @@ def resolve(
         rule = f"{STEPS:,} steps / ({MOST} x {tasks} tasks x {trajectories} trajectories x {T} steps), at least 1"
         found["train.envs_per_task"] = rows, rule
     rows *= tasks
+    iterations = values.get("train.iterations", AUTO)
+    if iterations == AUTO:
+        iterations = min(max(STEPS // (rows * trajectories * T) - before, LEAST), MOST)
     rules: dict[str, Callable[[str], tuple[Any, str]]] = {
         "transitions.reward_scale": lambda key: (
             _rounded(PERFECT / (T * need("best_reward", key))),
@@ -126,9 +134,13 @@ def resolve(
         "top.test_penalty": lambda key: (_rounded(PERFECT / 10 / D), f"{PERFECT / 10:g} / {D:g} decisions"),
         "context.reward_factor": lambda key: (_rounded(D / 10), f"{D:g} decisions / 10"),
         "train.iterations": lambda key: (
-            min(max(STEPS // (rows * trajectories * T) - before, LEAST), MOST),
+            iterations,
             f"{STEPS:,} steps / ({rows} rows x {trajectories} trajectories x {T} steps) - {before}, "
             f"within {LEAST} and {MOST}",
+        ),
+        "top.average": lambda key: (
+            _rounded(min(LAGS / (iterations * updates), FASTEST) if updates else FASTEST),
+            f"{LAGS} / ({iterations} iterations x {updates} gradient steps), at most {FASTEST}",
         ),
     }
     return found | {key: rule(key) for key, rule in rules.items() if values.get(key) == AUTO}
@@ -136,7 +148,7 @@ def resolve(
 
 def resolved(config: Any) -> Any:
     """A recipe's configuration with values in place of ``"auto"``; see :func:`resolve`."""
-    found = resolve({key: _value(config, key) for key in KEYS}, *_task(config))
+    found = resolve({key: _value(config, key) for key in (*KEYS, *GIVEN)}, *_task(config))
     for key, (value, _) in found.items():
         group, name = key.split(".")
         changed = dataclasses.replace(getattr(config, group), **{name: value})
@@ -149,7 +161,7 @@ def explained(config: Any) -> list[str]:
     lines = []
     for key in KEYS:
         value = _value(config, key)
-        given = {name: _value(config, name) for name in ("hierarchy.decision_steps", "train.envs_per_task")}
+        given = {name: _value(config, name) for name in GIVEN}
         try:
             by_rule, rule = resolve({**given, key: AUTO}, *_task(config))[key]
         except ConfigError:

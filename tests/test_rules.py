@@ -23,6 +23,9 @@ def test_the_default_tasks_values_were_there_before_the_rules():
     assert config.hierarchy.decision_steps == 20 and config.transitions.reward_scale == 0.2
     assert config.top.gamma == pytest.approx(0.9 ** (1 / 20), abs=1e-5) and config.top.test_penalty == 0.4
     assert config.train.iterations == 50  # 1.98 million steps with warm-up and prefill
+    assert config.top.average == pytest.approx(25 / (50 * 150), abs=1e-6)
+    assert config_of("train.iterations=100").top.average == pytest.approx(25 / (100 * 150), abs=1e-6)
+    assert config_of("train.iterations=1").top.average == 0.01 and config_of("top.average=1").top.average == 1
 
 
 @pytest.mark.parametrize(

@@ -56,7 +56,7 @@ class TopConfig(NetworkConfig):
     alpha_2: float = option(above=0, help="learning rate of the top actor")
     alpha_3: float = option(above=0, help="learning rate of the top critics")
     lr_end: float = option(above=0, high=1, help="share of the learning rates left at the end; they fall linearly")
-    average: float = option(above=0, high=1, help="rate of the averaged weights that act in tests; 1: the last weights")
+    average: float = option(above=0, high=1, auto=True, help="rate of the averaged weights of tests; 1: the last ones")
     batch: int | None = option(low=1, help="most decisions in a gradient step, drawn at random; null: all")
     test_penalty: float = option(low=0, auto=True, help="what a missed subgoal test costs, in scaled reward")
     loss_qvalue: float = option(low=0, help="coefficient of loss_qvalue, L_critic")
