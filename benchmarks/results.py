@@ -18,7 +18,7 @@ import numpy as np
 
 from peach_trl.utils.plots import plot_by_trajectory
 from peach_trl.utils.statistics import Over
-from peach_trl.utils.tables import VALUES, find_runs, intervals, markdown, read_methods, write_csv
+from peach_trl.utils.tables import VALUES, find_runs, intervals, markdown, named, read_methods, write_csv
 
 LABELS = {
     "return": "return / horizon",
@@ -37,14 +37,6 @@ def arguments() -> argparse.ArgumentParser:
     parser.add_argument("--figure", help="draw the table to this .png, and to a .pdf beside it")
     parser.add_argument("--reference", action="append", default=[], help="a line of the figure, such as oracle=0.88")
     return parser
-
-
-def named(texts: list[str]) -> dict[str, str]:
-    """Names and values of several ``NAME=VALUE``."""
-    pairs = {name: value for name, _, value in (text.partition("=") for text in texts)}
-    if len(pairs) < len(texts) or not all(pairs) or not all(pairs.values()):
-        raise ValueError(f"{' '.join(texts)}: must be NAME=VALUE with a name of its own each; quote names with spaces")
-    return pairs
 
 
 def reference(value: str) -> float | list[float]:

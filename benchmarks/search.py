@@ -21,7 +21,7 @@ from typing import Any
 import numpy as np
 
 from peach_trl.utils.statistics import interval
-from peach_trl.utils.tables import Result, find_runs, intervals, read_methods
+from peach_trl.utils.tables import Result, find_runs, intervals, named, read_methods
 
 HEAD = ["task", "by trajectory", "search", "share of the search", "mean (worst seed)", "seeds", "minutes", "M steps"]
 
@@ -44,7 +44,10 @@ def manifest(run: Result) -> dict[str, Any]:
 
 def shares(runs: Sequence[Result]) -> np.ndarray:
     """The sum of the returns of a meta-test / the searching policy's mean sum, [seeds, tasks]."""
-    search = sum(manifest(runs[0])["references"]["search"])
+    searches = {tuple(round(value, 3) for value in manifest(run)["references"]["search"]) for run in runs}
+    if len(searches) > 1:
+        raise ValueError(f"{runs[0].folder} and others have different references; give runs of one decision length")
+    search = sum(searches.pop())
     return np.stack([run.scores["return"].sum(1) for run in runs]) / search
 
 
@@ -69,8 +72,8 @@ def main(command: list[str] | None = None) -> None:
     """Prints the table, and writes what else is asked for."""
     args = arguments().parse_args(command)
     try:
-        named = dict(text.split("=", 1) for text in args.tasks)
-        tasks = {name: read_methods({name: find_runs(folders)})[name] for name, folders in named.items()}
+        folders = {name: find_runs(text) for name, text in named(args.tasks).items()}
+        tasks = {name: read_methods({name: found})[name] for name, found in folders.items()}
         lines = [HEAD, ["---"] * len(HEAD), *(line(name, runs) for name, runs in tasks.items())]
         print("\n".join(f"| {' | '.join(cells)} |" for cells in lines))
         if args.csv:

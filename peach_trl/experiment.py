@@ -490,12 +490,20 @@ def make_exploration(config: Config, library: TaskLibrary, agent: Agent) -> Expl
     )
 
 
+def best_so_far(config: Config, exploration: Exploration) -> Tensor | float:
+    """What the best episode was worth to the top level, in scaled reward; see :meth:`TopLevel.anneal`.
+
+    A perfect one, where it learns from a dense reward, of which the task's own tells nothing.
+    """
+    dense = config.transitions.reward == "dense"
+    return PERFECT if dense else config.transitions.reward_scale * exploration.worth
+
+
 def make_novelty(config: PeachConfig | HacConfig, agent: Agent) -> Novelty:
     """What rewards the top level for new states, early in training."""
-    perfect = PERFECT * agent.hierarchy.config.top_steps / config.env.horizon  # a decision's reward, scaled
     return Novelty(
         agent.observation_spec,
-        weight=config.novelty.weight * perfect,
+        weight=config.novelty.weight * PERFECT,
         until=config.novelty.until,
         seeds=None if config.seeds == 1 else config.seeds,
         seed=config.seed,

@@ -12,11 +12,11 @@ key                             rule                                why
 ``top.gamma``                   (1 - 1 / max(10, L D / 3))^(1 / K)  a decision looks ahead for a third of a
                                                                     meta-episode, at least for 10 decisions
 ``top.test_penalty``            4 / D                               10 % of a perfect decision
-``context.reward_factor``       D / 10                              the encoder reads a perfect decision as 4
-``train.envs_per_task``         2 million / (250 x tasks x L x T),  more rows only where steps are left over
+``context.reward_factor``       D / 10, with D = T at depth 1       the encoder reads a perfect decision as 4
+``train.envs_per_task``         2 million / (330 x tasks x L x T),  more rows only where steps are left over
                                 at least 1
-``train.iterations``            2 million / (rows x L x T),         passes of collecting and learning make the
-                                within 50 and 250                   difference, not rows that play side by side
+``train.iterations``            2 million / (rows x L x T) less     passes of collecting and learning make the
+                                warm-up, within 50 and 330          difference, not rows that play side by side
 ``top.average``                 25 / gradient steps of the top      averaged weights lag behind by a 25th of training,
                                 level, at most .01                  however long it is
 ==============================  ==================================  ===============================================
@@ -45,11 +45,17 @@ KEYS = (
     "train.iterations",
     "top.average",
 )
-GIVEN = ("hierarchy.decision_steps", "train.envs_per_task", "train.iterations", "train.top_updates")  # read by rules
+GIVEN = (  # what rules read
+    "hierarchy.depth",
+    "hierarchy.decision_steps",
+    "train.envs_per_task",
+    "train.iterations",
+    "train.top_updates",
+)
 PERFECT = 40.0  # what a perfect episode is worth to the top level, in scaled reward
 AHEAD = 10  # decisions that a decision looks ahead, at least
 LAGS, FASTEST = 25, 0.01  # averaged weights lag behind by that part of all gradient steps; their highest rate
-STEPS, LEAST, MOST = 2_000_000, 50, 250  # environment steps of a run, and iterations of it
+STEPS, LEAST, MOST = 2_000_000, 50, 330  # environment steps of a run, and iterations of it
 
 
 @dataclass(frozen=True)
@@ -112,7 +118,7 @@ def resolve(
         K = min(max(round(2 * size / step), low), high)
         rule = f"2 x goal size {size:g} / length of a step {step:g}, within {low} and {high}"
         found["hierarchy.decision_steps"] = K, rule
-    D = T / K
+    D, top = T / K, T / (K if values.get("hierarchy.depth", 2) > 1 else 1)
     rows = values.get("train.envs_per_task", 1)
     if rows == AUTO:
         rows = max(1, STEPS // (MOST * tasks * trajectories * T))
@@ -132,7 +138,7 @@ def resolve(
             f"(1 - 1 / max({AHEAD}, {trajectories} trajectories x {D:g} decisions / 3))^(1 / {K})",
         ),
         "top.test_penalty": lambda key: (_rounded(PERFECT / 10 / D), f"{PERFECT / 10:g} / {D:g} decisions"),
-        "context.reward_factor": lambda key: (_rounded(D / 10), f"{D:g} decisions / 10"),
+        "context.reward_factor": lambda key: (_rounded(top / 10), f"{top:g} decisions / 10"),
         "train.iterations": lambda key: (
             iterations,
             f"{STEPS:,} steps / ({rows} rows x {trajectories} trajectories x {T} steps) - {before}, "

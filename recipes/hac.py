@@ -14,6 +14,7 @@ from pathlib import Path
 import peach_trl.utils.startup  # noqa: F401  # first: it checks keys before torch is imported
 from peach_trl.experiment import (
     HacConfig,
+    best_so_far,
     collecting,
     make_agent,
     make_exploration,
@@ -72,7 +73,7 @@ def main(config: HacConfig, run_dir: Path) -> None:
                     novelty.learn(b_i)  # what chance shows is not new
                 for level in agent.levels:
                     level.anneal(phase.progress)
-                top.anneal(phase.progress, worth=config.transitions.reward_scale * exploration.worth)
+                top.anneal(phase.progress, worth=best_so_far(config, exploration))
                 rare, costly = exploration.unsolved, exploration.behind_costs
                 for b_i in S.batches(T, train.meta_batch, phase.top_updates, rare):
                     report.losses("top", top.update(novelty(b_i, phase.progress, costly)))

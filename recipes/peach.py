@@ -15,6 +15,7 @@ from pathlib import Path
 import peach_trl.utils.startup  # noqa: F401  # first: it checks keys before torch is imported
 from peach_trl.experiment import (
     PeachConfig,
+    best_so_far,
     collecting,
     make_agent,
     make_exploration,
@@ -72,7 +73,7 @@ def main(config: PeachConfig, run_dir: Path) -> None:
 
             for level in lower:
                 level.anneal(phase.progress)
-            top.anneal(phase.progress, worth=config.transitions.reward_scale * exploration.worth)
+            top.anneal(phase.progress, worth=best_so_far(config, exploration))
             M, rare, costly = train.meta_batch, exploration.unsolved, exploration.behind_costs
             for b_i in S_c.batches(T, M, phase.top_updates, rare):  # b^i ~ S_c(B^i) of a meta-batch of M tasks T_i
                 b_i = novelty(b_i, phase.progress, costly)  # early on, where costs hide rewards, r has a bonus

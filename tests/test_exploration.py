@@ -67,6 +67,7 @@ def test_they_explore_from_some_trajectory_on():
     exploration.take(everyone, (everyone < 300).float())
     explores = torch.stack([exploration.shares(trajectory) > 0 for trajectory in range(3)])
     assert not explores[:, :300].any() and (explores[0] <= explores[1]).all() and (explores[1] <= explores[2]).all()
+    assert torch.equal(exploration.shares(7), exploration.shares(2))  # those that never do, never do
     share = explores[:, 300:].float().mean(1)
     assert (share - torch.tensor([2 / 8, 3 / 8, 4 / 8])).abs().max() < 0.05  # half of the tasks are unsolved
     exploration.take(everyone, torch.ones(600))
@@ -76,11 +77,13 @@ def test_they_explore_from_some_trajectory_on():
 
 def test_in_a_single_trajectory_they_explore_from_some_decision_on():
     everyone = torch.arange(600)
-    exploration = Exploration(everyone, decisions=4, seed=0)
-    exploration.take(everyone, (everyone < 300).float())
-    assert (exploration.shares() > 0).any() and not exploration.shares(0)[:300].any()
-    share = torch.bincount(exploration.since, minlength=4) / 600
-    assert share.shape == (4,) and (share - 1 / 4).abs().max() < 0.06
+    for decisions, half in ((7, 4), (8, 4), (1, 1)):
+        exploration = Exploration(everyone, decisions=decisions, seed=0)
+        exploration.take(everyone, (everyone < 300).float())
+        shares = exploration.shares()
+        assert (shares > 0).any() and not shares[:300].any()
+        share = torch.bincount(exploration.since, minlength=half) / 600
+        assert share.shape == (half,) and (share - 1 / half).abs().max() < 0.06
     several = Exploration(everyone, trajectories=2, decisions=4, seed=0)
     several.take(everyone, (everyone < 300).float())
     _ = several.shares()
@@ -106,6 +109,43 @@ def test_what_chance_met_and_what_the_best_episode_was_worth():
     assert exploration.met == pytest.approx(4 / 3) and exploration.worth.tolist() == [1.0]
 
 
+def steps(*rewards):
+    """A recorded batch of a row a task, with the rewards [T] of each step."""
+    reward = torch.stack(rewards, 1).unsqueeze(-1)
+    task_id = torch.arange(len(reward)).view(-1, 1, 1).expand(-1, len(rewards), 1)
+    return TensorDict({"task_id": task_id, "next": {"reward": reward}}, reward.shape[:2])
+
+
+def test_as_long_as_nothing_was_met_all_tasks_are_unsolved():
+    usual, first = torch.full((4,), -5.0), torch.tensor([-5.0, -7.0, -5.0, -5.0])
+    exploration = Exploration(torch.arange(4), often=0.0, seed=0)
+    for _ in range(3):
+        exploration.collected(steps(first, usual, usual), at_random=True)
+        _ = exploration.shares()
+        assert exploration.unsolved.all() and exploration.met == 0 and exploration.behind_costs.all()
+    exploration.collected(steps(first.clone().fill_(10.0), usual, usual), at_random=True)
+    assert exploration.met == 1.0
+    _ = exploration.shares()
+    assert not exploration.unsolved.any()
+
+
+def test_dense_rewards_need_no_exploration():
+    exploration = Exploration(torch.arange(50), often=0.5, seed=0)
+    torch.manual_seed(0)
+    for at_random in (True, True, False, False):
+        exploration.collected(steps(*-torch.rand(20, 50)), at_random)
+        assert not exploration.shares().any() and not exploration.unsolved.any() and not exploration.behind_costs.any()
+    assert exploration.met == 2.0  # so a prefill ends
+
+
+def test_a_single_task():
+    exploration = Exploration(torch.tensor([0]), often=0.0, seed=0)
+    for found, unsolved in ((0.0, True), (0.0, True), (1.0, False), (0.0, True)):
+        exploration.collected(steps(torch.tensor([found]), torch.zeros(1), torch.zeros(1)), at_random=found == 0)
+        _ = exploration.shares()
+        assert exploration.unsolved.tolist() == [unsolved]
+
+
 @pytest.mark.parametrize(
     ("met", "lowest", "behind"),
     [([[2, 3], [0, 1]], -1.0, []), ([[3], [1]], 0.0, []), ([[3], [1]], -1.0, [0, 1, 2, 3])],
@@ -115,10 +155,9 @@ def test_which_rewards_lie_behind_costs(met, lowest, behind):
     tasks = torch.arange(4)
     exploration = Exploration(tasks, 6, often=0.0, seed=0)
 
-    def played(those, at_random=False):  # a row a task, 2 steps each, one of which costs
-        batch = TensorDict({"task_id": tasks.view(4, 1, 1).expand(4, 2, 1)}, [4, 2])
-        rewards = torch.stack([torch.isin(tasks, torch.tensor(those)).float(), torch.full((4,), lowest)], 1)
-        exploration.collected(batch.set("next", {"reward": rewards.unsqueeze(-1)}), at_random)
+    def played(those, at_random=False):  # a step of which may be rewarded, and another costs
+        found = torch.isin(tasks, torch.tensor(those)).float()
+        exploration.collected(steps(found, torch.zeros(4), torch.zeros(4), torch.full((4,), lowest)), at_random)
         _ = exploration.shares()
 
     for those in met:  # in two meta-episodes

@@ -9,7 +9,9 @@ It explores from some trajectory of a meta-episode on. In those before it does a
 does not know what to do, when its search has failed. Exploring from the start would teach it wrong once few tasks are
 unsolved: what it met there would be of those alone, while at the start a task may be any. So it explores from the start
 with the probability that a task is unsolved, and else from a later trajectory on. Where a meta-episode is a single
-trajectory, it explores from one of its decisions on.
+trajectory, it explores from one of the decisions in its first half on.
+
+All of this is for sparse rewards. Where rewards are dense, a policy meets them wherever it is.
 """
 
 from __future__ import annotations
@@ -24,12 +26,17 @@ from torch import Tensor
 from peach_trl.config import option
 from peach_trl.seeding import named_generator
 
+SAME = 0.25  # share of the steps by chance that have the same reward, at least, where rewards are sparse
+NEVER = 2**62  # the number of a trajectory that no meta-episode has
+
 
 @dataclass(frozen=True)
 class ExplorationConfig:
     """Exploration of unsolved tasks; see ``configs/`` for values and comments."""
 
-    share: float = option(low=0, high=1, help="share of uniform proposals of the top level where it explores")
+    share: float = option(
+        low=0, high=1, help="probability of a uniform proposal, which is then held, where it explores"
+    )
     often: float = option(low=0, high=0.99, help="share of an unsolved task's meta-episodes that explore")
     margin: float = option(low=0, high=1, help="how much more than chance a task must show, as a share of the best")
 
@@ -40,14 +47,18 @@ class Exploration:
     A task is *unsolved* if no step of its last meta-episode had a reward of ``chance + margin (best - chance)``:
     ``best`` is the highest reward that any task has shown, and ``chance`` the median over the tasks of the highest ones
     when proposals were last uniform, or at first if they never were. Rewards of steps tell tasks apart that sums do
-    not: avoiding costs is better than chance, too. Some of the meta-episodes of unsolved tasks explore; the others show
-    what was learnt, and only they can solve a task. They explore from the first trajectory on with the probability
-    that a task is unsolved, and else from one of the others; a meta-episode of one trajectory from any decision on.
+    not: avoiding costs is better than chance, too. As long as no step's reward was higher than the usual one, all tasks
+    are unsolved; where rewards are dense, so that no reward is usual, none is.
+
+    Some of the meta-episodes of unsolved tasks explore; the others show what was learnt, and only they can solve a
+    task. They explore from the first trajectory on with the probability that a task is unsolved, and else from one of
+    the others; a meta-episode of one trajectory from a decision in its first half on.
 
     Args:
         tasks: ids of the training tasks, [T]; with several seeds those of each, one seed after the other.
         num_tasks: how many there are, those of other splits included; ``None``: no others.
-        share: of the top level's proposals that are uniform in a meta-episode that explores; 0: there are none.
+        share: probability of a uniform proposal at a decision of a meta-episode that explores, unless one is held from
+            before; 0: there are none.
         often: share of an unsolved task's meta-episodes that explore, below 1.
         margin: how much more than chance a task must show, as a share of what the best shows.
         trajectories: of a meta-episode, L.
@@ -85,14 +96,17 @@ class Exploration:
     ) -> None:
         self.tasks, self.share, self.often, self.margin, self.seeds = tasks, share, often, margin, seeds
         self.num_tasks = int(tasks.max()) + 1 if num_tasks is None else num_tasks
-        self.trajectories, self._from = trajectories, torch.full((self.num_tasks,), trajectories)
+        self.trajectories, self._from = trajectories, torch.full((self.num_tasks,), NEVER)
         self.decisions, self.since = decisions, torch.zeros(self.num_tasks, dtype=torch.int64)
         self.unsolved = torch.zeros(self.num_tasks, dtype=torch.bool)
         self._generator = named_generator("unsolved tasks", seed)
         self._chance, self._best = torch.full((2, seeds, 1), -torch.inf)
         self._explored = torch.zeros(seeds, len(tasks) // seeds, dtype=torch.bool)
-        self._usual, self._highest_return = torch.full((2, seeds), -torch.inf)
-        self._lowest = torch.full((seeds, 1), torch.inf)
+        self._usual_return, self._highest_return = torch.full((2, seeds), -torch.inf)
+        self._usual, self._sparse = torch.full((seeds, 1), torch.nan), torch.ones(seeds, 1, dtype=torch.bool)
+        self._lowest, self._least = torch.full(
+            (2, seeds, 1), torch.inf
+        )  # of a step, and of the highest of a trajectory
         self._by_chance: list[Tensor] = []  # the highest rewards [S, T / S] of meta-episodes with uniform proposals
         self._forget()
 
@@ -114,33 +128,43 @@ class Exploration:
         """The same of a recorded batch [N, T], a trajectory of each row."""
         reward = cast(Tensor, batch["next", "reward"]).flatten(1)
         self.take(batch["task_id"][:, 0].flatten(), reward.amax(1), at_random)
-        self._lowest = torch.minimum(self._lowest, reward.view(self.seeds, -1).amin(1, keepdim=True))
-        total = reward.sum(1).view(self.seeds, -1)
-        if at_random or not self._usual.isfinite().all():
-            self._usual = total.median(1).values
+        steps, total = reward.view(self.seeds, -1), reward.sum(1).view(self.seeds, -1)
+        self._lowest = torch.minimum(self._lowest, steps.amin(1, keepdim=True))
+        if at_random or not self._usual_return.isfinite().all():
+            self._usual_return = total.median(1).values
+            usual = steps.median(1, keepdim=True).values
+            self._usual = usual.fmin(self._usual)  # the less that chance met, the more it says
+            self._sparse = (steps == usual).float().mean(1, keepdim=True) >= SAME
         self._highest_return = torch.maximum(self._highest_return, total.amax(1))
 
     def _look(self) -> Tensor:
         """Which tasks are unsolved, given what was taken in since the last call: bool [S, T / S]."""
         found = self._highest[self.tasks].view(self.seeds, -1)
         self._best = torch.maximum(self._best, found.amax(1, keepdim=True))
+        self._least = torch.minimum(self._least, found.amin(1, keepdim=True))
         if self._at_random or not self._chance.isfinite().all():
             self._chance = found.median(1, keepdim=True).values
         if self._at_random:
             self._by_chance.append(found)
         unmet = found < self._chance + self.margin * (self._best - self._chance)
-        return unmet if self._at_random else unmet | self._explored
+        unmet |= ~self._anything(self._best, self._chance)
+        return self._sparse & (unmet if self._at_random else unmet | self._explored)
+
+    def _anything(self, best: Tensor, chance: Tensor) -> Tensor:
+        """Whether a higher reward than the usual one was ever met, [S, 1]."""
+        return (best > chance) | (best > torch.where(self._usual.isnan(), self._least, self._usual))
 
     @property
     def worth(self) -> Tensor:
         """What the best episode so far returned beyond what chance mostly does, of each seed [S]; 0 at first."""
-        return (self._highest_return - self._usual).nan_to_num(0.0)
+        return (self._highest_return - self._usual_return).nan_to_num(0.0)
 
     @property
     def met(self) -> float:
         """How often a task's rewards were met by chance, in meta-episodes with uniform proposals, on average.
 
-        Rewards are met that are higher than what chance mostly shows, see the class. Of several seeds the median.
+        Rewards are met that are higher than what chance mostly shows, see the class; dense ones always are. Of several
+        seeds the median.
         """
         by_chance = self._met()
         return 0.0 if by_chance is None else by_chance.sum(0).mean(1).median().item()
@@ -150,12 +174,12 @@ class Exploration:
         """Which tasks are of a kind whose rewards are rare and where something costs, bool by task id.
 
         Rare: chance meets rewards in less than half of the meta-episodes. Something costs: a step's reward was lower
-        than what chance mostly comes to. Where nothing does, nothing keeps a policy from looking everywhere.
+        than the usual one. Where nothing does, nothing keeps a policy from looking everywhere.
         """
         behind, by_chance = torch.zeros_like(self.unsolved), self._met()
         if by_chance is not None:
             rare = by_chance.mean((0, 2)) < 0.5
-            costs = (self._lowest < self._chance).squeeze(1)
+            costs = (self._lowest < self._usual).squeeze(1)
             behind[self.tasks] = (rare & costs).repeat_interleave(len(self.tasks) // self.seeds)
         return behind
 
@@ -166,8 +190,8 @@ class Exploration:
             return None
         highest = torch.stack(shown)
         best, chance = highest.amax((0, 2)).unsqueeze(-1), highest[-1].median(1, keepdim=True).values
-        anything = (best > chance) | (best > self._lowest)  # else all rewards were the same so far
-        return ((highest >= chance + self.margin * (best - chance)) & anything).float()
+        found = (highest >= chance + self.margin * (best - chance)) & self._anything(best, chance)
+        return (found | ~self._sparse).float()
 
     def shares(self, trajectory: int = 0) -> Tensor:
         """The share of uniform proposals for each task id, [num_tasks], in a trajectory of all tasks' meta-episodes.
@@ -181,8 +205,9 @@ class Exploration:
         return self.share * (self._from <= trajectory)
 
     def _begin(self) -> None:
-        self._from.fill_(self.trajectories)
+        self._from.fill_(NEVER)
         if not self._highest.isfinite().any():
+            self._explored.zero_()
             return
         unsolved = self._look()
         self.unsolved[self.tasks] = unsolved.flatten()
@@ -192,6 +217,6 @@ class Exploration:
         later = 1 + (draws[2] * (self.trajectories - 1)).long()
         first = torch.where(at_once, 0, later).clamp(max=self.trajectories - 1)
         if self.trajectories == 1:
-            self.since[self.tasks] = (draws[2] * self.decisions).long().flatten()
-        self._from[self.tasks] = torch.where(self._explored, first, self.trajectories).flatten()
+            self.since[self.tasks] = (draws[2] * ((self.decisions + 1) // 2)).long().flatten()
+        self._from[self.tasks] = torch.where(self._explored, first, NEVER).flatten()
         self._forget()

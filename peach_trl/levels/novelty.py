@@ -36,7 +36,7 @@ class NoveltyConfig:
     """A reward for new states; see ``configs/`` for values and comments."""
 
     weight: float = option(
-        low=0, help="what a newest state of average novelty is worth, in perfect decisions; 0: nothing"
+        low=0, help="what a newest state of average novelty is worth, in perfect episodes; 0: nothing"
     )
     until: float = option(above=0, high=1, help="share of training after which novelty is worth nothing")
 
@@ -93,6 +93,8 @@ class Novelty(nn.Module):
         seed: int | None = None,
     ) -> None:
         super().__init__()
+        if not 0 < until <= 1:
+            raise ValueError(f"until = {until}: must be a share of training, above 0 and at most 1; 0 is weight = 0")
         self.weight, self.until, self.most, self.seeds = weight, until, most, seeds
         self.rows, self.every, self._calls = rows, every, 0
         self._generator = named_generator("novelty", seed)
@@ -113,7 +115,7 @@ class Novelty(nn.Module):
         return difference.square().mean(-1).view(self.seeds or 1, -1)
 
     def forward(self, sequences: TensorDictBase, progress: float, tasks: Tensor | None = None) -> TensorDictBase:
-        """Sequences [B, L] with the bonus in their rewards, and a gradient step on some of their states.
+        """Adds the bonus to the rewards of sequences [B, L], in place, and learns some of their states.
 
         Args:
             sequences: decisions with ``("next", "observation" | "reward")``; beliefs go on reading the task's reward.
@@ -133,7 +135,7 @@ class Novelty(nn.Module):
             new = (error / self.mean.unsqueeze(1)).clamp(max=self.most).view_as(reward).to(reward.device)
             bonus = _increase(new, sequences.get("part", None), self.most)
             if tasks is not None:
-                bonus = bonus * tasks[sequences.get("task_id")]
+                bonus = bonus * tasks[sequences["task_id"]]
         self._calls += 1
         if self._calls % self.every == 0:
             self.learn(sequences)

@@ -168,7 +168,7 @@ class Tanh(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """[..., n, P] to the same."""
-        return cast(Tensor, _Tanh.apply(x))
+        return cast(Tensor, _Tanh.apply(x, self))
 
     def gradient(self, x: Tensor, grad: Tensor) -> Tensor:
         """From the gradient of the output to that of x."""
@@ -183,19 +183,20 @@ class _Tanh(torch.autograd.Function):
     generate_vmap_rule = True
 
     @staticmethod
-    def forward(x: Tensor) -> Tensor:
+    def forward(x: Tensor, end: Tanh) -> Tensor:
         """tanh(x)."""
         return x.tanh()
 
     @staticmethod
-    def setup_context(ctx: Any, inputs: tuple[Tensor], output: Tensor) -> None:
+    def setup_context(ctx: Any, inputs: tuple[Tensor, Tanh], output: Tensor) -> None:
         """Keeps x."""
-        ctx.save_for_backward(*inputs)
+        ctx.save_for_backward(inputs[0])
+        ctx.end = inputs[1]
 
     @staticmethod
-    def backward(ctx: Any, grad: Tensor) -> Tensor:
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None]:
         """As :meth:`Tanh.gradient`."""
-        return Tanh().gradient(*ctx.saved_tensors, grad)
+        return ctx.end.gradient(*ctx.saved_tensors, grad), None
 
 
 class Normal(nn.Module):

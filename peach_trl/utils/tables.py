@@ -61,6 +61,14 @@ def find_runs(patterns: str) -> list[Path]:
     return folders
 
 
+def named(texts: Sequence[str]) -> dict[str, str]:
+    """Names and values of several ``NAME=VALUE``."""
+    pairs = {name: value for name, _, value in (text.partition("=") for text in texts)}
+    if len(pairs) < len(texts) or not all(pairs) or not all(pairs.values()):
+        raise ValueError(f"{' '.join(texts)}: must be NAME=VALUE with a name of its own each; quote names with spaces")
+    return pairs
+
+
 def read_run(folder: Path | str) -> Result:
     """Reads ``manifest.json`` and ``meta_test.csv`` of a finished run.
 
