@@ -300,8 +300,8 @@ def phases(config: Config, agent: Agent, exploration: Exploration | None = None)
     start = warmup + train.prefill
     latest = min(max(start, warmup + int(train.prefill_most * total)), total - 1)
     for number in range(total):
-        rare = exploration is not None and agent.top is not None and exploration.met < train.prefill_met
-        start += number == start < latest and rare
+        if number == start < latest and exploration is not None and agent.top is not None:
+            start += exploration.met < train.prefill_met  # one pass of prefill more
         yield Phase(
             number=number,
             warmup=number < warmup or agent.top is None,

@@ -138,6 +138,13 @@ def test_dense_rewards_need_no_exploration():
     assert exploration.met == 2.0  # so a prefill ends
 
 
+def test_rewards_are_sparse_though_most_steps_differ_in_what_they_cost():
+    exploration, costs = Exploration(torch.arange(50), often=0.0, seed=0), (-5.0 - torch.rand(8, 50)).unbind()
+    exploration.collected(steps(torch.full((50,), -5.0), torch.full((50,), -5.0), *costs), at_random=True)
+    _ = exploration.shares()
+    assert exploration.unsolved.all() and exploration.behind_costs.all() and exploration.met == 0
+
+
 def test_a_single_task():
     exploration = Exploration(torch.tensor([0]), often=0.0, seed=0)
     for found, unsolved in ((0.0, True), (0.0, True), (1.0, False), (0.0, True)):

@@ -63,6 +63,19 @@ def test_a_trajectory_is_paid_once_for_its_newest_state():
     torch.testing.assert_close(found, torch.tensor([low, 0, high - low, 0, 0, 0, 0, 0]))
 
 
+def test_what_is_behind_the_mask_is_not_learnt():
+    def learnt(masked):
+        novelty, batch = Novelty(SPEC, weight=1.0, every=1, seed=0), decisions([0.5, 0.5], [-0.2, -0.9])
+        if masked:
+            batch["mask"] = (torch.arange(16) < 8).unsqueeze(1).expand(16, 30)  # the second place is no decision
+        for _ in range(200):
+            _ = novelty(batch.clone(), 0.0)
+        return novelty.error(torch.tensor([[0.5, 0.5], [-0.2, -0.9]]))[0] / novelty.mean
+
+    (known, also), (first, second) = learnt(False).tolist(), learnt(True).tolist()
+    assert also < 0.01 and second > 1 and max(known, first) < 0.01
+
+
 def test_without_weight_there_is_none():
     batch = decisions([0.5, 0.5])
     assert torch.equal(Novelty(SPEC, weight=0.0)(batch.clone(), 0.0)["next", "reward"], batch["next", "reward"])

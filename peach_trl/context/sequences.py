@@ -92,7 +92,7 @@ class SequenceSampler:
         episodes: int = 3,
         consecutive: float = 0.5,
         recent: int | None = None,
-        best_of: int = 1,
+        best_of: int = 64,
         generator: torch.Generator | None = None,
     ) -> None:
         if generator is torch.default_generator:

@@ -26,7 +26,7 @@ from torch import Tensor
 from peach_trl.config import option
 from peach_trl.seeding import named_generator
 
-SAME = 0.25  # share of the steps by chance that have the same reward, at least, where rewards are sparse
+SAME = 0.1  # share of the steps by chance that have the most frequent reward, at least, where rewards are sparse
 NEVER = 2**62  # the number of a trajectory that no meta-episode has
 
 
@@ -47,8 +47,8 @@ class Exploration:
     A task is *unsolved* if no step of its last meta-episode had a reward of ``chance + margin (best - chance)``:
     ``best`` is the highest reward that any task has shown, and ``chance`` the median over the tasks of the highest ones
     when proposals were last uniform, or at first if they never were. Rewards of steps tell tasks apart that sums do
-    not: avoiding costs is better than chance, too. As long as no step's reward was higher than the usual one, all tasks
-    are unsolved; where rewards are dense, so that no reward is usual, none is.
+    not: avoiding costs is better than chance, too. As long as no step's reward was higher than the most frequent
+    one, all tasks are unsolved; where rewards are dense, so that no reward is usual, none is.
 
     Some of the meta-episodes of unsolved tasks explore; the others show what was learnt, and only they can solve a
     task. They explore from the first trajectory on with the probability that a task is unsolved, and else from one of
@@ -94,6 +94,11 @@ class Exploration:
         seeds: int = 1,
         seed: int | None = None,
     ) -> None:
+        if not 0 <= often < 1 or not 0 <= share <= 1 or len(tasks) % seeds:
+            raise ValueError(
+                f"often = {often}, share = {share}, {len(tasks)} tasks of {seeds} seeds: need 0 <= often < 1, as only "
+                "meta-episodes that do not explore can solve a task, 0 <= share <= 1, and as many tasks of each seed"
+            )
         self.tasks, self.share, self.often, self.margin, self.seeds = tasks, share, often, margin, seeds
         self.num_tasks = int(tasks.max()) + 1 if num_tasks is None else num_tasks
         self.trajectories, self._from = trajectories, torch.full((self.num_tasks,), NEVER)
@@ -132,7 +137,7 @@ class Exploration:
         self._lowest = torch.minimum(self._lowest, steps.amin(1, keepdim=True))
         if at_random or not self._usual_return.isfinite().all():
             self._usual_return = total.median(1).values
-            usual = steps.median(1, keepdim=True).values
+            usual = steps.mode(1, keepdim=True).values
             self._usual = usual.fmin(self._usual)  # the less that chance met, the more it says
             self._sparse = (steps == usual).float().mean(1, keepdim=True) >= SAME
         self._highest_return = torch.maximum(self._highest_return, total.amax(1))

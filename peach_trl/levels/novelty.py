@@ -119,7 +119,8 @@ class Novelty(nn.Module):
 
         Args:
             sequences: decisions with ``("next", "observation" | "reward")``; beliefs go on reading the task's reward.
-                ``part`` int64 [B, L] numbers the trajectories of each; without it there is one.
+                ``part`` int64 [B, L] numbers the trajectories of each; without it there is one. ``mask`` bool [B, L]
+                says which are decisions; without it all are.
             progress: through training, in [0, 1].
             tasks: on which there is a bonus, bool by task id, those whose rewards are not met, say; ``None``: on all.
         """
@@ -130,7 +131,8 @@ class Novelty(nn.Module):
         state, reward = cast(Tensor, after.get("observation")), cast(Tensor, after.get("reward"))
         with torch.no_grad():
             error = self.error(state.flatten(0, -2))
-            now = error.mean(1)
+            valid = self._valid(sequences, error.shape)
+            now = error.mean(1) if valid is None else (error * valid).sum(1) / valid.sum(1)
             self.mean.copy_(torch.where(self.mean == 0, now, self.mean.lerp(now, 0.01)))
             new = (error / self.mean.unsqueeze(1)).clamp(max=self.most).view_as(reward).to(reward.device)
             bonus = _increase(new, sequences.get("part", None), self.most)
@@ -144,14 +146,24 @@ class Novelty(nn.Module):
         after.set("reward", reward + weight * bonus)
         return sequences
 
+    def _valid(self, sequences: TensorDictBase, shape: torch.Size) -> Tensor | None:
+        """Which rows [S, n] are decisions, 0 or 1; ``None`` if all are: behind a ``mask`` one row is repeated."""
+        mask = cast("Tensor | None", sequences.get("mask", None))
+        return None if mask is None or bool(mask.all()) else mask.reshape(shape).to(self.mean.device, torch.float)
+
     def learn(self, sequences: TensorDictBase) -> None:
         """A gradient step on some of the states that sequences lead to: they are less new from now on."""
         if self.weight == 0:
             return
         states = cast(Tensor, sequences.get(("next", "observation")))
         states = states.reshape(self.seeds or 1, -1, states.shape[-1])
-        drawn = torch.randint(states.shape[1], (self.rows,), generator=self._generator)
-        self.error(states[:, drawn].flatten(0, 1)).mean(1).sum().backward()
+        valid = self._valid(sequences, states.shape[:2])
+        if valid is None:
+            drawn = torch.randint(states.shape[1], (self.rows,), generator=self._generator).expand(len(states), -1)
+        else:
+            drawn = valid.cpu().multinomial(self.rows, replacement=True, generator=self._generator)
+        drawn = drawn.unsqueeze(-1).expand(-1, -1, states.shape[-1]).to(states.device)
+        self.error(states.gather(1, drawn).flatten(0, 1)).mean(1).sum().backward()
         self.optimiser.step()
         self.optimiser.zero_grad()
 
