@@ -12,16 +12,14 @@ from __future__ import annotations
 
 import argparse
 import csv
-import json
 import statistics
 import sys
-from collections.abc import Sequence
-from typing import Any
+from collections.abc import Mapping, Sequence
 
 import numpy as np
 
 from peach_trl.utils.statistics import interval
-from peach_trl.utils.tables import Result, find_runs, intervals, named, read_methods
+from peach_trl.utils.tables import Result, find_runs, intervals, named, read_methods, table
 
 HEAD = ["task", "by trajectory", "search", "share of the search", "mean (worst seed)", "seeds", "minutes", "M steps"]
 
@@ -34,57 +32,61 @@ def arguments() -> argparse.ArgumentParser:
     return parser
 
 
-def manifest(run: Result) -> dict[str, Any]:
-    """What a run wrote about itself."""
-    found = json.loads((run.folder / "manifest.json").read_text())
-    if "search" not in found.get("references", {}):
-        raise ValueError(f"{run.folder}: its manifest has no searching policy; give runs on a search task")
-    return found
+def search(runs: Sequence[Result]) -> list[float]:
+    """What the searching policy collects, by trajectory."""
+    for run in runs:
+        if "search" not in run.manifest.get("references", {}):
+            raise ValueError(f"{run.folder}: its manifest has no searching policy; give runs on a search task")
+    first, *others = (run.manifest["references"]["search"] for run in runs)
+    if any(len(other) != len(first) or not np.allclose(other, first, atol=1e-3) for other in others):
+        raise ValueError(f"{runs[0].folder} and others have different references; give runs of one decision length")
+    return first
 
 
 def shares(runs: Sequence[Result]) -> np.ndarray:
     """The sum of the returns of a meta-test / the searching policy's mean sum, [seeds, tasks]."""
-    searches = {tuple(round(value, 3) for value in manifest(run)["references"]["search"]) for run in runs}
-    if len(searches) > 1:
-        raise ValueError(f"{runs[0].folder} and others have different references; give runs of one decision length")
-    search = sum(searches.pop())
-    return np.stack([run.scores["return"].sum(1) for run in runs]) / search
+    return np.stack([run.scores["return"].sum(1) for run in runs]) / sum(search(runs))
 
 
-def line(name: str, runs: Sequence[Result]) -> list[str]:
+def line(name: str, runs: Sequence[Result], share: np.ndarray) -> list[str]:
     """The cells of a task."""
-    about, share = manifest(runs[0]), shares(runs)
     every, (iqm, low, high) = share.mean(1), interval(share, over="whole seeds and tasks")
-    minutes = statistics.median(run.minutes / manifest(run).get("seeds_at_once", 1) for run in runs)
+    minutes = statistics.median(run.minutes / run.manifest.get("seeds_at_once", 1) for run in runs)
     return [
         name,
         " / ".join(f"{value:.2f}" for value, _, _ in intervals(runs, over="whole seeds and tasks")),
-        " / ".join(f"{value:.2f}" for value in about["references"]["search"]),
+        " / ".join(f"{value:.2f}" for value in search(runs)),
         f"{iqm:.2f} [{low:.2f}, {high:.2f}]",
         f"{every.mean():.2f} ({every.min():.2f})",
         str(len(runs)),
         f"{minutes:.1f}",
-        f"{about['env_steps'] / 1e6:.2f}",
+        f"{runs[0].manifest['env_steps'] / 1e6:.2f}",
     ]
+
+
+def write_csv(tasks: Mapping[str, tuple[Sequence[Result], np.ndarray]], path: str) -> None:
+    """A row for each task and seed: its share, and its mean returns by trajectory."""
+    most = max(run.scores["return"].shape[1] for runs, _ in tasks.values() for run in runs)
+    with open(path, "w", newline="") as file:
+        writer = csv.writer(file, lineterminator="\n")
+        writer.writerow(["task", "split", "seed", "share", *(f"return_{k + 1}" for k in range(most))])
+        for name, (runs, share) in tasks.items():
+            for run, its in zip(runs, share.mean(1), strict=True):
+                means = run.scores["return"].mean(0)
+                writer.writerow([name, run.split, run.seed, *(f"{x:.6g}" for x in (its, *means))])
 
 
 def main(command: list[str] | None = None) -> None:
     """Prints the table, and writes what else is asked for."""
     args = arguments().parse_args(command)
     try:
-        folders = {name: find_runs(text) for name, text in named(args.tasks).items()}
-        tasks = {name: read_methods({name: found})[name] for name, found in folders.items()}
-        lines = [HEAD, ["---"] * len(HEAD), *(line(name, runs) for name, runs in tasks.items())]
-        print("\n".join(f"| {' | '.join(cells)} |" for cells in lines))
+        tasks = {}
+        for name, folders in named(args.tasks).items():
+            runs = read_methods({name: find_runs(folders)})[name]
+            tasks[name] = runs, shares(runs)
+        print(table([HEAD, *(line(name, *task) for name, task in tasks.items())]))
         if args.csv:
-            with open(args.csv, "w", newline="") as file:
-                writer = csv.writer(file, lineterminator="\n")
-                most = max(run.scores["return"].shape[1] for runs in tasks.values() for run in runs)
-                writer.writerow(["task", "split", "seed", "share", *(f"return_{k + 1}" for k in range(most))])
-                for name, runs in tasks.items():
-                    for run, share in zip(runs, shares(runs).mean(1), strict=True):
-                        means = run.scores["return"].mean(0)
-                        writer.writerow([name, run.split, run.seed, *(f"{x:.6g}" for x in (share, *means))])
+            write_csv(tasks, args.csv)
     except (ValueError, FileNotFoundError) as error:
         sys.exit(f"Error: {error}")
 

@@ -109,9 +109,8 @@ class Exploration:
         self._explored = torch.zeros(seeds, len(tasks) // seeds, dtype=torch.bool)
         self._usual_return, self._highest_return = torch.full((2, seeds), -torch.inf)
         self._usual, self._sparse = torch.full((seeds, 1), torch.nan), torch.ones(seeds, 1, dtype=torch.bool)
-        self._lowest, self._least = torch.full(
-            (2, seeds, 1), torch.inf
-        )  # of a step, and of the highest of a trajectory
+        # The lowest reward of a step, and the least that the highest one of a task's meta-episode was.
+        self._lowest, self._least = torch.full((2, seeds, 1), torch.inf)
         self._by_chance: list[Tensor] = []  # the highest rewards [S, T / S] of meta-episodes with uniform proposals
         self._forget()
 

@@ -7,7 +7,7 @@ import glob
 import json
 import statistics
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
@@ -32,6 +32,7 @@ class Result:
         scores: by name ``"return"`` (sum of rewards / horizon), ``"success"`` and ``"found"``, each float [tasks, K]
             for K trajectories: means over rollouts.
         minutes: wall-clock time of the run.
+        manifest: what the run wrote about itself.
     """
 
     folder: Path
@@ -41,6 +42,7 @@ class Result:
     fingerprint: str
     scores: dict[str, np.ndarray]
     minutes: float
+    manifest: Mapping[str, Any] = field(default_factory=dict)
 
 
 def find_runs(patterns: str) -> list[Path]:
@@ -99,7 +101,7 @@ def read_run(folder: Path | str) -> Result:
         **manifest.get("trained", {}),
     }
     seed, minutes = trained["seed"], trained["wall_seconds"] / 60
-    return Result(folder, seed, splits[0], tasks, manifest["tasks"]["fingerprint"], scores, minutes)
+    return Result(folder, seed, splits[0], tasks, manifest["tasks"]["fingerprint"], scores, minutes, manifest)
 
 
 def read_metrics(path: Path | str) -> dict[str, tuple[list[float], list[float]]]:
@@ -182,14 +184,18 @@ def markdown(methods: Mapping[str, Sequence[Result]], value: str = "return", ove
     """
     last = _trajectories(next(iter(methods.values()))[0])
     numbers = [f"trajectory {k + 1}" for k in range(last)]
-    head = ["method", *numbers, f"seed means, trajectory {last}", "seeds", "minutes"]
-    lines = [head, ["---"] * len(head)]
+    lines = [["method", *numbers, f"seed means, trajectory {last}", "seeds", "minutes"]]
     for name, runs in methods.items():
         cells = [f"{iqm:.2f} [{low:.2f}, {high:.2f}]" for iqm, low, high in intervals(runs, value, over)]
         means = [run.scores[value][:, -1].mean() for run in runs]
         minutes = statistics.median(run.minutes for run in runs)
         lines.append([name, *cells, f"{min(means):.2f} to {max(means):.2f}", str(len(runs)), f"{minutes:.1f}"])
-    return "\n".join(f"| {' | '.join(line)} |" for line in lines)
+    return table(lines)
+
+
+def table(lines: Sequence[Sequence[str]]) -> str:
+    """Markdown of the cells of each line; the first one is the head."""
+    return "\n".join(f"| {' | '.join(line)} |" for line in [lines[0], ["---"] * len(lines[0]), *lines[1:]])
 
 
 def write_csv(methods: Mapping[str, Sequence[Result]], path: Path | str) -> None:
