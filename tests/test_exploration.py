@@ -9,9 +9,9 @@ import pytest
 import torch
 from tensordict import TensorDict
 from tiny import record, tiny_agent, tiny_config
-from torchrl.envs.utils import ExplorationType
+from torchrl.envs.utils import ExplorationType, set_exploration_type
 
-from peach_trl.experiment import make_exploration, make_library, passes, phases
+from peach_trl.experiment import make_env, make_exploration, make_library, passes, phases
 from peach_trl.hierarchy import Exploration
 
 
@@ -219,6 +219,16 @@ def test_the_policy_explores_on_the_named_tasks_only():
     assert (proposal[:, :12].abs() < 0.1).all() and (proposal[[0, 3], 12:20].abs().mean() > 0.3)  # decisions of 4 steps
     policy.explore()
     assert (record(config, policy, tasks, 40)["hierarchy", "proposal"].abs() < 0.1).all()
+
+
+def test_a_policy_that_explores_by_task_says_what_it_lacks():
+    config = tiny_config()
+    agent, library = tiny_agent(config), make_library(config)
+    policy = agent.make_policy(2)
+    policy.explore(tasks=torch.ones(library.num_tasks))
+    step = make_env(config, library, torch.tensor([0]), policy).reset().exclude("task_id")
+    with set_exploration_type(ExplorationType.RANDOM), pytest.raises(KeyError, match="no task_id"):
+        policy(step)
 
 
 def test_a_recorded_batch_counts_for_its_tasks():

@@ -194,10 +194,13 @@ class HierarchyActor(StepModule):
         noisy = self._add_noise(greedy(), normal) if sample is None else sample(normal)
         holds = top and self._holds
         if top and (of_tasks := self.task_share.numpy()).any():
+            task = arrays.get("task_id")
+            if task is None:
+                raise KeyError("no task_id beside the observation: explore by task needs it; call explore(tasks=None)")
             draws = torch.rand(*shape[:-1], 1, generator=self._generator.get()).numpy()
-            explores = draws < of_tasks[arrays["task_id"]]
+            explores = draws < of_tasks[task]
             if (since := self.task_since.numpy()).any():
-                explores &= arrays[ATTEMPTS][..., -1:] >= since[arrays["task_id"]]
+                explores &= arrays[ATTEMPTS][..., -1:] >= since[task]
             share, coin = 1, coin | explores
         if share or holds:
             noisy = np.where(coin, uniform, noisy)
