@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import cast
+from typing import Any, cast
 
 from torch import Tensor, nn
 from torchrl.envs import EnvBase
 
-from peach_trl.config import ConfigError
+from peach_trl.config import AUTO, ConfigError
 from peach_trl.context.belief import Belief
 from peach_trl.context.tracker import BeliefTracker
 from peach_trl.envs.goal_space import GoalSpace
@@ -17,6 +17,7 @@ from peach_trl.hierarchy.policy import HierarchyActor, HierarchyClock, Hierarchy
 from peach_trl.hierarchy.structure import Hierarchy, HierarchyConfig
 from peach_trl.levels.goal_level import GoalLevel, LowerConfig
 from peach_trl.levels.top_level import ReadingConfig, TopConfig, TopLevel
+from peach_trl.modules.views import ViewsConfig, find_view
 
 
 class Agent(nn.Module):
@@ -31,6 +32,8 @@ class Agent(nn.Module):
         reward_scale: factor on the task's rewards, the same as in the recorded transitions.
         encoder: a context encoder of one's own, any module; see :func:`~peach_trl.context.belief.make_belief`.
         belief: a belief of one's own, encoder included.
+        views: what each level reads of the observation, by the names that the environment declares; ``None``: as the
+            environment says, and what has no bounds as it is.
         seeds: with a number S, S independent agents whose networks are stacked; each has one of S equal parts of the
             rows of an environment, and of each batch.
 
@@ -62,6 +65,7 @@ class Agent(nn.Module):
         encoder: nn.Module | None = None,
         belief: Belief | None = None,
         *,
+        views: ViewsConfig | None = None,
         seeds: int | None = None,
     ) -> None:
         super().__init__()
@@ -79,14 +83,24 @@ class Agent(nn.Module):
         self.observation_spec = env.observation_spec["observation"]
         number = self.hierarchy.depth if reaches else self.hierarchy.top
         spec = self.observation_spec
-        levels = [GoalLevel(self.hierarchy, level, spec, lower, seeds=seeds) for level in range(number)]
+        names = ViewsConfig(lower=AUTO, top=AUTO, context=AUTO, normalise=0) if views is None else views
+        view = {reader: find_view(env, reader, getattr(names, reader)) for reader in ("lower", "top", "context")}
+        several: dict[str, Any] = {"normalise": names.normalise, "seeds": seeds}
+        levels = [GoalLevel(self.hierarchy, level, spec, lower, view["lower"], **several) for level in range(number)]
         self.levels = nn.ModuleList(levels)  # type: ignore[assignment]
         known = goal_space if top.observe_goal else None
         self.top = (
             None  # type: ignore[assignment]
             if reaches
-            else TopLevel(self.hierarchy, spec, top, context, known, encoder, belief, seeds=seeds)
+            else TopLevel(
+                self.hierarchy, spec, top, context, known, encoder, belief, view["top"], view["context"], **several
+            )
         )
+
+    def see(self, observation: Tensor) -> None:
+        """Takes observations [..., D] into the statistics by which levels normalise what has no bounds."""
+        for level in (*self.levels, *([] if self.top is None else [self.top])):
+            level.see(observation)
 
     def state_of(self, seed: int, single: Agent) -> dict[str, Tensor]:
         """The state of one of several agents, as an agent of its own has it; of one alone its own.

@@ -36,6 +36,7 @@ from peach_trl.levels.goal_level import LowerConfig
 from peach_trl.levels.novelty import Novelty, NoveltyConfig
 from peach_trl.levels.top_level import ReadingConfig, TopConfig
 from peach_trl.modules.execution import set_execution
+from peach_trl.modules.views import ViewsConfig
 from peach_trl.rules import PERFECT, resolved
 from peach_trl.seeding import named_generator
 from peach_trl.utils.run import load_checkpoint
@@ -99,6 +100,7 @@ class Config:
     device: str = option(help="where networks learn: cpu, cuda, cuda:1, ...; environments stay on the CPU")
     compile: str = option(choices=("trace", "none"), help="how gradient steps are carried out")
     env: PointConfig | FamilyConfig
+    views: ViewsConfig
     hierarchy: HierarchyConfig
     transitions: TransitionsConfig
     context: ReadingConfig
@@ -344,7 +346,8 @@ def make_agent(
         return _stacked(config, library, encoder, belief).to(config.device)
     env = make_env(config, library, library.split("train")[:1])
     scale = config.transitions.reward_scale
-    agent = Agent(env, config.hierarchy, config.context, config.top, config.lower, scale, encoder, belief)
+    levels = config.hierarchy, config.context, config.top, config.lower
+    agent = Agent(env, *levels, scale, encoder, belief, views=config.views)
     env.close()
     return agent.to(config.device)
 
@@ -358,7 +361,7 @@ def _stacked(config: Config, library: TaskLibrary, encoder: nn.Module | None, be
     torch.manual_seed(config.seed)
     env = make_env(config, library, library.split("train")[:1])
     parts = (config.hierarchy, config.context, config.top, config.lower, config.transitions.reward_scale)
-    agent = Agent(env, *parts, encoder, belief, seeds=config.seeds)
+    agent = Agent(env, *parts, encoder, belief, views=config.views, seeds=config.seeds)
     env.close()
     agent.load_seeds(states)
     return agent

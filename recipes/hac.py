@@ -58,6 +58,7 @@ def main(config: HacConfig, run_dir: Path) -> None:
                 explores = {} if top is None else {"tasks": exploration.shares(l), "since": exploration.since}
                 policy.explore(warmup=phase.warmup, at_random=phase.at_random, **explores)  # by task not in HAC itself
                 batch = next(trajectories)  # TRAIN-LEVEL(top, s)
+                agent.see(batch["observation"])  # means and deviations of what has no bounds
                 rows = transitions(batch)
                 exploration.collected(batch, phase.by_chance)
                 report.collected(batch, l)

@@ -59,6 +59,7 @@ def main(config: PeachConfig, run_dir: Path) -> None:
                 tasks, since = exploration.shares(l), exploration.since  # which explore, and from which decision on
                 policy.explore(warmup=phase.warmup, at_random=phase.at_random, tasks=tasks, since=since)
                 batch = next(trajectories)  # TRAIN-LEVEL(top, s, q(z | c^i)), which adds its decisions to c^i
+                agent.see(batch["observation"])  # means and deviations of what has no bounds
                 *rows_lower, rows_top = transitions(batch)
                 B.extend(rows_top)
                 exploration.collected(batch, phase.by_chance)

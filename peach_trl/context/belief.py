@@ -29,6 +29,7 @@ from peach_trl.config import ConfigError, option
 from peach_trl.context.encoder import ContextEncoder, Transition, find_encoder
 from peach_trl.context.products import Products, exponential
 from peach_trl.hierarchy.evidence import Evidence
+from peach_trl.modules.views import View
 
 EVIDENCE = ("reward", "peak")
 BELIEFS = ("product", "attention", "recurrent")
@@ -404,6 +405,8 @@ def make_belief(
     action_dim: int,
     encoder: nn.Module | None = None,
     seeds: int | None = None,
+    view: View | None = None,
+    normalise: bool = False,
 ) -> Belief:
     """The belief that ``config`` names, with the encoder that it names, or with ``encoder``.
 
@@ -414,6 +417,8 @@ def make_belief(
         encoder: any module that maps (s, a, r, s') to what the belief needs: 2 Z numbers for ``product``,
             ``config.features`` for the others.
         seeds: with a number, the beliefs of so many agents at once.
+        view: what our own encoder reads of an observation; ``None`` for all of it.
+        normalise: whether what has no bounds is normalised there.
 
     Raises:
         ConfigError: if the encoder puts out another number of features.
@@ -423,12 +428,15 @@ def make_belief(
     evidence = config.evidence_dim(dim)
     own = encoder is not None or config.encoder is not None
     if seeds is not None and (own or config.belief != "product"):
-        return BeliefOfSeeds(make_belief(config, observation_spec, action_dim, encoder), seeds)
+        one = make_belief(config, observation_spec, action_dim, encoder, None, view, normalise)
+        return BeliefOfSeeds(one, seeds)
     if encoder is None and config.encoder is not None:
         encoder = find_encoder(config.encoder)(observation_spec, action_dim, out)
     if encoder is None:
         encoder = ContextEncoder(
-            observation_spec, action_dim, out, config.cells, config.norm, evidence, seeds=seeds, bf16=config.bf16
+            *(observation_spec, action_dim, out, config.cells, config.norm, evidence, view, normalise),
+            seeds=seeds,
+            bf16=config.bf16,
         )
     _try(encoder, (dim, action_dim, evidence, dim), out, seeds or 1)
     make: dict[str, Callable[[], Belief]] = {

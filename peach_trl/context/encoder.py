@@ -16,8 +16,9 @@ from torch import Tensor, nn
 from torchrl.data import TensorSpec
 
 from peach_trl.config import ConfigError
-from peach_trl.modules.networks import observation_scale
+from peach_trl.modules.networks import Features
 from peach_trl.modules.perceptron import Perceptron
+from peach_trl.modules.views import View
 
 
 class Transition(NamedTuple):
@@ -55,8 +56,14 @@ class ContextEncoder(nn.Module):
         cells: units of the hidden layers.
         norm: layer normalisation behind each hidden layer. Without it one seed of three never learnt.
         evidence_dim: E; 1 for a reward, 2 + D with the highest one and its state.
+        view: what of each observation is read; ``None`` for all of it.
+        normalise: whether entries without bounds are normalised, see :class:`~peach_trl.modules.Features`.
         seeds: how many networks at once, see :class:`~peach_trl.modules.perceptron.Perceptron`.
         bf16: compute in bfloat16.
+
+    Attributes:
+        read: makes features of an observation.
+        rewards: how many of the E numbers are rewards.
 
     Examples:
         >>> from torchrl.data import Unbounded
@@ -66,9 +73,6 @@ class ContextEncoder(nn.Module):
         torch.Size([3, 7, 10])
     """
 
-    scale: Tensor
-    evidence_scale: Tensor
-
     def __init__(
         self,
         observation_spec: TensorSpec,
@@ -77,28 +81,36 @@ class ContextEncoder(nn.Module):
         cells: Sequence[int] = (64, 64),
         norm: bool = True,
         evidence_dim: int = 1,
+        view: View | None = None,
+        normalise: bool = False,
         *,
         seeds: int | None = None,
         bf16: bool = False,
     ) -> None:
         super().__init__()
-        self.register_buffer("scale", observation_scale(observation_spec))
-        of_state = (evidence_dim - 2) * (evidence_dim > 1)
-        if of_state not in (0, observation_spec.shape[-1]):
+        self.read = Features(observation_spec, view=view, normalise=normalise)
+        self._of_state = (evidence_dim - 2) * (evidence_dim > 1)
+        if self._of_state not in (0, observation_spec.shape[-1]):
             raise ValueError(f"evidence_dim = {evidence_dim}: must be 1 or 2 + D = {2 + observation_spec.shape[-1]}")
-        evidence_scale = torch.cat([torch.ones(evidence_dim - of_state), self.scale[:of_state]])
-        self.register_buffer("evidence_scale", evidence_scale)
-        features = 2 * observation_spec.shape[-1] + action_dim + evidence_dim
+        self.rewards = evidence_dim - self._of_state
+        features = (3 if self._of_state else 2) * self.read.dim + action_dim + self.rewards
         self.net = Perceptron(features, out_features, cells, norm, seeds=seeds, bf16=bf16)
 
     def forward(self, observation: Tensor, action: Tensor, evidence: Tensor, next_observation: Tensor) -> Tensor:
-        """What each transition says, [..., out]; the arguments are those of :class:`Transition`."""
+        """What each transition says, [..., out]; the arguments are those of :class:`Transition`.
+
+        Where the highest reward and its state are read, evidence of one number is the reward of a decision of one step.
+        """
         return self.net(self.features(observation, action, evidence, next_observation))
 
     def features(self, observation: Tensor, action: Tensor, evidence: Tensor, next_observation: Tensor) -> Tensor:
-        """What the network reads of transitions, [..., 2 D + P + E]."""
-        scale = self.scale
-        return torch.cat([observation * scale, action, evidence * self.evidence_scale, next_observation * scale], -1)
+        """What the network reads of transitions: of s, a, r, the state of the highest reward, and s'."""
+        parts = [self.read(observation), action, evidence]
+        if self._of_state and evidence.shape[-1] == 1:  # a reward alone is that of a single step, and led to s'
+            parts[2:] = evidence, evidence, self.read(next_observation)
+        elif self._of_state:
+            parts[2:] = evidence[..., : -self._of_state], self.read(evidence[..., -self._of_state :])
+        return torch.cat([*parts, self.read(next_observation)], -1)
 
 
 def find_encoder(path: str) -> Callable[[TensorSpec, int, int], nn.Module]:

@@ -218,7 +218,7 @@ class _Product:
     """
 
     def __init__(self, belief: GaussianProduct) -> None:
-        self.encoder, self._scale = ArrayPerceptron(cast(Any, belief.encoder.net)), belief.encoder._buffers
+        self.encoder, self._whole = ArrayPerceptron(cast(Any, belief.encoder.net)), cast(ContextEncoder, belief.encoder)
 
     @classmethod
     def of(cls, belief: Belief) -> _Product | None:
@@ -230,10 +230,7 @@ class _Product:
 
     def statistics(self, *transition: np.ndarray) -> np.ndarray:
         """See :meth:`GaussianProduct.statistics`."""
-        observation, action, evidence, reached = transition
-        scale, of_evidence = (self._scale[name].numpy() for name in ("scale", "evidence_scale"))  # type: ignore
-        read = [observation * scale, action, evidence * of_evidence, reached * scale]
-        out = self.encoder(np.concatenate(read, -1))
+        out = self.encoder(self._features(*transition))
         size = out.shape[-1] // 2
         mu, x = out[..., :size], out[..., size:]
         precision = x - _ONE
@@ -241,6 +238,20 @@ class _Product:
         np.minimum(precision, _HIGH, out=precision)
         np.exp(precision, out=precision)
         return np.concatenate([precision, precision * mu], -1)
+
+    def _features(
+        self, observation: np.ndarray, action: np.ndarray, evidence: np.ndarray, reached: np.ndarray
+    ) -> np.ndarray:
+        """See :meth:`ContextEncoder.features`."""
+        read = self._whole.read
+        if read.view is not None or read.normalises:
+            parts = map(torch.from_numpy, (observation, action, evidence, reached))
+            return self._whole.features(*parts).numpy()
+        scale, state = read.scale.numpy(), evidence.shape[-1] - self._whole.rewards
+        parts = [observation * scale, action, evidence]
+        if state:
+            parts[2:] = [evidence[..., :-state], evidence[..., -state:] * scale]
+        return np.concatenate([*parts, reached * scale], -1)
 
     def read(self, total: np.ndarray) -> np.ndarray:
         """See :meth:`GaussianProduct.conclude` and :func:`~peach_trl.context.belief.reading`."""

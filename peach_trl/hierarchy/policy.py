@@ -329,6 +329,8 @@ class _Network:
     def _read(self, observation: np.ndarray, *others: np.ndarray) -> np.ndarray:
         """The network's features; see :class:`~peach_trl.modules.networks.Features`."""
         features = self._features
+        if features.view is not None or features.normalises:
+            return features.forward(*map(torch.from_numpy, (observation, *others))).numpy()
         scale, *rest = [cast(Tensor, part).numpy() for part in features._buffers.values()]
         parts = [observation * scale, *others]
         if features.goal_space is not None:

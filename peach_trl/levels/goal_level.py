@@ -13,7 +13,7 @@ from torchrl.modules import ValueOperator
 from peach_trl.config import option
 from peach_trl.hierarchy.structure import Hierarchy
 from peach_trl.levels.adam import FusedAdam
-from peach_trl.levels.targets import Level, Targets, leaves, on_device
+from peach_trl.levels.targets import Level, Targets, leaves, normalisers, on_device
 from peach_trl.modules.networks import (
     BoundedValue,
     FeatureNet,
@@ -22,6 +22,7 @@ from peach_trl.modules.networks import (
     deterministic_actor,
     stochastic_actor,
 )
+from peach_trl.modules.views import View
 from peach_trl.objectives.goal import GoalLossConfig, make_goal_loss
 
 
@@ -42,6 +43,8 @@ class GoalLevel(Level):
         level: its index from the bottom.
         observation_spec: spec of s, [..., D].
         config: networks, loss and rates.
+        view: what it reads of the observation, and how it reads its goal; ``None`` for all of it.
+        normalise: environment steps of each agent that means and deviations of what has no bounds are of; 0: none.
         seeds: with a number S, the levels of S agents at once; each has one of S equal parts of a batch.
 
     Attributes:
@@ -68,13 +71,18 @@ class GoalLevel(Level):
         level: int,
         observation_spec: TensorSpec,
         config: LowerConfig,
+        view: View | None = None,
         *,
+        normalise: int = 0,
         seeds: int | None = None,
     ) -> None:
         super().__init__()
         self.config = config
         stochastic = config.algorithm == "sac"
-        self.actor, critics = make_goal_networks(hierarchy, level, observation_spec, stochastic, config, seeds)
+        self.actor, critics = make_goal_networks(
+            hierarchy, level, observation_spec, stochastic, config, seeds, view, normalise > 0
+        )
+        self.normalisers = normalisers(self.actor, normalise, seeds)
         self.loss = make_goal_loss(self.actor, critics, hierarchy.k, config)
         self.targets = Targets(self.loss, config.tau)
         learnt = leaves(self.loss.actor_network_params) + leaves(self.loss.qvalue_network_params)
@@ -103,6 +111,8 @@ def make_goal_networks(
     stochastic: bool,
     config: NetworkConfig,
     seeds: int | None = None,
+    view: View | None = None,
+    normalise: bool = False,
 ) -> tuple[TensorDictModule, list[TensorDictModule]]:
     """Actor and two critics of a goal-reaching level.
 
@@ -113,6 +123,8 @@ def make_goal_networks(
         stochastic: a squashed Gaussian (SAC) rather than a deterministic actor (TD3).
         config: hidden layers, and their precision.
         seeds: how many of each, if there are several.
+        view: what they read of s, and how they read the goal; ``None`` for all of it.
+        normalise: whether what has no bounds is normalised.
     """
     space, dim, keys = hierarchy.space_of(level), hierarchy.proposal_dims[level], ["observation", "goal"]
     if space is None:
@@ -120,7 +132,7 @@ def make_goal_networks(
     near = level < hierarchy.top and hierarchy.config.subgoal == "relative"
 
     def net(extra: int, out: int, cells: Sequence[int], norm: bool = False) -> FeatureNet:
-        features = Features(observation_spec, space, hierarchy.reach[level + 1] if near else None)
+        features = Features(observation_spec, space, hierarchy.reach[level + 1] if near else None, view, normalise)
         return FeatureNet(features, extra, out, cells, norm, seeds=seeds, bf16=config.bf16)
 
     if stochastic:

@@ -11,6 +11,8 @@ from torch import Tensor, nn
 from torchrl.objectives import LossModule
 
 from peach_trl.levels.adam import FusedAdam
+from peach_trl.modules.networks import Features
+from peach_trl.modules.normaliser import Normaliser
 from peach_trl.modules.slow_copy import follow
 
 
@@ -69,11 +71,34 @@ def on_device(batch: TensorDictBase, device: torch.device) -> TensorDictBase:
     return batch if first.device == device else batch.to(device)
 
 
+def normalisers(module: nn.Module, steps: int, seeds: int | None = None) -> nn.ModuleList:
+    """A normaliser for each kind of features within a module that normalise, told apart by their names.
+
+    Args:
+        module: networks.
+        steps: environment steps of each agent that its statistics are of.
+        seeds: of how many agents they are.
+    """
+    kinds = {
+        name.rpartition(".")[2]: part
+        for name, part in module.named_modules()
+        if isinstance(part, Features) and part.normalises
+    }
+    return nn.ModuleList(Normaliser(part, name, steps * (seeds or 1)) for name, part in kinds.items())
+
+
 class Level(nn.Module):
     """What both kinds of levels have in common: an optimiser and targets, which follow the networks to a device."""
 
     optimiser: FusedAdam
     targets: Targets
+    normalisers: nn.ModuleList
+
+    def see(self, observation: Tensor) -> None:
+        """Takes observations [..., D] into the statistics by which the networks normalise what has no bounds."""
+        for normaliser in cast(Sequence[Normaliser], self.normalisers):
+            if normaliser.see(observation):
+                normaliser.write(self)
 
     @property
     def device(self) -> torch.device:

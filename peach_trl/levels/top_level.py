@@ -26,10 +26,11 @@ from peach_trl.envs.goal_space import GoalSpace
 from peach_trl.hierarchy.structure import Hierarchy
 from peach_trl.levels.adam import FusedAdam
 from peach_trl.levels.multi_step import multi_step
-from peach_trl.levels.targets import Level, Targets, leaves, on_device
+from peach_trl.levels.targets import Level, Targets, leaves, normalisers, on_device
 from peach_trl.modules.execution import TracedKinds
 from peach_trl.modules.networks import FeatureNet, Features, NetworkConfig, stochastic_actor
 from peach_trl.modules.slow_copy import SlowCopy
+from peach_trl.modules.views import View
 from peach_trl.objectives.context import ContextSACLoss
 from peach_trl.objectives.kl import KLLoss
 from peach_trl.objectives.sac import make_sac
@@ -89,6 +90,9 @@ class TopLevel(Level):
         goal: the space of a known goal that the top reads (the oracle), else ``None``.
         encoder: an encoder of one's own, see :func:`~peach_trl.context.belief.make_belief`.
         belief: a belief of one's own, encoder included, instead of the one that ``context`` names.
+        view: what actor and critics read of the observation; ``None`` for all of it.
+        context_view: what the encoder reads of it.
+        normalise: environment steps of each agent that means and deviations of what has no bounds are of; 0: none.
         seeds: with a number S, the levels of S agents at once, which are told apart by position: the first of S equal
             parts of a batch is the first agent's, and each loss is a vector [S].
 
@@ -128,7 +132,10 @@ class TopLevel(Level):
         goal: GoalSpace | None = None,
         encoder: nn.Module | None = None,
         belief: Belief | None = None,
+        view: View | None = None,
+        context_view: View | None = None,
         *,
+        normalise: int = 0,
         seeds: int | None = None,
     ) -> None:
         super().__init__()
@@ -141,13 +148,14 @@ class TopLevel(Level):
                 f"set context.latent_dim={belief.latent_dim}"
             )
         self.config, self.context, action_dim = config, context, hierarchy.proposal_dims[-1]
-        self.actor, critics = make_top_networks(action_dim, observation_spec, context, goal, config, seeds)
+        reads = view, normalise > 0
+        self.actor, critics = make_top_networks(action_dim, observation_spec, context, goal, config, seeds, *reads)
         self.loss = _make_loss(self.actor, critics, config, context_key(context.read))
         if seeds is not None:
             self.loss.log_alpha = cast(Tensor, self.loss.log_alpha).expand(seeds).clone()
         self.kl_loss = KLLoss(seeds)
         if belief is None and context.latent_dim:
-            belief = make_belief(context, observation_spec, action_dim, encoder, seeds)
+            belief = make_belief(context, observation_spec, action_dim, encoder, seeds, context_view, normalise > 0)
         self.belief = belief
         self.coefficients = {name: getattr(config, name) for name in LOSSES}
         self.targets = Targets(self.loss, config.tau)
@@ -161,6 +169,7 @@ class TopLevel(Level):
         self._key = context_key(context.read)
         paths = [key if isinstance(key, str) else key[-1] for key in self.loss.in_keys or []]
         self._read = {*paths, "steps_to_next_obs", *(["missed", "proposal"] if config.loss_test else [])}
+        self.normalisers = normalisers(nn.ModuleList([self.actor, *([] if belief is None else [belief])]), normalise, seeds)
         self._acting = nn.ModuleDict({"actor": self.actor} | ({} if belief is None else {"belief": belief}))
         self.slow: SlowCopy | None = None
         if self.belief is not None and context.next == "after" and context.slow < 1:
@@ -357,6 +366,8 @@ def make_top_networks(
     goal: GoalSpace | None,
     config: NetworkConfig,
     seeds: int | None = None,
+    view: View | None = None,
+    normalise: bool = False,
 ) -> tuple[ProbabilisticActor, list[ValueOperator]]:
     """pi_h(s, b) and two critics Q(s, b, a).
 
@@ -367,12 +378,14 @@ def make_top_networks(
         goal: the space of a known goal that is read, else ``None``.
         config: hidden layers, and their precision.
         seeds: how many of each, if there are several.
+        view: what they read of s; ``None`` for all of it.
+        normalise: whether what has no bounds is normalised.
     """
     read = context.latent_dim * (2 if context.read == "belief" else 1)
     keys = ["observation"] + ["goal"] * (goal is not None) + [context_key(context.read)] * (read > 0)
 
     def net(extra: int, out: int, cells: Sequence[int], norm: bool) -> FeatureNet:
-        features = Features(observation_spec, goal)
+        features = Features(observation_spec, goal, view=view, normalise=normalise)
         return FeatureNet(features, read + extra, out, cells, norm, seeds=seeds, bf16=config.bf16)
 
     actor = stochastic_actor(net(0, 2 * action_dim, config.actor_cells, False), keys)

@@ -18,6 +18,7 @@ from peach_trl.config import option
 from peach_trl.distributions import UnitTanhNormal
 from peach_trl.envs.goal_space import GoalSpace
 from peach_trl.modules.perceptron import Perceptron
+from peach_trl.modules.views import View
 
 
 @dataclass(frozen=True)
@@ -37,11 +38,20 @@ def observation_scale(spec: TensorSpec) -> Tensor:
         >>> observation_scale(Bounded(-4.0, 4.0, shape=(2,))).tolist()
         [0.25, 0.25]
     """
-    ones = torch.ones(spec.shape[-1])
+    bound = _bound(spec)
+    return torch.where(bound.isfinite(), 1 / bound, torch.ones_like(bound))
+
+
+def _bound(spec: TensorSpec) -> Tensor:
+    """The largest absolute value of each entry, [D]; inf where there is no bound worth the name."""
+    none = torch.full((spec.shape[-1],), torch.inf)
     if not isinstance(spec, Bounded):
-        return ones
+        return none
     bound = torch.maximum(spec.low.abs(), spec.high.abs()).reshape(-1, spec.shape[-1])[0].float()
-    return torch.where(bound.isfinite() & (bound > 0) & (bound < 1e6), 1 / bound, ones)
+    return torch.where((bound > 0) & (bound < 1e6), bound, none)
+
+
+OUTLIER = 10.0  # standard deviations from the mean that a normalised entry is clipped to
 
 
 class Features(nn.Module):
@@ -52,20 +62,41 @@ class Features(nn.Module):
         goal_space: space of ``goal``, or ``None`` if the level reads none.
         goal_range: half-range of the goals about the state, [G], if they are read relative to the state; ``None``
             reads them as they are, in the space's bounds.
+        view: what of the observation is read, V numbers, and how goals are; ``None`` for all of it.
+        normalise: whether entries without bounds are to be normalised, by what :meth:`set_statistics` is told.
+
+    Attributes:
+        unbounded: which of the numbers that are read of the observation have no bounds, and so are normalised: bool
+            [V]; all False with ``normalise=False``.
     """
 
     scale: Tensor
+    shift: Tensor
 
     def __init__(
-        self, observation_spec: TensorSpec, goal_space: GoalSpace | None = None, goal_range: Tensor | None = None
+        self,
+        observation_spec: TensorSpec,
+        goal_space: GoalSpace | None = None,
+        goal_range: Tensor | None = None,
+        view: View | None = None,
+        normalise: bool = False,
     ) -> None:
         super().__init__()
-        self.register_buffer("scale", observation_scale(observation_spec))
-        self.goal_space, self.relative = goal_space, goal_range is not None
+        whole, bounded = observation_scale(observation_spec), _bound(observation_spec).isfinite()
+        self.view = view
+        if view is not None:  # what is computed of several entries, at -1, has no bounds
+            whole, bounded = torch.cat([whole, torch.ones(1)]), torch.cat([bounded, torch.zeros(1).bool()])
+            whole, bounded = whole[view.entries], bounded[view.entries]
+        self.unbounded = ~bounded if normalise else torch.zeros_like(bounded)
+        self.normalises = bool(self.unbounded.any())
+        self.register_buffer("scale", whole)
+        self.goal_space, self.relative = goal_space, goal_range is not None or (view is not None and view.turns)
         if goal_space is not None:
             middle = goal_space.low + goal_space.half_range
             self.register_buffer("middle", torch.zeros_like(middle) if self.relative else middle)
             self.register_buffer("half_range", goal_space.half_range if goal_range is None else goal_range)
+        if self.normalises:
+            self.register_buffer("shift", torch.zeros_like(whole))
 
     @property
     def dim(self) -> int:
@@ -78,11 +109,17 @@ class Features(nn.Module):
 
     def functional(self, buffers: Sequence[Tensor], observation: Tensor, *others: Tensor) -> Tensor:
         """With other buffers, in the order of ``self.buffers()``."""
-        parts = [observation * buffers[0]]
+        seen = (observation if self.view is None else self.view(observation)) * buffers[0]
+        if self.normalises:
+            seen = (seen + buffers[-1]).clamp(-OUTLIER, OUTLIER)
+        parts = [seen]
         if self.goal_space is not None:
             goal, others = others[0], others[1:]
             zero = self.goal_space.project(observation) if self.relative else buffers[1]
-            parts.append((goal - zero) / buffers[2])
+            offset = goal - zero
+            if self.relative and self.view is not None:
+                offset = self.view.goal(observation, offset)
+            parts.append(offset / buffers[2])
         return torch.cat([*parts, *others], -1)
 
 
