@@ -13,7 +13,7 @@ import numpy as np
 import torch
 from tensordict import TensorDict, TensorDictBase
 from torch import Tensor
-from torchrl.data import Bounded
+from torchrl.data import Binary, Bounded
 from torchrl.envs import EnvBase
 
 from peach_trl.envs.errors import NOT_FINITE, NotFinite, NotFiniteError, broken_rows
@@ -53,6 +53,8 @@ class BatchedMujocoEnv(EnvBase):
         - ``"task_id"`` ``[N, 1]`` int64, for bookkeeping such as per-task replay: not for the policy to read;
         - ``"goal"`` ``[N, P]`` float32, the task's parameters, with ``observe_goal=True`` only (an oracle);
         - ``"action"`` ``[N, A]`` float32 in [-1, 1], which stands for the range of each actuator;
+        - ``"failed"`` ``[N, 1]`` bool, in environments that declare it: the body can go no further, has fallen over or
+          broken; its episode ends, and goal-reaching levels value that at the least that they may;
         - ``"reward"`` ``[N, 1]`` float32; ``"done"``, ``"terminated"``, ``"truncated"`` ``[N, 1]`` bool, where
           truncated means that ``horizon`` steps were taken since the row's reset.
 
@@ -96,6 +98,9 @@ class BatchedMujocoEnv(EnvBase):
 
     _persistent: bool = False
     """Whether every row keeps a whole ``MjData``, for subclasses that read more of it than ``mujoco.batch`` binds."""
+
+    fails: bool = False
+    """Whether bodies may fail, which subclasses say by :meth:`_failed`; a row that breaks has failed, too."""
 
     def __init__(
         self,
@@ -143,7 +148,8 @@ class BatchedMujocoEnv(EnvBase):
         wide = torch.Size([rows, self._dim])
         box = Bounded(low=low.float().expand(wide), high=high.float().expand(wide), shape=wide, dtype=torch.float32)
         action = Bounded(low=-1.0, high=1.0, shape=torch.Size([rows, self.model.nu]), dtype=torch.float32)
-        self._task_rows.set_specs(self, box, action, self.observe_goal)
+        failed = {"failed": Binary(n=1, shape=torch.Size([rows, 1]), dtype=torch.bool)} if self.fails else {}
+        self._task_rows.set_specs(self, box, action, self.observe_goal, **failed)
 
     # What subclasses give.
 
@@ -162,6 +168,10 @@ class BatchedMujocoEnv(EnvBase):
     def _terminated(self, observation: Tensor) -> Tensor | None:
         """Whether each row ended for good, bool ``[N, 1]``; ``None``: none did, as where nothing ever terminates."""
         return None
+
+    def _failed(self, observation: Tensor) -> Tensor:
+        """Whether the body of each row has failed, bool ``[N, 1]``; asked where :attr:`fails`."""
+        raise NotImplementedError
 
     def _reset_state(self, rows: np.ndarray) -> None:
         """Writes the start state of ``rows`` into the bound arrays, which hold the model's own; for random starts.
@@ -239,15 +249,22 @@ class BatchedMujocoEnv(EnvBase):
             reward = reward * moved[:, None]
         truncated = steps >= self.horizon
         terminated = np.zeros(truncated.shape, dtype=np.bool_) if ended is None else ended.numpy()
+        failed = self._failed(observation).numpy().copy() if self.fails else None
+        if failed is not None:
+            terminated = terminated | failed
         done = terminated | truncated
         error = self._find_broken(values, reward, raised)
         if error is not None:
             broken, reward = np.array(error.rows), reward.copy()
             values[broken], reward[broken] = self._last[broken], 0.0
             terminated[broken], truncated[broken], done[broken] = False, True, True
+            if failed is not None:
+                failed[broken] = True
             batch.reset(broken)
         self._last[:] = values
         ends = {"terminated": terminated, "truncated": truncated, "done": done}
+        if failed is not None:
+            ends["failed"] = failed
         return {"observation": values, "reward": reward, **ends}, error
 
     def _reset(self, tensordict: TensorDictBase | None = None, **kwargs: Any) -> TensorDictBase:
@@ -276,7 +293,7 @@ class BatchedMujocoEnv(EnvBase):
         values = self._read()
         self._last[:] = values
         result = {"observation": torch.from_numpy(values), **self._shown()}
-        for name in ("done", "terminated", "truncated"):
+        for name in ("done", "terminated", "truncated", *["failed"] * self.fails):
             result[name] = torch.zeros(len(self._steps), 1, dtype=torch.bool)
         return result
 

@@ -58,7 +58,9 @@ class LevelTransitions:
     ``observation``, ``action`` (a proposal in [-1, 1]), ``task_id``, ``episode`` (numbers the episodes within the
     call), ``transition_type`` and ``("next", "observation" | "reward" | "done" | "terminated")``. Levels that reach
     for a goal also have ``goal`` and ``("next", "goal")``; rewards are 0 and terminated where the goal is achieved,
-    else -1; using up the attempts is not terminal. Hindsight goals and missed subgoal tests are rows of their own, by
+    else -1; using up the attempts is not terminal. Where the environment says under ``("next", "failed")`` that the
+    body has failed, the reward is -H and terminal, the least that any value is, so that no level is better off by it;
+    without that key nothing fails. Hindsight goals and missed subgoal tests are rows of their own, by
     ``transition_type``.
 
     A top level whose objective is the task's reward has one row a decision: the scaled sum of the task's rewards, the
@@ -155,6 +157,8 @@ class LevelTransitions:
             "draw": batch.get("hindsight_draw", None),
             **{"done": batch["next", "done"].squeeze(-1), "achieved": achieved, "end": end, "used": used},
         }
+        failed = batch.get(("next", "failed"), None)
+        steps["failed"] = torch.zeros_like(steps["done"]) if failed is None else failed.squeeze(-1)
         if self.dense is not None:
             steps["learnt"] = self.dense(batch["next", "observation"], batch["task_id"])
         number = batch.get(("context", "meta_episode"), None)
@@ -221,7 +225,7 @@ class LevelTransitions:
             rows["steps_to_next_obs"] = (end - start + 1).unsqueeze(-1)
             rows["next", "terminated"] = flat["terminated"][end].unsqueeze(-1)
         else:
-            rows.update(_goal_reward(flat["achieved"][end, level], flat["done"][end]))
+            rows.update(self._goal_reward(flat["achieved"][end, level], flat["done"][end], flat["failed"][end]))
         if level == hierarchy.top and "meta_episode" in flat.keys():
             rows["meta_episode"] = flat["meta_episode"][start]
         if level < hierarchy.top:
@@ -242,7 +246,8 @@ class LevelTransitions:
         first_of = torch.cat([last_of.new_zeros(1), last_of[:-1] + 1])[: len(last_of)]
         length = last_of - first_of + 1
         draws = flat["draw"][decisions.start[first_of]]  # [attempts, goals - 1]
-        reached, done = space.project(rows["next", "observation"]), flat["done"][decisions.end]
+        reached, ends = space.project(rows["next", "observation"]), decisions.end
+        done, failed = flat["done"][ends], flat["failed"][ends]
         copies: list[_Copies] = []
         for j in range(self.config.hindsight_goals):
             # Attempts that are shorter than the number of hindsight goals get fewer of them.
@@ -251,9 +256,18 @@ class LevelTransitions:
             keep = (number <= picked).nonzero().squeeze(-1)
             goal = reached.index_select(0, picked[keep])
             achieved = space.achieved(rows["next", "observation"].index_select(0, keep), goal)
-            changes: _Columns = {"goal": goal, **_goal_reward(achieved, done[keep])}
+            changes: _Columns = {"goal": goal, **self._goal_reward(achieved, done[keep], failed[keep])}
             copies.append((keep, changes | {"transition_type": torch.full((len(keep), 1), HINDSIGHT_GOAL)}))
         return copies
+
+    def _goal_reward(self, achieved: Tensor, done: Tensor, failed: Tensor) -> _Columns:
+        """Reward 0 where the goal is achieved, -H where the body failed, else -1; [M] to [M, 1] each."""
+        achieved, done, failed = (part.unsqueeze(-1) for part in (achieved, done, failed))
+        return {
+            ("next", "reward"): torch.where(failed, -float(self.hierarchy.k), achieved.float() - 1),
+            ("next", "terminated"): achieved | failed,
+            ("next", "done"): achieved | done,
+        }
 
     def _missed(self, level: int, flat: TensorDictBase, decisions: _Decisions) -> Tensor:
         """Which proposals were tested, and missed by the child with its attempts used up, bool [M]."""
@@ -289,16 +303,6 @@ def _with_copies(rows: _Columns, copies: list[_Copies]) -> TensorDict:
     after = {key[1]: column for key, column in whole.items() if isinstance(key, tuple)}
     columns = {key: column for key, column in whole.items() if isinstance(key, str)}
     return TensorDict({**columns, "next": TensorDict(after, every.shape)}, every.shape)
-
-
-def _goal_reward(achieved: Tensor, done: Tensor) -> _Columns:
-    """Reward 0 and terminated where the goal is achieved, else reward -1; [M] to [M, 1] each."""
-    achieved, done = achieved.unsqueeze(-1), done.unsqueeze(-1)
-    return {
-        ("next", "reward"): achieved.float() - 1,
-        ("next", "terminated"): achieved,
-        ("next", "done"): achieved | done,
-    }
 
 
 def _cat(parts: Sequence[TensorDictBase], dim: int = 0) -> TensorDict:
