@@ -86,7 +86,8 @@ class Agent(nn.Module):
         names = ViewsConfig(lower=AUTO, top=AUTO, context=AUTO, normalise=0) if views is None else views
         view = {reader: find_view(env, reader, getattr(names, reader)) for reader in ("lower", "top", "context")}
         several: dict[str, Any] = {"normalise": names.normalise, "seeds": seeds}
-        levels = [GoalLevel(self.hierarchy, level, spec, lower, view["lower"], **several) for level in range(number)]
+        reads = [view["lower"]] * self.hierarchy.top + [view["top"]]
+        levels = [GoalLevel(self.hierarchy, level, spec, lower, reads[level], **several) for level in range(number)]
         self.levels = nn.ModuleList(levels)  # type: ignore[assignment]
         known = goal_space if top.observe_goal else None
         self.top = (
@@ -101,6 +102,23 @@ class Agent(nn.Module):
         """Takes observations [..., D] into the statistics by which levels normalise what has no bounds."""
         for level in (*self.levels, *([] if self.top is None else [self.top])):
             level.see(observation)
+
+    def load_levels(self, state: Mapping[str, Tensor]) -> None:
+        """Makes the goal-reaching levels those of another agent, alone, by its ``state_dict()``.
+
+        Raises:
+            ConfigError: if they are of other networks or views.
+        """
+        given = {name.removeprefix("levels."): value for name, value in state.items() if name.startswith("levels.")}
+        own = self.levels.state_dict()
+        for name in sorted(own.keys() | given.keys()):
+            shapes = [tuple(part[name].shape) if name in part else None for part in (given, own)]
+            if shapes[0] != shapes[1]:
+                raise ConfigError(
+                    f"lower.checkpoint: its levels are others, {name} is {shapes[0]} there and {shapes[1]} here; set "
+                    "hierarchy, lower and views as they were there"
+                )
+        self.levels.load_state_dict(given)
 
     def state_of(self, seed: int, single: Agent) -> dict[str, Tensor]:
         """The state of one of several agents, as an agent of its own has it; of one alone its own.

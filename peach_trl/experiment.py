@@ -25,7 +25,7 @@ from peach_trl.context.belief import Belief
 from peach_trl.context.contexts import ContextConfig, ContextSampler
 from peach_trl.context.sequences import SequenceConfig, SequenceSampler
 from peach_trl.data.task_replay import TaskReplayBuffer
-from peach_trl.envs.families import FamilyConfig
+from peach_trl.envs.families import BodyFamilyConfig, FamilyConfig, PlaceFamilyConfig
 from peach_trl.envs.point import PointConfig
 from peach_trl.envs.tasks import TaskLibrary
 from peach_trl.hierarchy.exploration import Exploration, ExplorationConfig
@@ -99,7 +99,7 @@ class Config:
     torch_threads: int = option(low=1, help="threads of torch, one for small networks; of several seeds side by side")
     device: str = option(help="where networks learn: cpu, cuda, cuda:1, ...; environments stay on the CPU")
     compile: str = option(choices=("trace", "none"), help="how gradient steps are carried out")
-    env: PointConfig | FamilyConfig
+    env: PointConfig | FamilyConfig | BodyFamilyConfig | PlaceFamilyConfig
     views: ViewsConfig
     hierarchy: HierarchyConfig
     transitions: TransitionsConfig
@@ -301,16 +301,18 @@ def phases(config: Config, agent: Agent, exploration: Exploration | None = None)
     warmup = total - train.prefill - train.iterations
     start = warmup + train.prefill
     latest = min(max(start, warmup + int(train.prefill_most * total)), total - 1)
+    frozen = total if config.lower.freeze_after is None else warmup + config.lower.freeze_after
     for number in range(total):
         if number == start < latest and exploration is not None and agent.top is not None:
             start += exploration.met < train.prefill_met  # one pass of prefill more
+        updates = train.warmup_updates if number < warmup else train.lower_updates
         yield Phase(
             number=number,
             warmup=number < warmup or agent.top is None,
             at_random=number < start,
             forgets=number == warmup,
             progress=max(0, number - start) / max(1, total - start),
-            lower_updates=-(-(train.warmup_updates if number < warmup else train.lower_updates) // train.trajectories),
+            lower_updates=0 if number >= frozen else -(-updates // train.trajectories),
             top_updates=0 if number < start else train.top_updates,
         )
 
@@ -349,6 +351,8 @@ def make_agent(
     levels = config.hierarchy, config.context, config.top, config.lower
     agent = Agent(env, *levels, scale, encoder, belief, views=config.views)
     env.close()
+    if config.lower.checkpoint is not None:
+        agent.load_levels(_read_checkpoint(config.lower.checkpoint, "lower.checkpoint")["agent"])
     return agent.to(config.device)
 
 
@@ -372,6 +376,14 @@ def of_seeds(config: Config) -> list[Config]:
     return [dataclasses.replace(config, seed=config.seed + number, seeds=1) for number in range(config.seeds)]
 
 
+def _read_checkpoint(path: str, key: str = "checkpoint") -> dict[str, Any]:
+    """A checkpoint's content; a ConfigError that names the key where it cannot be read."""
+    try:
+        return load_checkpoint(path)
+    except (FileNotFoundError, ValueError) as error:
+        raise ConfigError(f"{key} = {path}: {error}") from None
+
+
 def load_agent(
     checkpoint: str, encoder: nn.Module | None = None, belief: Belief | None = None
 ) -> tuple[Config, TaskLibrary, Agent]:
@@ -385,11 +397,9 @@ def load_agent(
     Raises:
         ConfigError: if the file is missing or damaged, of a version with other keys, or of other networks.
     """
-    try:
-        state = load_checkpoint(checkpoint)
-    except (FileNotFoundError, ValueError) as error:
-        raise ConfigError(f"checkpoint = {checkpoint}: {error}") from None
+    state = _read_checkpoint(checkpoint)
     config = common_config(state["config"])
+    config = dataclasses.replace(config, lower=dataclasses.replace(config.lower, checkpoint=None))  # it has them itself
     seed_everything(config)
     library = make_library(config)
     agent = make_agent(config, library, encoder, belief)

@@ -179,6 +179,9 @@ class BatchedMujocoEnv(EnvBase):
         Draw from ``self._generator``.
         """
 
+    def _after_reset(self, rows: np.ndarray) -> None:
+        """What is done to all start states, after :meth:`_reset_state`."""
+
     def _load_tasks(self, rows: np.ndarray) -> None:
         """Writes what the tasks of ``rows`` change in the model, ``batch.expand(field)``; before their reset."""
 
@@ -287,6 +290,7 @@ class BatchedMujocoEnv(EnvBase):
             self._load_tasks(rows)
         batch.reset(rows, stage=int(mujoco.mjtStage.mjSTAGE_NONE))
         self._reset_state(rows)
+        self._after_reset(rows)
         if self._stage != mujoco.mjtStage.mjSTAGE_NONE:
             batch.forward(rows, stage=int(self._stage))
         self._steps[rows] = 0

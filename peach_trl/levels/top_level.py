@@ -169,7 +169,9 @@ class TopLevel(Level):
         self._key = context_key(context.read)
         paths = [key if isinstance(key, str) else key[-1] for key in self.loss.in_keys or []]
         self._read = {*paths, "steps_to_next_obs", *(["missed", "proposal"] if config.loss_test else [])}
-        self.normalisers = normalisers(nn.ModuleList([self.actor, *([] if belief is None else [belief])]), normalise, seeds)
+        self.normalisers = normalisers(
+            nn.ModuleList([self.actor, *([] if belief is None else [belief])]), normalise, seeds
+        )
         self._acting = nn.ModuleDict({"actor": self.actor} | ({} if belief is None else {"belief": belief}))
         self.slow: SlowCopy | None = None
         if self.belief is not None and context.next == "after" and context.slow < 1:

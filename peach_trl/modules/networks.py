@@ -84,9 +84,9 @@ class Features(nn.Module):
         super().__init__()
         whole, bounded = observation_scale(observation_spec), _bound(observation_spec).isfinite()
         self.view = view
-        if view is not None:  # what is computed of several entries, at -1, has no bounds
-            whole, bounded = torch.cat([whole, torch.ones(1)]), torch.cat([bounded, torch.zeros(1).bool()])
-            whole, bounded = whole[view.entries], bounded[view.entries]
+        if view is not None:  # what is made of several entries stands behind them: WITHIN_1, and without bounds
+            whole = torch.cat([whole, torch.ones(2)])[view.entries]
+            bounded = torch.cat([bounded, torch.tensor([True, False])])[view.entries]
         self.unbounded = ~bounded if normalise else torch.zeros_like(bounded)
         self.normalises = bool(self.unbounded.any())
         self.register_buffer("scale", whole)

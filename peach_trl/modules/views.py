@@ -28,6 +28,9 @@ class ViewsConfig:
     normalise: int = option(low=0, help="environment steps that the mean and deviation of what has no bounds are of")
 
 
+COMPUTED, WITHIN_1 = -1, -2  # instead of the index of an entry
+
+
 class View(nn.Module):
     """Some entries of an observation, all of them by default; the base of other views, which give the two methods.
 
@@ -38,7 +41,8 @@ class View(nn.Module):
     Attributes:
         dim: numbers that are read, V.
         turns: whether goals are read in a frame of the body's own; they then lie relative to the state.
-        entries: where they come from unchanged, V of -1 to D - 1; -1 for what is computed from several.
+        entries: where they come from unchanged, V numbers of 0 to D - 1; ``COMPUTED`` for what is made of several, and
+            ``WITHIN_1`` for what is besides within [-1, 1].
 
     Raises:
         ValueError: for an index that the observation does not have.
@@ -55,7 +59,7 @@ class View(nn.Module):
         super().__init__()
         self.observation_dim = observation_dim
         self.entries = list(range(observation_dim)) if entries is None else [int(i) for i in entries]
-        if not self.entries or not -1 <= min(self.entries) <= max(self.entries) < observation_dim:
+        if not self.entries or not WITHIN_1 <= min(self.entries) <= max(self.entries) < observation_dim:
             raise ValueError(f"entries = {self.entries}: must be of 0 to {observation_dim - 1}, and one at least")
         self._whole = self.entries == list(range(observation_dim))
 
@@ -78,14 +82,15 @@ class HeadingView(View):
 
     Reads, in this order: other entries as they are (heights, joints, rates, the torso's own angular velocity); the
     direction of up in the torso's heading frame (3); the velocity along its heading, to its left, and up (3). The
-    heading is that of the torso's x axis on the ground. A goal's first two numbers, which have to be a place or a
-    velocity in the plane, are turned into the same frame.
+    heading is that of the torso's x axis on the ground. Those pairs of a goal's numbers that are a place or a velocity
+    in the plane are turned into the same frame.
 
     Args:
         observation_dim: entries of the observation, D.
         quaternion: indices of the torso's orientation (w, x, y, z), as MuJoCo has it.
         velocity: indices of its linear velocity in the world's frame, m/s.
         others: indices of what is read as it is.
+        pairs: of a goal's numbers that are turned.
 
     Examples:
         >>> view = HeadingView(10, quaternion=[0, 1, 2, 3], velocity=[4, 5, 6], others=[7])
@@ -99,14 +104,20 @@ class HeadingView(View):
     turns = True
 
     def __init__(
-        self, observation_dim: int, quaternion: Sequence[int], velocity: Sequence[int], others: Sequence[int]
+        self,
+        observation_dim: int,
+        quaternion: Sequence[int],
+        velocity: Sequence[int],
+        others: Sequence[int],
+        pairs: Sequence[tuple[int, int]] = ((0, 1),),
     ) -> None:
-        super().__init__(observation_dim, [*others, *[-1] * 6])
+        super().__init__(observation_dim, [*others, *[WITHIN_1] * 3, *[COMPUTED] * 3])
         if len(quaternion) != 4 or len(velocity) != 3:
             raise ValueError(
                 f"quaternion = {list(quaternion)}, velocity = {list(velocity)}: need the indices of 4 and of 3 entries"
             )
         self.quaternion, self.velocity, self.others = list(quaternion), list(velocity), list(others)
+        self.pairs = tuple(pairs)
 
     def forward(self, observation: Tensor) -> Tensor:
         """[..., D] to [..., V]."""
@@ -119,7 +130,13 @@ class HeadingView(View):
 
     def goal(self, observation: Tensor, offset: Tensor) -> Tensor:
         """How a goal is read that lies by ``offset`` [..., G] from the state: turned into the heading frame."""
-        return self._turned(self._ahead(observation), offset)
+        ahead = self._ahead(observation)
+        if self.pairs == ((0, 1),):
+            return self._turned(ahead, offset)
+        parts = list(offset.split(1, -1))
+        for i, j in self.pairs:
+            parts[i], parts[j] = self._turned(ahead, torch.cat([parts[i], parts[j]], -1)).split(1, -1)
+        return torch.cat(parts, -1)
 
     def _ahead(self, observation: Tensor) -> Tensor:
         """Cosine and sine of the heading, [..., 2]; of a torso that looks straight up, north."""

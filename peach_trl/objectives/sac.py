@@ -30,7 +30,8 @@ class PlainSACLoss(PlainMixin, SACLoss):
         pi, Q, target_Q = (self.part(name) for name in ("actor_network", "qvalue_network", "target_qvalue_network"))
         learns, rows, inputs = torch.is_grad_enabled(), self.rows(tensordict), self.held_inputs(tensordict)
         wanted = [i for i, column in enumerate(inputs) if column.requires_grad]  # a context, whose encoder learns
-        width = [0, *accumulate(column.shape[-1] for column in inputs)]
+        read = [Q.network.features.scale.shape[-1], *(column.shape[-1] for column in inputs[1:])]
+        width = [0, *accumulate(read)]  # where the features of each input are
         a = tensordict.get(self.tensor_keys.action)
         columns = self.columns(tensordict, torch.randn_like(a), torch.randn_like(a))
 

@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+import dataclasses
 from dataclasses import dataclass
+from typing import Any, cast
 
 from torch import Tensor
 
 from peach_trl.config import option
 from peach_trl.envs.errors import NOT_FINITE
 from peach_trl.envs.families.ant import AntDir, AntGoal
+from peach_trl.envs.families.ant_search import AntGoalSparse, AntHalfCircle, AntSemiCircleSparse
 from peach_trl.envs.families.base import Spaces, TaskCounts, TaskFamily
+from peach_trl.envs.families.body_options import BodyOptions
 from peach_trl.envs.families.hac_ant import AntFourRooms, AntReacher
 from peach_trl.envs.families.hac_pendulum import Pendulum
 from peach_trl.envs.families.hac_ur5 import UR5Reacher
@@ -34,6 +38,7 @@ from peach_trl.rules import TaskFacts
 _CLASSES: tuple[type[TaskFamily], ...] = (
     *(HalfCheetahVel, HalfCheetahDir, AntDir, AntGoal, HumanoidDir, Walker2dRandParams, HopperRandParams),
     *(PointRobot, SparsePointRobot, HalfCircleB, Wind, TreasureHunt),
+    *(AntHalfCircle, AntSemiCircleSparse, AntGoalSparse),
     *(Pendulum, UR5Reacher, AntReacher, AntFourRooms),
     *(PointUMaze, PointMediumMaze, PointLargeMaze, AntUMaze, AntMediumMaze, AntLargeMaze),
 )
@@ -74,8 +79,10 @@ class FamilyConfig:
         """See :meth:`TaskFamily.dense_reward`."""
         return FAMILIES[self.family].dense_reward(observation, parameters)
 
-    def make_env(self, library: TaskLibrary, tasks: Tensor, *, observe_goal: bool, seed: int) -> TaskFamily:
-        """One row for each of ``tasks`` [N]."""
+    def make_env(
+        self, library: TaskLibrary, tasks: Tensor, *, observe_goal: bool, seed: int, **options: Any
+    ) -> TaskFamily:
+        """One row for each of ``tasks`` [N]; ``options`` are further ones of the family."""
         return FAMILIES[self.family](
             len(tasks),
             library=library,
@@ -85,7 +92,46 @@ class FamilyConfig:
             not_finite=self.not_finite,  # type: ignore[arg-type]
             observe_goal=observe_goal,
             seed=seed,
+            **options,
         )
+
+
+@dataclass(frozen=True)
+class BodyFamilyConfig(FamilyConfig):
+    """A family with a body that can be simulated in several ways, see ``configs/body``."""
+
+    body: BodyOptions
+
+    def make_env(
+        self, library: TaskLibrary, tasks: Tensor, *, observe_goal: bool, seed: int, **options: Any
+    ) -> TaskFamily:
+        """One row for each of ``tasks`` [N]; ``options`` are further ones of the family."""
+        return super().make_env(library, tasks, observe_goal=observe_goal, seed=seed, body=self.body, **options)
+
+
+@dataclass(frozen=True)
+class PlaceFamilyConfig(BodyFamilyConfig):
+    """A family whose goals lie around the start."""
+
+    radius: float = option(above=0, help="distance of the goals from the start, at most, metres")
+    goal_tolerance: float = option(above=0, help="distance from the goal within which there are rewards, metres")
+
+    def make_library(self) -> TaskLibrary:
+        """The tasks, in the splits ``"train"``, ``"validation"`` and ``"test"``."""
+        counts = self.train_tasks, self.validation_tasks, self.test_tasks
+        family = cast(type[AntHalfCircle], FAMILIES[self.family])
+        return family.make_library(*counts, seed=self.task_seed, radius=self.radius)
+
+    def facts(self) -> TaskFacts:
+        """What values by rule need to know of the family."""
+        return dataclasses.replace(super().facts(), goal_size=self.goal_tolerance)
+
+    def make_env(
+        self, library: TaskLibrary, tasks: Tensor, *, observe_goal: bool, seed: int, **options: Any
+    ) -> TaskFamily:
+        """One row for each of ``tasks`` [N]; ``options`` are further ones of the family."""
+        places = {"radius": self.radius, "goal_tolerance": self.goal_tolerance}
+        return super().make_env(library, tasks, observe_goal=observe_goal, seed=seed, **places, **options)
 
 
 __all__ = [
@@ -93,10 +139,15 @@ __all__ = [
     "AntDir",
     "AntFourRooms",
     "AntGoal",
+    "AntGoalSparse",
+    "AntHalfCircle",
     "AntLargeMaze",
     "AntMediumMaze",
     "AntReacher",
+    "AntSemiCircleSparse",
     "AntUMaze",
+    "BodyFamilyConfig",
+    "BodyOptions",
     "FamilyConfig",
     "HalfCheetahDir",
     "HalfCheetahVel",
@@ -107,6 +158,7 @@ __all__ = [
     "PointLargeMaze",
     "PointMediumMaze",
     "PointRobot",
+    "PlaceFamilyConfig",
     "PointUMaze",
     "Spaces",
     "SparsePointRobot",

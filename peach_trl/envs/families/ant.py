@@ -13,10 +13,11 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from peach_trl.envs.families.base import Spaces, TaskCounts
+from peach_trl.envs.families.base import WALKING, Spaces, TaskCounts, walking_views
 from peach_trl.envs.families.bodies import ContactBody, column, draw_directions, unit_vectors
 from peach_trl.envs.goal_space import GoalSpace
 from peach_trl.envs.tasks import TaskLibrary
+from peach_trl.modules.views import View
 
 if TYPE_CHECKING:
     from mujoco.batch import Batch
@@ -29,8 +30,8 @@ class Ant(ContactBody):
     (``exclude_current_positions_from_observation=False`` in gymnasium); its height and its orientation (a quaternion;
     of norm 1 but at the start, which has noise); the angles of the eight joints; the torso's velocity (3) and angular
     velocity (3) and the rates of the joints; then torque and force of the contacts on each of the 13 bodies, clipped
-    to [-1, 1], and zeros after a reset. That makes 105 entries, or 107 with the position. The eight actions are the
-    joints' torques. A step takes 0.05 s.
+    to [-1, 1], and zeros after a reset; a body without contact forces leaves them out. That makes 105 entries, or 107
+    with the position, and 78 less without the forces. The eight actions are the joints' torques. A step takes 0.05 s.
 
     The families' reward is their own, less the sum of the squared actions times ``control_weight``, and less the sum
     of the squared, clipped contact forces times ``contact_weight``. Velocities in rewards are means over the step, as
@@ -38,7 +39,7 @@ class Ant(ContactBody):
 
     Attributes:
         positions: whether the observation begins with x and y.
-        ends: whether an episode terminates once the torso's height leaves ``healthy_height``.
+        falls: whether an episode ends, in failure, once the torso's height leaves ``healthy_height``.
         healthy_height: metres; gymnasium's and PEARL's.
         control_weight: of the family.
         contact_weight: gymnasium's and PEARL's.
@@ -50,21 +51,19 @@ class Ant(ContactBody):
     normal_velocities = True
     force_limit = 1.0
     positions: ClassVar[bool]
-    ends: ClassVar[bool]
+    falls: ClassVar[bool]
     healthy_height: ClassVar[tuple[float, float]] = (0.2, 1.0)
     control_weight: ClassVar[float]
     contact_weight: ClassVar[float] = 5e-4
 
-    @classmethod
-    def make_spaces(cls, model: mujoco.MjModel) -> Spaces:
+    def make_spaces(self, model: mujoco.MjModel) -> Spaces:
         """See :meth:`TaskFamily.make_spaces`."""
-        position = model.nq if cls.positions else model.nq - 2
+        position = model.nq if self.positions else model.nq - 2
         state = torch.full((position + model.nv,), torch.inf)
-        high = torch.cat([state, torch.ones(6 * (model.nbody - 1))])
-        return Spaces(-high, high, *cls._make_goal_spaces(velocity=position))
+        high = torch.cat([state, torch.ones(6 * (model.nbody - 1) * self.has_forces)])
+        return Spaces(-high, high, *self._make_goal_spaces(velocity=position))
 
-    @classmethod
-    def _make_goal_spaces(cls, velocity: int) -> tuple[GoalSpace | None, GoalSpace]:
+    def _make_goal_spaces(self, velocity: int) -> tuple[GoalSpace | None, GoalSpace]:
         """The spaces of goals and of subgoals; the torso's velocity is in the entries from ``velocity`` on."""
         raise NotImplementedError
 
@@ -76,18 +75,26 @@ class Ant(ContactBody):
         position, state = self.model.nq - first, self.model.nq + self.model.nv - first
         out[:, :position] = self._qpos[:, first:]
         out[:, position:state] = self._qvel
-        out[:, state:] = self._forces[:, 6:]
+        if self.has_forces:
+            out[:, state:] = self._forces[:, 6:]
 
     def _costs(self) -> np.ndarray:
         contact = np.einsum("ij,ij->i", self._forces, self._forces)
         return self.control_weight * self._control_cost() + self.contact_weight * contact
 
-    def _terminated(self, observation: Tensor) -> Tensor | None:
-        if not self.ends:
-            return None
+    def _failed(self, observation: Tensor) -> Tensor:
+        failed = super()._failed(observation) if self.body is not None and self.body.fails else None
+        if not self.falls:
+            assert failed is not None  # else nobody asks
+            return failed
         low, high = self.healthy_height
         height = self._qpos[:, 2]
-        return column(~((height >= low) & (height <= high)))
+        fallen = column(~((height >= low) & (height <= high)))
+        return fallen if failed is None else fallen | failed
+
+    def make_views(self) -> dict[str, View]:
+        """See :meth:`TaskFamily.make_views`."""
+        return walking_views(self.model, self.observation_spec["observation"].shape[-1], self.positions)
 
 
 class AntDir(Ant):
@@ -119,7 +126,8 @@ class AntDir(Ant):
     counts = TaskCounts(100, 30, 30)
     episode_steps = 200
     positions = False
-    ends = True
+    falls = fails = True
+    reads = {"lower": "body"}
     control_weight = 0.5
     healthy_reward: ClassVar[float] = 1.0
 
@@ -132,8 +140,7 @@ class AntDir(Ant):
         splits = {name: torch.tensor([2 * i, 2 * i + 1]) for i, name in enumerate(("train", "validation", "test"))}
         return TaskLibrary(both.repeat(3, 1), splits, "AntForwardBackward-v1")
 
-    @classmethod
-    def _make_goal_spaces(cls, velocity: int) -> tuple[None, GoalSpace]:
+    def _make_goal_spaces(self, velocity: int) -> tuple[None, GoalSpace]:
         return None, GoalSpace([velocity, velocity + 1], -6.0, 6.0, 0.5)
 
     def _reward(self, observation: Tensor) -> Tensor:
@@ -166,7 +173,8 @@ class AntGoal(Ant):
     counts = TaskCounts(150, 30, 30)
     episode_steps = 200
     positions = True
-    ends = False
+    falls = False
+    reads = WALKING
     control_weight = 0.1
     goal_radius: ClassVar[float] = 3.0
 
@@ -176,9 +184,8 @@ class AntGoal(Ant):
         angle, area = torch.rand(2, size, generator=generator, dtype=torch.float64)
         return cls.goal_radius * area.sqrt().unsqueeze(-1) * unit_vectors(2 * math.pi * angle)
 
-    @classmethod
-    def _make_goal_spaces(cls, velocity: int) -> tuple[GoalSpace, GoalSpace]:
-        goal = GoalSpace([0, 1], -cls.goal_radius, cls.goal_radius, 0.5, "euclidean")
+    def _make_goal_spaces(self, velocity: int) -> tuple[GoalSpace, GoalSpace]:
+        goal = GoalSpace([0, 1], -self.goal_radius, self.goal_radius, 0.5, "euclidean")
         return goal, GoalSpace([0, 1], -5.0, 5.0, 0.5, "euclidean")
 
     def goal_position(self, goal: np.ndarray, model: mujoco.MjModel, data: mujoco.MjData) -> np.ndarray | None:

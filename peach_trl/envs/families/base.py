@@ -5,7 +5,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import math
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, ClassVar, NamedTuple, Unpack, cast
 
@@ -15,14 +16,19 @@ import torch
 from torch import Tensor
 
 from peach_trl.envs.batched_mujoco import BatchedMujocoEnv, EnvOptions
+from peach_trl.envs.families.body_options import BodyOptions, turned
 from peach_trl.envs.goal_space import GoalSpace
 from peach_trl.envs.tasks import TaskLibrary, draw_library
+from peach_trl.modules.views import HeadingView, View
 
 if TYPE_CHECKING:
     from mujoco.batch import Batch
 
 OWN_ASSETS = Path(__file__).parents[1] / "assets"
 """The models of this package."""
+
+WALKING = {"lower": "body", "top": "place", "context": "place"}
+"""What the levels of a body read that walks: see :func:`walking_views`."""
 
 
 class TaskCounts(NamedTuple):
@@ -54,6 +60,7 @@ class TaskFamily(BatchedMujocoEnv):
         split: the split of the library whose tasks are played.
         tasks: ids of the tasks that are played, instead of a split.
         horizon: environment steps per episode; ``None`` for the family's own.
+        body: how the body is simulated, for families with a free one; ``None`` for what is published.
         options: ``observe_goal``, ``task_order``, ``threads``, ``seed`` and ``not_finite``, of
             :class:`BatchedMujocoEnv`.
 
@@ -66,6 +73,10 @@ class TaskFamily(BatchedMujocoEnv):
             next two are what values by rule (:mod:`peach_trl.rules`) need; ``None`` where nothing useful can be said.
         goal_size: distance from a task's goal within which it is rewarded, in the units of the subgoal space.
         step_length: how far a step can lead along an axis, likewise.
+        own_body: how the body is simulated by default; ``None`` for what the model says.
+        reads: names of the views that ``"lower"`` levels, the ``"top"`` level and the ``"context"`` encoder read; what
+            is not named reads all.
+        views: views of the observation by name, those of :meth:`make_views`.
     """
 
     version: ClassVar[int] = 1
@@ -75,6 +86,8 @@ class TaskFamily(BatchedMujocoEnv):
     best_reward: ClassVar[float | None] = None
     goal_size: ClassVar[float | None] = None
     step_length: ClassVar[float | None] = None
+    own_body: ClassVar[BodyOptions | None] = None
+    reads: ClassVar[Mapping[str, str]] = {}
 
     def __init__(
         self,
@@ -84,6 +97,7 @@ class TaskFamily(BatchedMujocoEnv):
         split: str = "train",
         tasks: Sequence[int] | Tensor | None = None,
         horizon: int | None = None,
+        body: BodyOptions | None = None,
         **options: Unpack[EnvOptions],
     ) -> None:
         library = self.make_library() if library is None else library
@@ -91,6 +105,9 @@ class TaskFamily(BatchedMujocoEnv):
         if library.parameters.shape[1] != own:
             raise ValueError(f"library = {library}: the tasks of {type(self).__name__} have {own} parameters")
         model = self.make_model()
+        self.body = self.own_body if body is None else body
+        if self.body is not None:
+            self._set_body(model, self.body)
         spaces = self.make_spaces(model)
         super().__init__(
             model,
@@ -98,13 +115,20 @@ class TaskFamily(BatchedMujocoEnv):
             num_envs=num_envs,
             tasks=library.split(split) if tasks is None else torch.as_tensor(tasks),
             horizon=self.episode_steps if horizon is None else horizon,
-            frame_skip=self.frame_skip,
+            frame_skip=self.frame_skip if self.body is None else self.body.substeps,
             observation_low=spaces.observation_low,
             observation_high=spaces.observation_high,
             goal_space=spaces.goal,
             subgoal_space=spaces.subgoal,
             **options,
         )
+        self.views = self.make_views()
+
+    def _set_body(self, model: mujoco.MjModel, body: BodyOptions) -> None:
+        if model.njnt == 0 or model.jnt_type[0] != mujoco.mjtJoint.mjJNT_FREE:
+            raise ValueError(f"body = {body}: {type(self).__name__} has no free body; set it to None")
+        body.apply(model)
+        self.fails = self.fails or body.fails
 
     @classmethod
     def make_library(
@@ -128,6 +152,22 @@ class TaskFamily(BatchedMujocoEnv):
     def make_model(cls) -> mujoco.MjModel:
         """The compiled model."""
         raise NotImplementedError
+
+    def make_views(self) -> dict[str, View]:
+        """Views of the observation by name, beside ``"all"``."""
+        return {}
+
+    def _failed(self, observation: Tensor) -> Tensor:
+        """Upside down, where the body's options call that a failure."""
+        x, y = self._qpos[:, 4:6].T
+        return torch.from_numpy(x * x + y * y > 0.5).unsqueeze(-1)
+
+    def _after_reset(self, rows: np.ndarray) -> None:
+        if self.body is not None and self.body.random_heading:
+            angle = 2 * math.pi * torch.rand(len(rows), generator=self._generator, dtype=torch.float64)
+            qpos, qvel = self._qpos[rows], self._qvel[rows]
+            turned(qpos, qvel, angle.numpy())
+            self._qpos[rows], self._qvel[rows] = qpos, qvel
 
     def _bind(self, batch: Batch) -> None:
         self._qpos, self._qvel = batch.bind("qpos"), batch.bind("qvel")
@@ -158,7 +198,32 @@ class TaskFamily(BatchedMujocoEnv):
         """The parameters ``[size, P]`` of ``size`` tasks; not needed where :meth:`make_library` is overridden."""
         raise NotImplementedError
 
-    @classmethod
-    def make_spaces(cls, model: mujoco.MjModel) -> Spaces:
+    def make_spaces(self, model: mujoco.MjModel) -> Spaces:
         """Bounds of the observation, and the spaces of goals and subgoals."""
         raise NotImplementedError
+
+
+def walking_views(
+    model: mujoco.MjModel,
+    observation_dim: int,
+    place: bool = True,
+    pairs: Sequence[tuple[int, int]] = ((0, 1),),
+) -> dict[str, View]:
+    """Views of a free body whose observation begins with its state: as it feels itself, and where it is.
+
+    Args:
+        model: whose state begins with the free joint.
+        observation_dim: entries of the observation, D: ``qpos``, ``qvel``, and whatever follows.
+        place: whether ``qpos`` begins with x and y; else it begins with z.
+        pairs: of a subgoal's numbers that are places or velocities along x and y.
+
+    Returns:
+        ``"body"``: a :class:`HeadingView` of height, joints and velocities; and with the place ``"place"``: x, y and
+        the velocities along these axes.
+    """
+    z = 2 if place else 0
+    velocity = model.nq - 2 + z
+    joints = range(z + 5, velocity)
+    others = [z, *joints, *range(velocity + 3, velocity + model.nv)]
+    body = HeadingView(observation_dim, range(z + 1, z + 5), range(velocity, velocity + 3), others, pairs)
+    return {"body": body} | ({"place": View(observation_dim, [0, 1, velocity, velocity + 1])} if place else {})

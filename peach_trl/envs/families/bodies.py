@@ -22,6 +22,7 @@ import torch
 from torch import Tensor
 
 from peach_trl.envs.families.base import TaskFamily
+from peach_trl.envs.families.body_options import BodyOptions
 
 if TYPE_CHECKING:
     from mujoco.batch import Batch
@@ -116,7 +117,8 @@ class ContactBody(Body):
     That is by ``mj_rnePostConstraint`` after ``mj_step``, from the data that the last evaluation of the Runge-Kutta
     step left. ``mujoco.batch`` makes no such call, so every row keeps a whole ``MjData``, and after each step the
     stepped rows' are copied one by one into the same scratch data, on which the call is made. A row in which MuJoCo
-    raised an error has no forces to compute and keeps those it had. After a reset all are 0, as in gymnasium.
+    raised an error has no forces to compute and keeps those it had. After a reset all are 0, as in gymnasium. Where the
+    body's options leave forces out, none are computed, and all are 0.
 
     Attributes:
         force_limit: the forces are clipped to +-this, N and N m.
@@ -126,6 +128,15 @@ class ContactBody(Body):
 
     _persistent = True
 
+    @property
+    def has_forces(self) -> bool:
+        """Whether contact forces are computed and observed."""
+        return self.body is None or self.body.contact_forces
+
+    def _set_body(self, model: mujoco.MjModel, body: BodyOptions) -> None:
+        super()._set_body(model, body)
+        self._persistent = body.contact_forces
+
     def _bind(self, batch: Batch) -> None:
         super()._bind(batch)
         self._scratch = mujoco.MjData(self.model)
@@ -134,6 +145,8 @@ class ContactBody(Body):
         self._forces = np.zeros((batch.nsim, self._scratch.cfrc_ext.size))
 
     def _simulate(self, batch: Batch, rows: np.ndarray | None) -> None:
+        if not self.has_forces:
+            return super()._simulate(batch, rows)
         try:
             super()._simulate(batch, rows)
         finally:  # also where one of the rows broke

@@ -13,8 +13,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from peach_trl.envs.families.base import OWN_ASSETS, Spaces, TaskCounts, TaskFamily
+from peach_trl.envs.families.base import OWN_ASSETS, WALKING, Spaces, TaskCounts, TaskFamily, walking_views
 from peach_trl.envs.goal_space import GoalSpace
+from peach_trl.modules.views import View
 
 # Pose at the start, [15]: position in metres, quaternion, then hip and ankle of each leg in rad.
 _START = (0.0, 0.0, 0.55, 1.0, 0.0, 0.0, 0.0, 0.0, 1.0, 0.0, -1.0, 0.0, -1.0, 0.0, 1.0)
@@ -100,13 +101,12 @@ class AntReacher(TaskFamily):
         unit[:, 2] = low + (high - low) * unit[:, 2]
         return unit
 
-    @classmethod
-    def make_spaces(cls, model: mujoco.MjModel) -> Spaces:
+    def make_spaces(self, model: mujoco.MjModel) -> Spaces:
         """See :class:`TaskFamily`."""
         high = torch.full((model.nq + model.nv,), math.inf)
-        place, (lowest, highest) = cls.goal_limit, cls.goal_height
-        far, fast = cls.subgoal_limit, cls.subgoal_velocity
-        tolerance = [cls.place_tolerance, cls.place_tolerance, cls.height_tolerance]
+        place, (lowest, highest) = self.goal_limit, self.goal_height
+        far, fast = self.subgoal_limit, self.subgoal_velocity
+        tolerance = [self.place_tolerance, self.place_tolerance, self.height_tolerance]
         return Spaces(
             observation_low=-high,
             observation_high=high,
@@ -114,10 +114,16 @@ class AntReacher(TaskFamily):
             subgoal=GoalSpace(
                 [0, 1, 2, model.nq, model.nq + 1],
                 [-far, -far, 0.0, -fast, -fast],
-                [far, far, cls.subgoal_height, fast, fast],
-                tolerance + [cls.velocity_tolerance] * 2,
+                [far, far, self.subgoal_height, fast, fast],
+                tolerance + [self.velocity_tolerance] * 2,
             ),
         )
+
+    reads = WALKING
+
+    def make_views(self) -> dict[str, View]:
+        """See :meth:`TaskFamily.make_views`."""
+        return walking_views(self.model, self.model.nq + self.model.nv, pairs=((0, 1), (3, 4)))
 
     def _reset_state(self, rows: np.ndarray) -> None:
         self._qpos[rows] = _START

@@ -86,16 +86,15 @@ class Pendulum(TaskFamily):
         unit = 2 * torch.rand(size, 2, generator=generator, dtype=torch.float64) - 1
         return unit * torch.tensor(Pendulum.goal_limit, dtype=torch.float64)
 
-    @classmethod
-    def make_spaces(cls, model: mujoco.MjModel) -> Spaces:
+    def make_spaces(self, model: mujoco.MjModel) -> Spaces:
         """See :class:`TaskFamily`."""
-        high = torch.tensor([1.0, 1.0, math.pi, cls.top_velocity])
-        goal, subgoal = torch.tensor(cls.goal_limit), torch.tensor(cls.subgoal_limit)
+        high = torch.tensor([1.0, 1.0, math.pi, self.top_velocity])
+        goal, subgoal = torch.tensor(self.goal_limit), torch.tensor(self.subgoal_limit)
         return Spaces(
             observation_low=-high,
             observation_high=high,
-            goal=GoalSpace([2, 3], -goal, goal, cls.tolerance),
-            subgoal=GoalSpace([2, 3], -subgoal, subgoal, cls.tolerance),
+            goal=GoalSpace([2, 3], -goal, goal, self.tolerance),
+            subgoal=GoalSpace([2, 3], -subgoal, subgoal, self.tolerance),
         )
 
     def _reset_state(self, rows: np.ndarray) -> None:

@@ -102,16 +102,15 @@ class UR5Reacher(TaskFamily):
             tasks = torch.cat([tasks, drawn[_possible(drawn)]])
         return tasks[:size]
 
-    @classmethod
-    def make_spaces(cls, model: mujoco.MjModel) -> Spaces:
+    def make_spaces(self, model: mujoco.MjModel) -> Spaces:
         """See :class:`TaskFamily`."""
         high = torch.tensor([2 * math.pi] * 3 + [math.inf] * 3)
-        subgoal = torch.tensor(cls.subgoal_limit)
-        angles, velocities = [cls.angle_tolerance] * 3, [cls.velocity_tolerance] * 3
+        subgoal = torch.tensor(self.subgoal_limit)
+        angles, velocities = [self.angle_tolerance] * 3, [self.velocity_tolerance] * 3
         return Spaces(
             observation_low=-high,
             observation_high=high,
-            goal=GoalSpace(range(3), cls.goal_low, cls.goal_high, angles),
+            goal=GoalSpace(range(3), self.goal_low, self.goal_high, angles),
             subgoal=GoalSpace(range(6), -subgoal, subgoal, angles + velocities),
         )
 

@@ -62,12 +62,11 @@ class HalfCheetah(Body):
         model.stat.meanmass = model.body_mass[1:].mean()
         return model
 
-    @classmethod
-    def make_spaces(cls, model: mujoco.MjModel) -> Spaces:
+    def make_spaces(self, model: mujoco.MjModel) -> Spaces:
         """See :meth:`TaskFamily.make_spaces`."""
         unbounded = torch.full((model.nq + model.nv - 1,), torch.inf)
-        velocity = GoalSpace([_VELOCITY], *cls.velocity_range, cls.velocity_tolerance)
-        return Spaces(-unbounded, unbounded, goal=cls._make_goal_space(), subgoal=velocity)
+        velocity = GoalSpace([_VELOCITY], *self.velocity_range, self.velocity_tolerance)
+        return Spaces(-unbounded, unbounded, goal=self._make_goal_space(), subgoal=velocity)
 
     @classmethod
     def _make_goal_space(cls) -> GoalSpace | None:

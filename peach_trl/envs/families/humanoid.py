@@ -40,6 +40,7 @@ class Humanoid(ContactBody):
     asset = "humanoid.xml"
     frame_skip = 5
     reset_noise = 0.01
+    fails = True
     healthy_height: ClassVar[tuple[float, float]] = (1.0, 2.0)
     forward_weight: ClassVar[float] = 1.25
     control_weight: ClassVar[float] = 0.1
@@ -47,8 +48,7 @@ class Humanoid(ContactBody):
     contact_limit: ClassVar[float] = 10.0
     healthy_reward: ClassVar[float] = 5.0
 
-    @classmethod
-    def make_spaces(cls, model: mujoco.MjModel) -> Spaces:
+    def make_spaces(self, model: mujoco.MjModel) -> Spaces:
         """See :meth:`TaskFamily.make_spaces`."""
         position, bodies = model.nq - 2, model.nbody - 1
         unbounded = torch.full((position + model.nv + (model.nv - 6) + (10 + 6 + 6) * bodies,), torch.inf)
@@ -80,7 +80,7 @@ class Humanoid(ContactBody):
         contact = self.contact_weight * np.einsum("ij,ij->i", self._forces, self._forces)
         return self.control_weight * self._control_cost() + np.minimum(contact, self.contact_limit)
 
-    def _terminated(self, observation: Tensor) -> Tensor:
+    def _failed(self, observation: Tensor) -> Tensor:
         low, high = self.healthy_height
         height = self._qpos[:, 2]
         return column(~((height > low) & (height < high)))

@@ -11,11 +11,12 @@ import mujoco
 import numpy as np
 import torch
 
-from peach_trl.envs.families.base import OWN_ASSETS, Spaces, TaskCounts, TaskFamily
+from peach_trl.envs.families.base import OWN_ASSETS, WALKING, Spaces, TaskCounts, TaskFamily, walking_views
 from peach_trl.envs.families.bodies import ASSETS
 from peach_trl.envs.families.maze_layouts import LARGE_MAZE, MEDIUM_MAZE, U_MAZE, MazeLayout
 from peach_trl.envs.goal_space import GoalSpace
 from peach_trl.envs.tasks import TaskLibrary
+from peach_trl.modules.views import View
 from peach_trl.seeding import named_generator
 
 _TOLERANCE = 0.45  # metres, in mazes of every scale, as in gymnasium-robotics
@@ -119,10 +120,9 @@ class MazeFamily(TaskFamily):
             )
         return spec.compile()
 
-    @classmethod
-    def make_spaces(cls, model: mujoco.MjModel) -> Spaces:
+    def make_spaces(self, model: mujoco.MjModel) -> Spaces:
         """Places between the outer walls, goals and subgoals reached within 0.45 m; no bound on the rest."""
-        extent = torch.tensor(cls.layout.half_extent(cls.cell), dtype=torch.float32)
+        extent = torch.tensor(self.layout.half_extent(self.cell), dtype=torch.float32)
         high = torch.full((model.nq + model.nv,), torch.inf)
         high[:2] = extent
         goal = GoalSpace([0, 1], -extent, extent, _TOLERANCE, "euclidean")
@@ -224,6 +224,12 @@ class AntMaze(MazeFamily):
     position_noise = 0.1
     velocity_noise = 0.1
     frame_skip = 5
+
+    reads = WALKING
+
+    def make_views(self) -> dict[str, View]:
+        """See :meth:`TaskFamily.make_views`."""
+        return walking_views(self.model, self.model.nq + self.model.nv)
 
     @classmethod
     def make_body(cls) -> mujoco.MjSpec:

@@ -70,8 +70,7 @@ class PointRobot(TaskFamily):
         """Goals (x, y) in metres, ``[size, 2]``: uniform in the square [-1, 1] x [-1, 1]."""
         return 2 * torch.rand(size, 2, generator=generator) - 1
 
-    @classmethod
-    def make_spaces(cls, model: mujoco.MjModel) -> Spaces:
+    def make_spaces(self, model: mujoco.MjModel) -> Spaces:
         """No bound on positions; goals within 0.2 m and subgoals within 0.1 m, in the square of the goals."""
         return Spaces(
             observation_low=torch.full((2,), -torch.inf),

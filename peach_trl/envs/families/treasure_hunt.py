@@ -85,11 +85,10 @@ class TreasureHunt(PointRobot):
         """Treasures (x, y) in metres, ``[size, 2]``: one in each of ``size`` equal arcs of the circle."""
         return circle_goals(size, generator, cls.radius)
 
-    @classmethod
-    def make_spaces(cls, model: mujoco.MjModel) -> Spaces:
+    def make_spaces(self, model: mujoco.MjModel) -> Spaces:
         """Positions in the square, hints in that of the circle; goals and subgoals are positions, within 0.1 m."""
-        high = torch.tensor([_ARENA, _ARENA, cls.radius, cls.radius])
-        space = GoalSpace([0, 1], -_ARENA, _ARENA, cls.near, "euclidean")
+        high = torch.tensor([_ARENA, _ARENA, self.radius, self.radius])
+        space = GoalSpace([0, 1], -_ARENA, _ARENA, self.near, "euclidean")
         return Spaces(observation_low=-high, observation_high=high, goal=space, subgoal=space)
 
     def _simulate(self, batch: Batch, rows: np.ndarray | None) -> None:

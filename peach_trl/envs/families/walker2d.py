@@ -41,6 +41,7 @@ class Walker2d(Body):
     asset = "walker2d_v5.xml"
     frame_skip = 4
     reset_noise = 0.005
+    fails = True
     healthy_height: ClassVar[tuple[float, float]] = (0.8, 2.0)
     healthy_pitch: ClassVar[float] = 1.0
     top_speed: ClassVar[float] = 10.0
@@ -50,12 +51,11 @@ class Walker2d(Body):
     subgoal_high: ClassVar[tuple[float, float, float]] = (2.0, 1.0, 5.0)
     subgoal_tolerance: ClassVar[tuple[float, float, float]] = (0.2, 0.3, 0.5)
 
-    @classmethod
-    def make_spaces(cls, model: mujoco.MjModel) -> Spaces:
+    def make_spaces(self, model: mujoco.MjModel) -> Spaces:
         """See :meth:`TaskFamily.make_spaces`."""
         velocity = model.nq - 1
-        high = torch.cat([torch.full((velocity,), torch.inf), torch.full((model.nv,), cls.top_speed)])
-        subgoal = GoalSpace([0, 1, velocity], cls.subgoal_low, cls.subgoal_high, cls.subgoal_tolerance)
+        high = torch.cat([torch.full((velocity,), torch.inf), torch.full((model.nv,), self.top_speed)])
+        subgoal = GoalSpace([0, 1, velocity], self.subgoal_low, self.subgoal_high, self.subgoal_tolerance)
         return Spaces(-high, high, None, subgoal)
 
     def _observe(self, out: np.ndarray) -> None:
@@ -66,7 +66,7 @@ class Walker2d(Body):
     def _reward(self, observation: Tensor) -> Tensor:
         return column(self._mean_velocity() + self.healthy_reward - self.control_weight * self._control_cost())
 
-    def _terminated(self, observation: Tensor) -> Tensor:
+    def _failed(self, observation: Tensor) -> Tensor:
         return column(~self._healthy())
 
     def _healthy(self) -> np.ndarray:

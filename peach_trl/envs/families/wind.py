@@ -84,10 +84,9 @@ class Wind(PointRobot):
         """Winds (x, y) in metres a step, ``[size, 2]``: one in each of ``size`` equal rectangles of their square."""
         return square_goals(size, generator, cls.strongest)
 
-    @classmethod
-    def make_spaces(cls, model: mujoco.MjModel) -> Spaces:
+    def make_spaces(self, model: mujoco.MjModel) -> Spaces:
         """No bound on positions, no goals; subgoals within 0.1 m, up to 1.5 m from the start along each axis."""
-        return PointRobot.make_spaces(model)._replace(goal=None, subgoal=GoalSpace([0, 1], -1.5, 1.5, 0.1, "euclidean"))
+        return super().make_spaces(model)._replace(goal=None, subgoal=GoalSpace([0, 1], -1.5, 1.5, 0.1, "euclidean"))
 
     def _bind(self, batch: Batch) -> None:
         super()._bind(batch)
