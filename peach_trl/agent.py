@@ -110,7 +110,8 @@ class Agent(nn.Module):
             ConfigError: if they are of other networks or views.
         """
         given = {name.removeprefix("levels."): value for name, value in state.items() if name.startswith("levels.")}
-        own = self.levels.state_dict()
+        levels = cast(nn.ModuleList, self.levels)
+        own = levels.state_dict()
         for name in sorted(own.keys() | given.keys()):
             shapes = [tuple(part[name].shape) if name in part else None for part in (given, own)]
             if shapes[0] != shapes[1]:
@@ -118,7 +119,7 @@ class Agent(nn.Module):
                     f"lower.checkpoint: its levels are others, {name} is {shapes[0]} there and {shapes[1]} here; set "
                     "hierarchy, lower and views as they were there"
                 )
-        self.levels.load_state_dict(given)
+        levels.load_state_dict(given)
 
     def state_of(self, seed: int, single: Agent) -> dict[str, Tensor]:
         """The state of one of several agents, as an agent of its own has it; of one alone its own.

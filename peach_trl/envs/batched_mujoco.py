@@ -196,6 +196,13 @@ class BatchedMujocoEnv(EnvBase):
         """
         return None
 
+    def stand_in(self) -> BatchedMujocoEnv | None:
+        """A simpler world with the same tasks and rewards, whose optimum bounds this one's; ``None``: there is none.
+
+        It is what :mod:`peach_trl.references` plays in: a body that has to learn to walk cannot be told where to go.
+        """
+        return None
+
     # EnvBase's own methods.
 
     def _step(self, tensordict: TensorDictBase) -> TensorDictBase:

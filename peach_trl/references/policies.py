@@ -68,7 +68,7 @@ def references(env: EnvBase, *, trajectories: int, decision_steps: int, reach: f
     maker = _maker_or_none(env)
     if maker is None:
         return {}
-    env, means = cast(BatchedMujocoEnv, env), {}
+    env, means = _played_in(env), {}
     for name, policy in _made(maker, trajectories, decision_steps, reach, seed).items():
         env.set_seed(seed, static_seed=True)  # all start at the same places, where these are drawn
         means[name] = play(env, policy, trajectories).returns.mean(0)
@@ -82,7 +82,13 @@ def policies(env: BatchedMujocoEnv, trajectories: int, decision_steps: int, reac
         ValueError: for ``trajectories`` or ``decision_steps`` below 1, a ``reach`` that is not above 0, and where there
             are no references.
     """
-    return _made(_maker(env), trajectories, decision_steps, reach, seed)
+    return _made(_maker(_played_in(env)), trajectories, decision_steps, reach, seed)
+
+
+def _played_in(env: EnvBase) -> BatchedMujocoEnv:
+    """Where the policies play: in the environment, or in what stands in for it."""
+    known = cast(BatchedMujocoEnv, env)
+    return (known.stand_in() if isinstance(env, BatchedMujocoEnv) else None) or known
 
 
 def _made(maker: Maker, trajectories: int, decision_steps: int, reach: float, seed: int) -> dict[str, Stay]:
@@ -93,7 +99,7 @@ def _made(maker: Maker, trajectories: int, decision_steps: int, reach: float, se
 
 def _maker_or_none(env: EnvBase) -> Maker | None:
     try:
-        return _maker(env)
+        return _maker(_played_in(env))
     except ValueError:
         return None
 

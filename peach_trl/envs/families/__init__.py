@@ -96,7 +96,7 @@ class FamilyConfig:
         )
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class BodyFamilyConfig(FamilyConfig):
     """A family with a body that can be simulated in several ways, see ``configs/body``."""
 
@@ -109,7 +109,7 @@ class BodyFamilyConfig(FamilyConfig):
         return super().make_env(library, tasks, observe_goal=observe_goal, seed=seed, body=self.body, **options)
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class PlaceFamilyConfig(BodyFamilyConfig):
     """A family whose goals lie around the start."""
 

@@ -17,6 +17,7 @@ from peach_trl.envs.families.base import TaskCounts
 from peach_trl.envs.families.bodies import column
 from peach_trl.envs.families.body_options import FAST, GYMNASIUM, BodyOptions
 from peach_trl.envs.goal_space import GoalSpace
+from peach_trl.envs.point import PointConfig, PointEnv
 from peach_trl.envs.tasks import TaskLibrary, half_circle_goals
 
 
@@ -32,6 +33,9 @@ class AntHalfCircle(Ant):
 
     Views: ``"body"``, the ant as it feels itself, for goal-reaching levels, and ``"place"``, x, y and their velocities,
     for the top level and the encoder. Subgoals are places (x, y), within 0.4 m, up to twice the radius away.
+
+    What can be had is known of a point that moves 0.05 m along each axis a step, from the first step on
+    (:meth:`stand_in`): a bound, as the ant walks that fast in one direction, and has to turn first.
 
     Args:
         num_envs: number of rows, N.
@@ -51,12 +55,14 @@ class AntHalfCircle(Ant):
     positions = True
     falls = False
     control_weight = contact_weight = 0.0
-    best_reward, goal_size, step_length = 1.0, 0.75, 0.05
+    best_reward, step_length = 1.0, 0.05  # it walks that far in a step
     own_body = FAST
     reads = AntGoal.reads
     #: metres
     radius: ClassVar[float] = 2.5
+    goal_size: ClassVar[float] = 0.75
     subgoal_tolerance: ClassVar[float] = 0.4
+    stride: ClassVar[float] = 0.05
 
     def __init__(
         self,
@@ -98,6 +104,31 @@ class AntHalfCircle(Ant):
         goal = GoalSpace([0, 1], -near, near, self.goal_tolerance, "euclidean")
         return goal, GoalSpace([0, 1], -far, far, self.subgoal_tolerance, "euclidean")
 
+    def stand_in(self) -> PointEnv | None:
+        """A point that moves as far along each axis in a step as the ant walks in one direction, at once.
+
+        Of other rewards and bodies, nothing of the kind is known.
+        """
+        if type(self) is not AntHalfCircle or self.body != FAST:
+            return None
+        config = PointConfig(
+            arena=4 * self.goal_radius,
+            horizon=self.horizon,
+            goals="half_circle",
+            radius=self.goal_radius,
+            goal_tolerance=self.goal_tolerance,
+            subgoal_tolerance=self.subgoal_tolerance,
+            speed=self.stride,
+            frame_skip=2,
+            train_tasks=1,
+            validation_tasks=1,
+            test_tasks=1,
+            task_seed=0,
+            threads=1,
+            not_finite="raise",
+        )
+        return PointEnv(config, self.batch_size[0], library=self.library, tasks=self.task_id)
+
     def goal_position(self, goal: np.ndarray, model: mujoco.MjModel, data: mujoco.MjData) -> np.ndarray | None:
         """See :meth:`BatchedMujocoEnv.goal_position`."""
         return np.array([goal[0], goal[1], 0.0])
@@ -129,10 +160,11 @@ class AntSemiCircleSparse(AntHalfCircle):
 
     counts = TaskCounts(80, 20, 20)
     control_weight = 0.1
-    goal_size, step_length = 0.2, None
+    step_length = None
     own_body = BodyOptions("rk4", 5, 1.0, contact_forces=False, random_heading=False, fails=False)
     reset_noise = 0.0
     radius = 1.0
+    goal_size = 0.2
     subgoal_tolerance = 0.2
 
 
