@@ -10,17 +10,23 @@ from peach_trl.modules.networks import (
     observation_scale,
     stochastic_actor,
 )
+from peach_trl.modules.normaliser import Normaliser
 from peach_trl.modules.perceptron import Perceptron
 from peach_trl.modules.slow_copy import SlowCopy
+from peach_trl.modules.views import HeadingView, View, ViewsConfig
 
 __all__ = [
     "BoundedValue",
     "CarriedState",
     "FeatureNet",
     "Features",
+    "HeadingView",
     "NetworkConfig",
+    "Normaliser",
     "Perceptron",
     "SlowCopy",
+    "View",
+    "ViewsConfig",
     "deterministic_actor",
     "observation_scale",
     "stochastic_actor",

@@ -29,6 +29,7 @@ from peach_trl.envs.families.mazes import (
     PointUMaze,
 )
 from peach_trl.envs.families.point_robot import HalfCircleB, PointRobot, SparsePointRobot
+from peach_trl.envs.families.reacher import ReacherCircle
 from peach_trl.envs.families.treasure_hunt import TreasureHunt
 from peach_trl.envs.families.walker2d import Walker2dRandParams
 from peach_trl.envs.families.wind import Wind
@@ -38,7 +39,7 @@ from peach_trl.rules import TaskFacts
 _CLASSES: tuple[type[TaskFamily], ...] = (
     *(HalfCheetahVel, HalfCheetahDir, AntDir, AntGoal, HumanoidDir, Walker2dRandParams, HopperRandParams),
     *(PointRobot, SparsePointRobot, HalfCircleB, Wind, TreasureHunt),
-    *(AntHalfCircle, AntSemiCircleSparse, AntGoalSparse),
+    *(AntHalfCircle, AntSemiCircleSparse, AntGoalSparse, ReacherCircle),
     *(Pendulum, UR5Reacher, AntReacher, AntFourRooms),
     *(PointUMaze, PointMediumMaze, PointLargeMaze, AntUMaze, AntMediumMaze, AntLargeMaze),
 )
@@ -160,6 +161,7 @@ __all__ = [
     "PointRobot",
     "PlaceFamilyConfig",
     "PointUMaze",
+    "ReacherCircle",
     "Spaces",
     "SparsePointRobot",
     "TaskCounts",
