@@ -39,6 +39,7 @@ class MetaTest:
         subgoals: [R, K, T, h, G] in force, bottom level first, or ``None`` at depth 1.
         loc: [R, Z], mean of q(z | c) in the end, or ``None`` without a context variable.
         scale: [R, Z], its standard deviation.
+        failed: [R, K], whether the body failed, which ended the episode; ``None`` where nothing is said of failures.
         goal_space: the environment's, or ``None`` where tasks are no states to reach.
     """
 
@@ -51,6 +52,7 @@ class MetaTest:
     subgoals: Tensor | None
     loc: Tensor | None
     scale: Tensor | None
+    failed: Tensor | None
     goal_space: GoalSpace | None
 
     def of_seeds(self, seeds: int, num_tasks: int) -> list[MetaTest]:
@@ -71,6 +73,8 @@ class MetaTest:
         for k in range(self.returns.shape[1]):
             columns[f"return/trajectory_{k + 1}"] = self.returns[:, k].mean().item()
             columns[f"success/trajectory_{k + 1}"] = self.success[:, k].mean().item()
+            if self.failed is not None:
+                columns[f"failures/trajectory_{k + 1}"] = self.failed[:, k].mean().item()
         return columns
 
     def save_csv(self, path: Path | str, split: str) -> None:
@@ -139,6 +143,7 @@ def meta_test(policy: HierarchyPolicy, env: EnvBase, trajectories: int) -> MetaT
     loc = scale = None
     if tracker is not None:
         loc, scale = tracker.belief.posterior(tracker.after(batch[torch.arange(len(goals)), steps[:, -1, -1]]))
+    failed = batch.get(("next", "failed"), None)
     return MetaTest(
         task_ids=task_ids,
         goals=goals,
@@ -149,6 +154,7 @@ def meta_test(policy: HierarchyPolicy, env: EnvBase, trajectories: int) -> MetaT
         subgoals=by_episode(batch["hierarchy", "goal"]) if hierarchy.depth > 1 else None,
         loc=loc,
         scale=scale,
+        failed=None if failed is None else by_episode(failed.squeeze(-1)).any(-1).float(),
         goal_space=base.goal_space,
     )
 

@@ -17,6 +17,7 @@ from peach_trl.config import ConfigError
 from peach_trl.envs import FAMILIES
 from peach_trl.envs.families import AntDir, AntGoal, AntHalfCircle, HalfCheetahVel, PointRobot
 from peach_trl.envs.families.body_options import FAST, GYMNASIUM, turned
+from peach_trl.evaluation import meta_test
 from peach_trl.experiment import PeachConfig, make_agent, make_env, make_library, make_transitions, phases
 from peach_trl.hierarchy.metrics import level_metrics
 from peach_trl.modules.networks import Features
@@ -289,3 +290,11 @@ def random_batch(rows: int) -> TensorDict:
     after = {"observation": observation + 0.1, "reward": torch.ones(rows, 1), "done": no, "terminated": ~no}
     steps = torch.full((rows, 1), 10)
     return TensorDict({"observation": observation, "action": action, "steps_to_next_obs": steps, "next": after}, [rows])
+
+
+def test_a_meta_test_says_who_fell():
+    config = ant_config("context.latent_dim=0")
+    library = make_library(config)
+    result = meta_test(make_agent(config, library).make_policy(), make_env(config, library, torch.arange(3)), 2)
+    assert result.failed.shape == (3, 2) and set(result.metrics()) >= {"failures/trajectory_1", "failures/trajectory_2"}
+    assert len(result.of_seeds(1, library.num_tasks)) == 1

@@ -240,3 +240,36 @@ def test_a_recorded_batch_counts_for_its_tasks():
     highest = batch["next", "reward"].amax((1, 2))
     np.testing.assert_allclose(exploration._highest[[2, 0, 1]], highest)
     assert exploration.num_tasks == library.num_tasks and exploration.shares().shape == (library.num_tasks,)
+
+
+def test_solved_tasks_explore_early_where_something_costs():
+    """A tenth of 60 tasks met rewards by chance, and steps may cost; later all are solved."""
+    tasks = torch.arange(60)
+    exploration = Exploration(tasks, often=0.5, costly=0.4, seed=0)
+
+    def play(met: int, lowest: float, at_random: bool = False) -> None:
+        reward = torch.full((60, 10, 1), -1.0)
+        reward[:met, 3], reward[:, 5] = 10.0, lowest
+        batch = TensorDict({"task_id": tasks.view(-1, 1, 1).expand(60, 10, 1), "next": {"reward": reward}}, [60, 10])
+        exploration.collected(batch, at_random)
+
+    play(6, lowest=-5.0, at_random=True)
+    for _ in range(30):  # only meta-episodes that do not explore solve a task
+        _ = exploration.shares(progress=1.0)
+        play(60, lowest=-1.0)
+    explored = []
+    for progress in (0.0, 0.25, 0.5, 1.0):
+        count = 0
+        for _ in range(50):
+            count += int((exploration.shares(progress=progress) > 0).sum())
+            assert not exploration.unsolved.any()
+            missed = exploration._explored[0]  # those that explore may miss, and are solved still
+            exploration.take(tasks, torch.where(missed, -1.0, 10.0))
+        explored.append(count / 3000)
+    assert explored == pytest.approx([0.4, 0.2, 0.0, 0.0], abs=0.05)
+    exploration = free = Exploration(tasks, often=0.5, costly=0.4, seed=0)
+    play(6, lowest=-1.0, at_random=True)
+    for _ in range(30):
+        _ = free.shares()
+        play(60, lowest=-1.0)
+    assert not free.shares().any()  # nothing costs

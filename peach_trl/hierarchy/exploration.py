@@ -11,6 +11,10 @@ unsolved: what it met there would be of those alone, while at the start a task m
 with the probability that a task is unsolved, and else from a later trajectory on. Where a meta-episode is a single
 trajectory, it explores from one of the decisions in its first half on.
 
+Where rewards are rare and something costs, a task that is solved may be solved at too high a price: a policy that takes
+four decisions to where two would lead is at a plateau, as three are not reached by small steps. There, early in
+training, some meta-episodes of solved tasks explore as well.
+
 All of this is for sparse rewards. Where rewards are dense, a policy meets them wherever it is.
 """
 
@@ -39,6 +43,7 @@ class ExplorationConfig:
     )
     often: float = option(low=0, high=0.99, help="share of an unsolved task's meta-episodes that explore")
     margin: float = option(low=0, high=1, help="how much more than chance a task must show, as a share of the best")
+    costly: float = option(low=0, high=0.99, help="as often, of solved tasks where something costs; none from half way")
 
 
 class Exploration:
@@ -61,6 +66,8 @@ class Exploration:
             before; 0: there are none.
         often: share of an unsolved task's meta-episodes that explore, below 1.
         margin: how much more than chance a task must show, as a share of what the best shows.
+        costly: share of the meta-episodes of a solved task that explore where something costs (:attr:`behind_costs`),
+            at the start of training; it falls linearly, to 0 half way.
         trajectories: of a meta-episode, L.
         decisions: of the top level in a trajectory.
         seeds: how many agents; tasks are compared with those of the same one.
@@ -88,6 +95,7 @@ class Exploration:
         share: float = 0.5,
         often: float = 0.5,
         margin: float = 0.5,
+        costly: float = 0.2,
         trajectories: int = 1,
         decisions: int = 1,
         *,
@@ -100,6 +108,7 @@ class Exploration:
                 "meta-episodes that do not explore can solve a task, 0 <= share <= 1, and as many tasks of each seed"
             )
         self.tasks, self.share, self.often, self.margin, self.seeds = tasks, share, often, margin, seeds
+        self.costly = costly
         self.num_tasks = int(tasks.max()) + 1 if num_tasks is None else num_tasks
         self.trajectories, self._from = trajectories, torch.full((self.num_tasks,), NEVER)
         self.decisions, self.since = decisions, torch.zeros(self.num_tasks, dtype=torch.int64)
@@ -152,7 +161,8 @@ class Exploration:
             self._by_chance.append(found)
         unmet = found < self._chance + self.margin * (self._best - self._chance)
         unmet |= ~self._anything(self._best, self._chance)
-        return self._sparse & (unmet if self._at_random else unmet | self._explored)
+        before = self.unsolved[self.tasks].view(self.seeds, -1)  # of those that explored it is not known
+        return self._sparse & (unmet if self._at_random else torch.where(self._explored, before, unmet))
 
     def _anything(self, best: Tensor, chance: Tensor) -> Tensor:
         """Whether a higher reward than the usual one was ever met, [S, 1]."""
@@ -197,18 +207,19 @@ class Exploration:
         found = (highest >= chance + self.margin * (best - chance)) & self._anything(best, chance)
         return (found | ~self._sparse).float()
 
-    def shares(self, trajectory: int = 0) -> Tensor:
+    def shares(self, trajectory: int = 0, progress: float = 0.0) -> Tensor:
         """The share of uniform proposals for each task id, [num_tasks], in a trajectory of all tasks' meta-episodes.
 
         Args:
             trajectory: from 0, with which meta-episodes begin: what was taken in since the last began says which
                 tasks are unsolved, and draws say which of those explore, and from which trajectory on.
+            progress: through training, 0 to 1; see ``costly``.
         """
         if trajectory == 0:
-            self._begin()
+            self._begin(self.costly * max(0.0, 1 - 2 * progress))
         return self.share * (self._from <= trajectory)
 
-    def _begin(self) -> None:
+    def _begin(self, costly: float) -> None:
         self._from.fill_(NEVER)
         if not self._highest.isfinite().any():
             self._explored.zero_()
@@ -216,7 +227,8 @@ class Exploration:
         unsolved = self._look()
         self.unsolved[self.tasks] = unsolved.flatten()
         draws = torch.rand(3, *unsolved.shape, generator=self._generator)
-        self._explored = unsolved & (draws[0] < self.often)
+        of_solved = costly * self.behind_costs[self.tasks].view(self.seeds, -1)
+        self._explored = draws[0] < torch.where(unsolved, self.often, of_solved)
         at_once = draws[1] < unsolved.float().mean(1, keepdim=True)
         later = 1 + (draws[2] * (self.trajectories - 1)).long()
         first = torch.where(at_once, 0, later).clamp(max=self.trajectories - 1)
