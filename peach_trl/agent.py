@@ -78,7 +78,8 @@ class Agent(nn.Module):
             )
         goal_space, reaches = cast(GoalSpace, env.goal_space), top.objective == "goal"
         self.hierarchy = Hierarchy(
-            hierarchy, env.action_spec, cast(GoalSpace, env.subgoal_space), goal_space if reaches else None
+            *(hierarchy, env.action_spec, cast(GoalSpace, env.subgoal_space), goal_space if reaches else None),
+            fails=getattr(env, "fails", False),
         )
         self.observation_spec = env.observation_spec["observation"]
         number = self.hierarchy.depth if reaches else self.hierarchy.top

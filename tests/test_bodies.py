@@ -125,7 +125,7 @@ def test_a_body_that_falls_over_has_failed_and_starts_anew():
 
 def test_falling_is_never_better_than_living_on():
     """-H, the least that any target can be, whatever is reached, for the recorded and for all hindsight goals."""
-    config = ant_config("transitions.hindsight_goals=3")
+    config = ant_config("transitions.hindsight_goals=3", "hierarchy.failure=7")
     library = make_library(config)
     agent = make_agent(config, library)
     policy = agent.make_policy(3)
@@ -141,11 +141,14 @@ def test_falling_is_never_better_than_living_on():
     rows = make_transitions(config, library, agent)(batch)[0]
     fallen = (rows["next", "observation"] == batch["next", "observation"][1, 24]).all(-1)
     assert fallen.sum() > 1  # with hindsight goals
-    assert (rows["next", "reward"][fallen] == -k).all() and rows["next", "terminated"][fallen].all()
+    lowest = agent.hierarchy.lowest
+    assert lowest == 7 * k and agent.levels[0].loss.value_estimator.low == -lowest
+    assert lowest > 1 / (1 - config.lower.gamma)  # worse than never to reach a goal
+    assert (rows["next", "reward"][fallen] == -lowest).all() and rows["next", "terminated"][fallen].all()
     assert (rows["next", "reward"][~fallen] >= -1).all()
     level = agent.levels[0]
     values = level.loss.qvalue_network(rows.clone())["state_action_value"]  # of any network: bounded
-    assert (values >= -k).all()
+    assert (values >= -lowest).all()
     metrics = level_metrics(agent.hierarchy, batch)
     assert metrics["failures"] == pytest.approx(1 / 4)
 

@@ -258,7 +258,7 @@ def test_solved_tasks_explore_early_where_something_costs():
         _ = exploration.shares(progress=1.0)
         play(60, lowest=-1.0)
     explored = []
-    for progress in (0.0, 0.25, 0.5, 1.0):
+    for progress in (0.0, 1 / 6, 1 / 3, 1.0):
         count = 0
         for _ in range(50):
             count += int((exploration.shares(progress=progress) > 0).sum())

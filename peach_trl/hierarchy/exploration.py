@@ -43,7 +43,9 @@ class ExplorationConfig:
     )
     often: float = option(low=0, high=0.99, help="share of an unsolved task's meta-episodes that explore")
     margin: float = option(low=0, high=1, help="how much more than chance a task must show, as a share of the best")
-    costly: float = option(low=0, high=0.99, help="as often, of solved tasks where something costs; none from half way")
+    costly: float = option(
+        low=0, high=0.99, help="as often, of solved tasks where something costs; none after a third of training"
+    )
 
 
 class Exploration:
@@ -67,7 +69,7 @@ class Exploration:
         often: share of an unsolved task's meta-episodes that explore, below 1.
         margin: how much more than chance a task must show, as a share of what the best shows.
         costly: share of the meta-episodes of a solved task that explore where something costs (:attr:`behind_costs`),
-            at the start of training; it falls linearly, to 0 half way.
+            at the start of training; it falls linearly, to 0 after a third of it.
         trajectories: of a meta-episode, L.
         decisions: of the top level in a trajectory.
         seeds: how many agents; tasks are compared with those of the same one.
@@ -95,7 +97,7 @@ class Exploration:
         share: float = 0.5,
         often: float = 0.5,
         margin: float = 0.5,
-        costly: float = 0.2,
+        costly: float = 0.1,
         trajectories: int = 1,
         decisions: int = 1,
         *,
@@ -216,7 +218,7 @@ class Exploration:
             progress: through training, 0 to 1; see ``costly``.
         """
         if trajectory == 0:
-            self._begin(self.costly * max(0.0, 1 - 2 * progress))
+            self._begin(self.costly * max(0.0, 1 - 3 * progress))
         return self.share * (self._from <= trajectory)
 
     def _begin(self, costly: float) -> None:

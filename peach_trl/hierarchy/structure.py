@@ -36,6 +36,9 @@ class HierarchyConfig:
         choices=("relative", "absolute"), help="subgoals relative to the state, or in the whole space"
     )
     subgoal_reach: float = option(above=0, help="how far a relative subgoal may lie, per environment step, env units")
+    failure: float = option(
+        low=1, help="what it costs a goal-reaching level that its body fails, in attempts of k decisions"
+    )
     test_probability: float = option(low=0, high=1, help="lambda, the share of proposals that are tested")
     random_share: float = option(low=0, high=1, help="share of uniform proposals of goal-reaching levels")
     warmup_random_share: float = option(low=0, high=1, help="the same in their warm-up")
@@ -66,11 +69,16 @@ class Hierarchy:
         subgoal_space: the space of subgoals that the environment declares, of dimension G.
         goal_space: the end goal's space where the top level reaches for a known goal (HAC); ``None`` where the top
             level follows the task's reward (PEACH, PEARL).
+        fails: whether the body may fail, see :class:`~peach_trl.envs.BatchedMujocoEnv`.
+
+    Attributes:
+        lowest: H, minus the least value of a goal-reaching level: k, as no attempt has more decisions; where bodies
+            fail, so many times that, and that is what failing costs. It is more than never to reach a goal.
 
     Examples:
         >>> from torchrl.data import Bounded
         >>> config = HierarchyConfig(depth=3, decision_steps=20, clock="own_goal", subgoal="relative",
-        ...     subgoal_reach=0.15, test_probability=0.3, random_share=0.2, warmup_random_share=0.2, noise=0.1,
+        ...     subgoal_reach=0.15, failure=5.0, test_probability=0.3, random_share=0.2, warmup_random_share=0.2, noise=0.1,
         ...     warmup_noise=0.1, top_action="hindsight", top_random_share=0.0, top_random_hold=1)
         >>> space = GoalSpace([0, 1], low=[-10.0, -10.0], high=[10.0, 10.0], tolerance=0.5, metric="euclidean")
         >>> hierarchy = Hierarchy(config, Bounded(-1, 1, shape=(2,)), space)
@@ -84,9 +92,11 @@ class Hierarchy:
         action_spec: TensorSpec,
         subgoal_space: GoalSpace,
         goal_space: GoalSpace | None = None,
+        fails: bool = False,
     ) -> None:
         self.config, self.depth, self.k = config, config.depth, config.k
         self.subgoal_space, self.goal_space = subgoal_space, goal_space
+        self.lowest = config.k * (config.failure if fails else 1.0)
         low, high = (bound.reshape(-1, action_spec.shape[-1])[0] for bound in _bounds(action_spec))
         self.action_mid, self.action_half = (low + high) / 2, (high - low) / 2
         self._unit_actions = bool((low == -1).all() and (high == 1).all())

@@ -264,7 +264,7 @@ class LevelTransitions:
         """Reward 0 where the goal is achieved, -H where the body failed, else -1; [M] to [M, 1] each."""
         achieved, done, failed = (part.unsqueeze(-1) for part in (achieved, done, failed))
         return {
-            ("next", "reward"): torch.where(failed, -float(self.hierarchy.k), achieved.float() - 1),
+            ("next", "reward"): torch.where(failed, -self.hierarchy.lowest, achieved.float() - 1),
             ("next", "terminated"): achieved | failed,
             ("next", "done"): achieved | done,
         }

@@ -96,7 +96,7 @@ class GoalTD3Loss(PlainMixin, TD3Loss):
 
 
 def make_goal_loss(
-    actor: TensorDictModule, critics: Sequence[TensorDictModule], horizon: int, config: GoalLossConfig
+    actor: TensorDictModule, critics: Sequence[TensorDictModule], horizon: float, config: GoalLossConfig
 ) -> GoalTD3Loss | PlainSACLoss:
     """TorchRL's ``TD3Loss`` or ``SACLoss`` for one goal-reaching level, with bounded targets.
 
@@ -106,7 +106,7 @@ def make_goal_loss(
     Args:
         actor: deterministic for TD3, stochastic for SAC.
         critics: two critics of ``state_action_value`` in [-H, 0].
-        horizon: H.
+        horizon: H, minus the least value.
         config: which algorithm, discount, noise.
 
     Examples:
@@ -131,7 +131,7 @@ def make_goal_loss(
     loss.make_value_estimator(
         BoundedTD0Estimator,  # type: ignore[arg-type]
         gamma=config.gamma,
-        low=-float(horizon),
+        low=-horizon,
         high=0.0,
         value_network=None,
     )
