@@ -84,7 +84,8 @@ class CoinActor(HierarchyActor):
 
 def hierarchy_config(**changes) -> HierarchyConfig:
     values = dict(
-        depth=2, decision_steps=4, clock="own_goal", subgoal="relative", subgoal_reach=0.5, failure=5.0, test_probability=0.3,
+        depth=2, decision_steps=4, clock="own_goal", subgoal="relative", subgoal_reach=0.5, failure=5.0,
+        test_probability=0.3,
         random_share=0.0, warmup_random_share=0.0, noise=0.0, warmup_noise=0.0, top_action="hindsight",
         top_random_share=0.0, top_random_hold=1,
     )  # fmt: skip
