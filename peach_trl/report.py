@@ -148,14 +148,15 @@ class Report:
         if self._best is not None:
             self._best.take(self.test(self.config.evaluation.split), -1)
             self._best.restore()
+        alone = len(self.runs.runs) == 1
+        single = self.agent if alone else make_agent(self.runs.configs[0], library)
+        for seed, (run, config) in enumerate(zip(self.runs.runs, self.runs.configs, strict=True)):  # first of all
+            run.checkpoint("final", {"config": asdict(config), "agent": self.agent.state_of(seed, single)})
         results = self.test(split)
         bounds = bounds_of(self.runs.configs[0], library, split)
-        alone = len(results) == 1
-        single = self.agent if alone else make_agent(self.runs.configs[0], library)
         tasks = {"list": library.name, "fingerprint": library.fingerprint()}
         counts = {"env_steps": self.env_steps, "top_updates": self.updates, "seeds_at_once": len(results)}
         for seed, (run, config, result) in enumerate(zip(self.runs.runs, self.runs.configs, results, strict=True)):
-            run.checkpoint("final", {"config": asdict(config), "agent": self.agent.state_of(seed, single)})
             save_meta_test(run, config, library, result, split)
             plot_curves(run.folder / "metrics.csv", run.folder / "curves.png", bounds, final=result.metrics())
             chosen = {} if self._best is None else {"best_iteration": self._best.iterations[seed]}

@@ -290,7 +290,11 @@ def test_belief_is_exact():
 
 
 def test_no_references():
-    assert [name for name in ("HalfCheetahVel", "PointUMaze", "AntGoal") if has_references(FAMILIES[name](1))] == []
+    assert [
+        name
+        for name in ("HalfCheetahVel", "PointUMaze", "AntGoal", "ReacherCircle")
+        if has_references(FAMILIES[name](1))
+    ] == []
     assert references(FAMILIES["HalfCheetahVel"](1), trajectories=1, decision_steps=1, reach=1.0, seed=0) == {}
 
 
@@ -304,3 +308,12 @@ def test_errors():
             policies(env, *wrong, seed=0)
     with pytest.raises(ValueError, match="trajectories = 0"):
         play(env, Stay(torch.zeros(2, 2)), 0)
+
+
+def test_a_point_stands_in_for_the_ant():
+    """Half a metre a second, and so 39 of 200 steps to a goal that counts 1.75 m away."""
+    env = FAMILIES["AntHalfCircle"](4, split="validation")
+    found = references(env, trajectories=2, decision_steps=20, reach=1.2, seed=0)
+    least, most = 1 - 39 / 200, 1 - 39 / 200 / math.sqrt(2)  # along an axis, or along both at once
+    assert least - 0.02 < found["oracle"][0] < most and found["search"][1] > found["search"][0]
+    assert has_references(env) and not has_references(FAMILIES["AntSemiCircleSparse"](1))

@@ -17,10 +17,12 @@ from torch import Tensor
 from torchrl.envs import EnvBase
 
 from peach_trl.envs.batched_mujoco import BatchedMujocoEnv
+from peach_trl.envs.families.bodies import Body
 from peach_trl.envs.families.point_robot import PointRobot, SparsePointRobot
 from peach_trl.envs.families.treasure_hunt import TreasureHunt
 from peach_trl.envs.families.wind import Wind
 from peach_trl.references.arc import Arc
+from peach_trl.references.candidates import REMEDY
 from peach_trl.references.dense import dense_policies
 from peach_trl.references.places import place_policies
 from peach_trl.references.play import Stay, play
@@ -112,6 +114,8 @@ def _maker(env: EnvBase) -> Maker:
         return partial(treasure_policies, env)
     if isinstance(env, PointRobot) and not isinstance(env, SparsePointRobot):
         return partial(dense_policies, env)
+    if isinstance(env, Body):
+        raise ValueError(f"{type(env).__name__}: a body does not go where its action points; {REMEDY}")
     try:
         region = Square.of(env)
     except ValueError:
