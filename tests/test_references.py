@@ -312,7 +312,7 @@ def test_errors():
 
 def test_a_point_stands_in_for_the_ant():
     """Half a metre a second, and so 39 of 200 steps to a goal that counts 1.75 m away."""
-    env = FAMILIES["AntHalfCircle"](4, split="validation")
+    env = FAMILIES["AntHalfCircle"](60, split="validation")
     found = references(env, trajectories=2, decision_steps=20, reach=1.2, seed=0)
     least, most = 1 - 39 / 200, 1 - 39 / 200 / math.sqrt(2)  # along an axis, or along both at once
     assert least - 0.02 < found["oracle"][0] < most and found["search"][1] > found["search"][0]
