@@ -301,3 +301,17 @@ def test_a_meta_test_says_who_fell():
     result = meta_test(make_agent(config, library).make_policy(), make_env(config, library, torch.arange(3)), 2)
     assert result.failed.shape == (3, 2) and set(result.metrics()) >= {"failures/trajectory_1", "failures/trajectory_2"}
     assert len(result.of_seeds(1, library.num_tasks)) == 1
+
+
+def test_a_goal_that_is_to_be_held_ends_nothing():
+    config = ant_config("transitions.goal_terminates=false")
+    library = make_library(config)
+    agent = make_agent(config, library)
+    policy = agent.make_policy(3)
+    env = make_env(config, library, torch.arange(3), policy)
+    with set_exploration_type(ExplorationType.RANDOM):
+        batch = env.rollout(40, policy, break_when_any_done=False)
+    rows = make_transitions(config, library, agent)(batch)[0]
+    achieved = agent.hierarchy.subgoal_space.achieved(rows["next", "observation"], rows["goal"])
+    assert achieved.any() and torch.equal(rows["next", "reward"].squeeze(-1), achieved.float() - 1)
+    assert not rows["next", "terminated"].any()  # nobody fell

@@ -94,7 +94,7 @@ def hierarchy_config(**changes) -> HierarchyConfig:
 
 SPACE = GoalSpace([0, 1], low=[-8.0, -8.0], high=[8.0, 8.0], tolerance=[0.75, 0.75], metric="box")
 END_SPACE = GoalSpace([0, 1], low=[-8.0, -8.0], high=[8.0, 8.0], tolerance=1.5, metric="euclidean")
-TRANSITIONS = TransitionsConfig(hindsight_goals=3, reward="task", reward_scale=0.5)
+TRANSITIONS = TransitionsConfig(hindsight_goals=3, goal_terminates=True, reward="task", reward_scale=0.5)
 
 
 def record(hierarchy: Hierarchy, steps: int, seed: int):

@@ -34,6 +34,7 @@ class TransitionsConfig:
     """Hindsight and rewards of the conversion; see ``configs/`` for values and comments."""
 
     hindsight_goals: int = option(low=0, help="hindsight goals per attempt; the last state reached is always one")
+    goal_terminates: bool = option(help="a goal that is achieved ends an attempt's value; false: it is to be held")
     reward: str = option(choices=REWARDS, help="what the top level learns from: the task's reward, or its dense form")
     reward_scale: float = option(above=0, auto=True, help="factor on the task's rewards, summed over a top decision")
 
@@ -58,7 +59,9 @@ class LevelTransitions:
     ``observation``, ``action`` (a proposal in [-1, 1]), ``task_id``, ``episode`` (numbers the episodes within the
     call), ``transition_type`` and ``("next", "observation" | "reward" | "done" | "terminated")``. Levels that reach
     for a goal also have ``goal`` and ``("next", "goal")``; rewards are 0 and terminated where the goal is achieved,
-    else -1; using up the attempts is not terminal. Where the environment says under ``("next", "failed")`` that the
+    else -1; using up the attempts is not terminal. With ``goal_terminates=False`` it goes on at the goal, which is to be
+    held: where attempts last for their k decisions, whatever was achieved, a level else learns nothing of what to do
+    once it is there. Where the environment says under ``("next", "failed")`` that the
     body has failed, the reward is -H and terminal, the least that any value is, so that no level is better off by it;
     without that key nothing fails. Hindsight goals and missed subgoal tests are rows of their own, by
     ``transition_type``.
@@ -265,8 +268,8 @@ class LevelTransitions:
         achieved, done, failed = (part.unsqueeze(-1) for part in (achieved, done, failed))
         return {
             ("next", "reward"): torch.where(failed, -self.hierarchy.lowest, achieved.float() - 1),
-            ("next", "terminated"): achieved | failed,
-            ("next", "done"): achieved | done,
+            ("next", "terminated"): failed | achieved if self.config.goal_terminates else failed,
+            ("next", "done"): achieved | done if self.config.goal_terminates else done,
         }
 
     def _missed(self, level: int, flat: TensorDictBase, decisions: _Decisions) -> Tensor:
