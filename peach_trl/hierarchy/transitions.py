@@ -59,10 +59,10 @@ class LevelTransitions:
     ``observation``, ``action`` (a proposal in [-1, 1]), ``task_id``, ``episode`` (numbers the episodes within the
     call), ``transition_type`` and ``("next", "observation" | "reward" | "done" | "terminated")``. Levels that reach
     for a goal also have ``goal`` and ``("next", "goal")``; rewards are 0 and terminated where the goal is achieved,
-    else -1; using up the attempts is not terminal. With ``goal_terminates=False`` it goes on at the goal, which is to be
-    held: where attempts last for their k decisions, whatever was achieved, a level else learns nothing of what to do
-    once it is there. Where the environment says under ``("next", "failed")`` that the
-    body has failed, the reward is -H and terminal, the least that any value is, so that no level is better off by it;
+    else -1; using up the attempts is not terminal. With ``goal_terminates=False`` it goes on at the goal, which is to
+    be held: where attempts last for their k decisions, whatever was achieved, a level else learns nothing of what to
+    do once it is there. Where the environment says under ``("next", "failed")`` that the body has failed, the reward is
+    -H and terminal, the least that any value is, so that no level is better off by it;
     without that key nothing fails. Hindsight goals and missed subgoal tests are rows of their own, by
     ``transition_type``.
 
