@@ -78,7 +78,7 @@ class Hierarchy:
     Examples:
         >>> from torchrl.data import Bounded
         >>> config = HierarchyConfig(depth=3, decision_steps=20, clock="own_goal", subgoal="relative",
-        ...     subgoal_reach=0.15, failure=5.0, test_probability=0.3, random_share=0.2, warmup_random_share=0.2,
+        ...     subgoal_reach=0.15, failure=1.0, test_probability=0.3, random_share=0.2, warmup_random_share=0.2,
         ...     noise=0.1, warmup_noise=0.1, top_action="hindsight", top_random_share=0.0, top_random_hold=1)
         >>> space = GoalSpace([0, 1], low=[-10.0, -10.0], high=[10.0, 10.0], tolerance=0.5, metric="euclidean")
         >>> hierarchy = Hierarchy(config, Bounded(-1, 1, shape=(2,)), space)
