@@ -199,10 +199,23 @@ def _files_of(folder: Path, config_name: str) -> Iterator[Any]:
     for name in defaults:
         if isinstance(name, str) and name != "_self_":
             yield from _files_of(folder, name)
-    for group in (group for entry in defaults if isinstance(entry, dict) for group in entry):
+    yield from _files_of_groups(folder, defaults, set())
+
+
+def _files_of_groups(folder: Path, defaults: list[Any], seen: set[str]) -> Iterator[Any]:
+    """The values in all files of the groups that a list of ``defaults`` names, and of those that these name."""
+    for group in (group.lstrip("/") for entry in defaults if isinstance(entry, dict) for group in entry):
+        if group in seen:
+            continue
+        seen.add(group)
         for path in sorted((folder / group).glob("*.yaml")):
             chosen: Any = OmegaConf.to_container(OmegaConf.load(path))
-            yield chosen if path.read_text().startswith("# @package _global_") else {group: chosen}
+            further, first = chosen.pop("defaults", []), path.read_text().partition("\n")[0]
+            package = first.removeprefix("# @package ") if first.startswith("# @package ") else group
+            for name in reversed([] if package == "_global_" else package.split(".")):
+                chosen = {name: chosen}
+            yield chosen
+            yield from _files_of_groups(folder, further, seen)
 
 
 def _stands_in(values: Any, key: str) -> bool:
