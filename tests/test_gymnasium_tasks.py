@@ -16,6 +16,7 @@ from torchrl.envs import check_env_specs
 from peach_trl.envs import GoalSpace, NotFiniteError, TaskLibrary
 from peach_trl.envs.gymnasium_tasks import GymnasiumTasksEnv
 from peach_trl.envs.suites import meta_world, ogbench_maze, robotics_maze
+from peach_trl.modules.views import View, find_view
 
 GAINS = [1.0, 2.0, 3.0, 4.0, 5.0, 6.0]
 LIBRARY = TaskLibrary(torch.tensor(GAINS)[:, None], {"train": torch.arange(4), "test": torch.tensor([4, 5])})
@@ -481,3 +482,20 @@ def test_suites_say_which_extra_they_need(call, module, extra, monkeypatch):
     ) as caught:
         call(2, task_seed=12345)
     assert ("mujoco 3.3.0" in str(caught.value)) == (extra == "metaworld")
+
+
+def test_a_termination_or_a_break_is_a_failure_where_it_is_said_to_be():
+    view = View(5, [POSITION])
+    env = make("nan", tasks=[1, 3, 2], not_finite="truncate", fails=True, views={"body": view}, reads={"lower": "body"})
+    check_env_specs(env)
+    assert find_view(env, "lower") is view and find_view(env, "top") is None
+    td = env.reset()
+    for _ in range(2):
+        td = env.step(td.set("action", forces(1.0, 1.0, 1.0)))["next"]
+    assert td["failed"].flatten().tolist() == [False, False, False]
+    td = env.step(td.set("action", forces(0.0, 1.0, -0.1)))["next"]  # the second is at 12, beyond 8
+    assert td["terminated"].flatten().tolist() == td["failed"].flatten().tolist() == [False, True, False]
+    mask = torch.tensor([[False], [True], [False]])
+    td = env.reset(TensorDict({"_reset": mask}, [3]))
+    assert not td["failed"].any()
+    assert "failed" not in make().reset().keys()

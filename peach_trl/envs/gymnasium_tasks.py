@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import multiprocessing
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from typing import Any, Literal, TypedDict, cast
 
@@ -21,6 +21,7 @@ from peach_trl.envs.errors import NOT_FINITE, NotFinite, NotFiniteError, broken_
 from peach_trl.envs.goal_space import GoalSpace
 from peach_trl.envs.task_rows import TaskOrder, TaskRows
 from peach_trl.envs.tasks import TaskLibrary
+from peach_trl.modules.views import View
 from peach_trl.seeding import named_generator
 
 SetTask = Callable[[gymnasium.Env, int], dict[str, Any] | None]
@@ -45,6 +46,7 @@ class GymnasiumTasksEnv(EnvBase):
         - ``"task_id"`` ``[N, 1]`` int64, in the observation and the state spec: not for the policy to read;
         - ``"goal"`` ``[N, P]`` float32, the task's parameters, with ``observe_goal=True`` only (an oracle);
         - ``"success"`` ``[N, 1]`` bool, with a ``success_key`` only;
+        - ``"failed"`` ``[N, 1]`` bool, with ``fails`` only, see :class:`~peach_trl.envs.BatchedMujocoEnv`;
         - ``"action"`` ``[N, A]`` float32 in the environment's own bounds, to which actions are clipped;
         - ``"reward"`` ``[N, 1]`` float32; ``"done"``, ``"terminated"``, ``"truncated"`` ``[N, 1]`` bool, where
           truncated means that ``horizon`` steps were taken since the row's reset, or that the environment says so.
@@ -71,6 +73,9 @@ class GymnasiumTasksEnv(EnvBase):
             there is none. By default none: the bounds that Gymnasium environments declare are often passed.
         observation_high: float ``[D]``, likewise; give both or neither.
         success_key: where ``info`` says whether a step ended in success; steps that do not say so count as failures.
+        fails: whether a termination means that the body has failed, as it does for gymnasium's walking bodies.
+        views: views of the observation by name, see :mod:`peach_trl.modules.views`.
+        reads: which of them ``"lower"`` levels, the ``"top"`` level and the ``"context"`` encoder read; else all.
         observe_goal: whether to show the goal.
         task_order: ``"fixed"``: row n starts with task ``tasks[n % len(tasks)]`` and keeps its task until told
             another; ``"random"``: a uniform draw from ``tasks`` at each reset.
@@ -122,6 +127,9 @@ class GymnasiumTasksEnv(EnvBase):
         observation_low: Tensor | None = None,
         observation_high: Tensor | None = None,
         success_key: str | None = None,
+        fails: bool = False,
+        views: Mapping[str, View] | None = None,
+        reads: Mapping[str, str] | None = None,
         observe_goal: bool = False,
         task_order: TaskOrder = "fixed",
         seed: int | None = None,
@@ -142,7 +150,8 @@ class GymnasiumTasksEnv(EnvBase):
         self.observe_goal, self.vectorization = observe_goal, vectorization
         self.not_finite: NotFinite = not_finite
         self.task_order, self.tasks = task_order, self._task_rows.tasks
-        self._success_key = success_key
+        self._success_key, self.fails = success_key, fails
+        self.views, self.reads = dict(views or {}), dict(reads or {})
         self._make_row = partial(_Row, make_env, set_task, observation_keys, success_key)
         self._vector: SyncVectorEnv | AsyncVectorEnv | None = None
         self._set_seed(seed)
@@ -167,6 +176,8 @@ class GymnasiumTasksEnv(EnvBase):
         more: dict[str, TensorSpec] = {}
         if self._success_key is not None:
             more["success"] = Categorical(2, shape=torch.Size([rows, 1]), dtype=torch.bool)
+        if self.fails:
+            more["failed"] = Categorical(2, shape=torch.Size([rows, 1]), dtype=torch.bool)
         bounds = [torch.from_numpy(bound.astype(np.float32)).expand(rows, -1) for bound in (box.low, box.high)]
         action = Bounded(low=bounds[0], high=bounds[1], shape=bounds[0].shape, dtype=torch.float32)
         self._task_rows.set_specs(self, observed, action, self.observe_goal, **more)
@@ -183,7 +194,7 @@ class GymnasiumTasksEnv(EnvBase):
         reward = np.zeros((len(moves), 1), dtype=np.float32)
         with np.errstate(over="ignore"):  # what float32 cannot hold counts as not finite
             reward[moves, 0] = rewards[moves]
-        self._terminated[moves] = info["terminated"][moves]
+        self._terminated[moves] = self._failed[moves] = info["terminated"][moves]
         self._truncated[moves] = info["truncated"][moves] | (self._steps[moves] >= self.horizon)
         self._success[moves] = info["success"][moves]
         error = self._replace_broken(observation, reward)
@@ -212,7 +223,7 @@ class GymnasiumTasksEnv(EnvBase):
         self._last = self._last.copy()
         self._last[good] = raw[good]
         self._steps[rows] = 0
-        self._terminated[rows], self._truncated[rows] = False, np.isin(rows, broken)
+        self._terminated[rows], self._failed[rows], self._truncated[rows] = False, False, np.isin(rows, broken)
         self._success[rows] = info["success"][rows]
         self._seeds = [None if reset else seed for seed, reset in zip(self._seeds, mask, strict=True)]
         if len(broken):
@@ -256,7 +267,8 @@ class GymnasiumTasksEnv(EnvBase):
         """Forgets all episodes; nothing of these arrays is ever handed out."""
         rows = self.batch_size[0]
         self._steps = np.zeros(rows, dtype=np.int64)
-        self._terminated, self._truncated, self._success = (np.zeros(rows, dtype=np.bool_) for _ in range(3))
+        flags = (np.zeros(rows, dtype=np.bool_) for _ in range(4))
+        self._terminated, self._truncated, self._success, self._failed = flags  # failed: broke
         self._last = np.zeros((rows, self._size), dtype=np.float32)
 
     def _draw_seeds(self) -> list[int | None]:
@@ -274,6 +286,8 @@ class GymnasiumTasksEnv(EnvBase):
         flags["done"] = self._terminated | self._truncated
         if self._success_key is not None:
             flags["success"] = self._success
+        if self.fails:
+            flags["failed"] = self._failed
         values.update({name: torch.from_numpy(flag[:, None].copy()) for name, flag in flags.items()})
         return TensorDict(values, batch_size=self.batch_size, device=self.device)
 
@@ -302,6 +316,7 @@ class GymnasiumTasksEnv(EnvBase):
             return None
         observation[rows], reward[rows] = self._last[rows], 0.0
         self._terminated[rows], self._truncated[rows], self._success[rows] = False, True, False
+        self._failed[rows] = True
         key = "observation" if len(broken["observation"]) else "reward"
         return self._task_rows.not_finite_error(key, rows, self._steps[rows], "check the actions and the environment")
 
