@@ -138,7 +138,12 @@ def test_every_family_is_registered_with_gymnasium():
 
 @pytest.mark.parametrize(
     ("recipe", "name", "overrides"),
-    [("peach", "HalfCheetahVel", []), ("hac", "AntFourRooms", ["top.observe_goal=true", "top.objective=goal"])],
+    [
+        ("peach", "HalfCheetahVel", []),
+        ("hac", "AntFourRooms", ["top.observe_goal=true", "top.objective=goal"]),
+        ("peach", "AntHalfCircle", ["lower.freeze_after=0", "views.top=body"]),
+        ("peach", "AntUMaze", ["body=fast", "train.meta_batch=2", "env.train_tasks=2"]),
+    ],
 )
 def test_recipes_run_on_families(recipe, name, overrides, tmp_path, capsys):
     (folder,) = start(tmp_path, recipe, f"env={name}", *SMALL, *overrides, plots=False)
