@@ -9,9 +9,9 @@ import numpy as np
 import pytest
 import torch
 from tensordict import TensorDict
-from tiny import tiny_config
+from tiny import record, tiny_config
 from torchrl.data import Bounded, Unbounded
-from torchrl.envs.utils import ExplorationType, set_exploration_type
+from torchrl.envs.utils import ExplorationType
 
 from peach_trl.config import ConfigError
 from peach_trl.envs import FAMILIES
@@ -129,9 +129,7 @@ def test_falling_is_never_better_than_living_on():
     library = make_library(config)
     agent = make_agent(config, library)
     policy = agent.make_policy(3)
-    env = make_env(config, library, torch.arange(3), policy)
-    with set_exploration_type(ExplorationType.RANDOM):
-        batch = env.rollout(40, policy, break_when_any_done=False)
+    batch = record(config, policy, range(3), 40)
     batch["next", "failed"][1, 24] = batch["next", "terminated"][1, 24] = batch["next", "done"][1, 24] = True
     batch["hierarchy", "attempts"][1, 25:] -= 25  # what follows is a new episode
     batch["hierarchy", "goal"][1, 20:25] = batch["next", "observation"][1, 24, None, None, :2]  # just reached its goal
@@ -173,10 +171,8 @@ def test_a_policy_on_arrays_reads_as_the_networks_do():
     library = make_library(config)
     agent = make_agent(config, library)
     policy = agent.make_policy(3)
-    env = make_env(config, library, torch.arange(3), policy)
     for _ in range(2):
-        with set_exploration_type(ExplorationType.DETERMINISTIC):
-            batch = env.rollout(20, policy, break_when_any_done=False)
+        batch = record(config, policy, range(3), 20, ExplorationType.DETERMINISTIC)
         rows = batch.select("observation").set("goal", batch["hierarchy", "goal"][:, :, 0])
         torch.testing.assert_close(agent.levels[0].actor(rows)["action"], batch["action"], atol=1e-4, rtol=1e-4)
         agent.see(batch["observation"])  # and so once statistics are there
@@ -308,9 +304,7 @@ def test_a_goal_that_is_to_be_held_ends_nothing():
     library = make_library(config)
     agent = make_agent(config, library)
     policy = agent.make_policy(3)
-    env = make_env(config, library, torch.arange(3), policy)
-    with set_exploration_type(ExplorationType.RANDOM):
-        batch = env.rollout(40, policy, break_when_any_done=False)
+    batch = record(config, policy, range(3), 40)
     rows = make_transitions(config, library, agent)(batch)[0]
     achieved = agent.hierarchy.subgoal_space.achieved(rows["next", "observation"], rows["goal"])
     assert achieved.any() and torch.equal(rows["next", "reward"].squeeze(-1), achieved.float() - 1)

@@ -325,9 +325,8 @@ def _goal_places(env: BatchedMujocoEnv, model: Any, data: Any) -> np.ndarray:
 
 def _make_contexts(model: Any, width: int, height: int) -> tuple[Any, Any]:
     """The contexts of OpenGL and of MuJoCo for pictures of that size."""
-    if (
-        importlib.util.find_spec("triton") is not None
-    ):  # Mesa brings an LLVM of its own; loaded after it, triton crashes
+    # Mesa brings an LLVM of its own; loaded after it, triton crashes.
+    if importlib.util.find_spec("triton") is not None:
         importlib.import_module("triton")
     chosen = os.environ.get("MUJOCO_GL", "")
     display = platform.system() != "Linux" or os.environ.get("DISPLAY") or os.environ.get("WAYLAND_DISPLAY")

@@ -73,7 +73,7 @@ class Hierarchy:
 
     Attributes:
         lowest: H, minus the least value of a goal-reaching level: k, as no attempt has more decisions; where bodies
-            fail, so many times that, and that is what failing costs. It is more than never to reach a goal.
+            fail, ``config.failure`` times that. It is what failing costs: at least as much as never to reach a goal.
 
     Examples:
         >>> from torchrl.data import Bounded

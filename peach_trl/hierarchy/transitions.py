@@ -62,9 +62,8 @@ class LevelTransitions:
     else -1; using up the attempts is not terminal. With ``goal_terminates=False`` it goes on at the goal, which is to
     be held: where attempts last for their k decisions, whatever was achieved, a level else learns nothing of what to
     do once it is there. Where the environment says under ``("next", "failed")`` that the body has failed, the reward is
-    -H and terminal, the least that any value is, so that no level is better off by it;
-    without that key nothing fails. Hindsight goals and missed subgoal tests are rows of their own, by
-    ``transition_type``.
+    -H and terminal, the least that any value is, so that no level is better off by it; without that key nothing fails.
+    Hindsight goals and missed subgoal tests are rows of their own, by ``transition_type``.
 
     A top level whose objective is the task's reward has one row a decision: the scaled sum of the task's rewards, the
     ``goal`` only if the environment shows it, ``steps_to_next_obs``, the environment steps of the decision, from which
@@ -266,10 +265,11 @@ class LevelTransitions:
     def _goal_reward(self, achieved: Tensor, done: Tensor, failed: Tensor) -> _Columns:
         """Reward 0 where the goal is achieved, -H where the body failed, else -1; [M] to [M, 1] each."""
         achieved, done, failed = (part.unsqueeze(-1) for part in (achieved, done, failed))
+        over = achieved & self.config.goal_terminates
         return {
             ("next", "reward"): torch.where(failed, -self.hierarchy.lowest, achieved.float() - 1),
-            ("next", "terminated"): failed | achieved if self.config.goal_terminates else failed,
-            ("next", "done"): achieved | done if self.config.goal_terminates else done,
+            ("next", "terminated"): over | failed,
+            ("next", "done"): over | done,
         }
 
     def _missed(self, level: int, flat: TensorDictBase, decisions: _Decisions) -> Tensor:

@@ -80,10 +80,8 @@ class FamilyConfig:
         """See :meth:`TaskFamily.dense_reward`."""
         return FAMILIES[self.family].dense_reward(observation, parameters)
 
-    def make_env(
-        self, library: TaskLibrary, tasks: Tensor, *, observe_goal: bool, seed: int, **options: Any
-    ) -> TaskFamily:
-        """One row for each of ``tasks`` [N]; ``options`` are further ones of the family."""
+    def make_env(self, library: TaskLibrary, tasks: Tensor, *, observe_goal: bool, seed: int) -> TaskFamily:
+        """One row for each of ``tasks`` [N]."""
         return FAMILIES[self.family](
             len(tasks),
             library=library,
@@ -93,8 +91,12 @@ class FamilyConfig:
             not_finite=self.not_finite,  # type: ignore[arg-type]
             observe_goal=observe_goal,
             seed=seed,
-            **options,
+            **self.options(),
         )
+
+    def options(self) -> dict[str, Any]:
+        """What the family takes besides."""
+        return {}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -103,11 +105,9 @@ class BodyFamilyConfig(FamilyConfig):
 
     body: BodyOptions
 
-    def make_env(
-        self, library: TaskLibrary, tasks: Tensor, *, observe_goal: bool, seed: int, **options: Any
-    ) -> TaskFamily:
-        """One row for each of ``tasks`` [N]; ``options`` are further ones of the family."""
-        return super().make_env(library, tasks, observe_goal=observe_goal, seed=seed, body=self.body, **options)
+    def options(self) -> dict[str, Any]:
+        """What the family takes besides."""
+        return {"body": self.body}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -127,12 +127,9 @@ class PlaceFamilyConfig(BodyFamilyConfig):
         """What values by rule need to know of the family."""
         return dataclasses.replace(super().facts(), goal_size=self.goal_tolerance)
 
-    def make_env(
-        self, library: TaskLibrary, tasks: Tensor, *, observe_goal: bool, seed: int, **options: Any
-    ) -> TaskFamily:
-        """One row for each of ``tasks`` [N]; ``options`` are further ones of the family."""
-        places = {"radius": self.radius, "goal_tolerance": self.goal_tolerance}
-        return super().make_env(library, tasks, observe_goal=observe_goal, seed=seed, **places, **options)
+    def options(self) -> dict[str, Any]:
+        """What the family takes besides."""
+        return super().options() | {"radius": self.radius, "goal_tolerance": self.goal_tolerance}
 
 
 __all__ = [

@@ -55,14 +55,15 @@ class AntHalfCircle(Ant):
     positions = True
     falls = False
     control_weight = contact_weight = 0.0
-    best_reward, step_length = 1.0, 0.05  # it walks that far in a step
+    best_reward = 1.0
     own_body = FAST
     reads = AntGoal.reads
     #: metres
     radius: ClassVar[float] = 2.5
     goal_size: ClassVar[float] = 0.75
     subgoal_tolerance: ClassVar[float] = 0.4
-    stride: ClassVar[float] = 0.05
+    stride: ClassVar[float] = 0.05  # how far it walks in a step
+    step_length = stride
 
     def __init__(
         self,
