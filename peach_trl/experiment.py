@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 import dataclasses
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
@@ -30,9 +30,9 @@ from peach_trl.envs.point import PointConfig
 from peach_trl.envs.tasks import TaskLibrary
 from peach_trl.hierarchy.exploration import Exploration, ExplorationConfig
 from peach_trl.hierarchy.policy import HierarchyPolicy
-from peach_trl.hierarchy.structure import HierarchyConfig
+from peach_trl.hierarchy.structure import Hierarchy, HierarchyConfig
 from peach_trl.hierarchy.transitions import LevelTransitions, TransitionsConfig
-from peach_trl.levels.goal_level import LowerConfig
+from peach_trl.levels.goal_level import GoalLevel, LowerConfig
 from peach_trl.levels.novelty import Novelty, NoveltyConfig
 from peach_trl.levels.top_level import ReadingConfig, TopConfig
 from peach_trl.modules.execution import set_execution
@@ -55,7 +55,7 @@ class ReplayConfig:
 class TrainConfig:
     """Length and batch sizes of meta-training; see ``configs/`` for values."""
 
-    iterations: int = option(low=1, auto=True, help="passes through the outer loop of Algorithm 1")
+    iterations: int = option(low=0, auto=True, help="passes through the outer loop of Algorithm 1; 0: no top level")
     warmup: int = option(low=0, help="iterations before those, in which only the goal-reaching levels learn")
     prefill: int = option(low=0, help="iterations after the warm-up with proposals at random, at least")
     prefill_met: float = option(low=0, help="they go on until a task met rewards so often, on average; 0: they do not")
@@ -352,7 +352,8 @@ def make_agent(
     agent = Agent(env, *levels, scale, encoder, belief, views=config.views)
     env.close()
     if config.lower.checkpoint is not None:
-        agent.load_levels(_read_checkpoint(config.lower.checkpoint, "lower.checkpoint")["agent"])
+        path = config.lower.checkpoint.replace("{seed}", str(config.seed))
+        agent.load_levels(_read_checkpoint(path, "lower.checkpoint")["agent"])
     return agent.to(config.device)
 
 
@@ -409,6 +410,30 @@ def load_agent(
         first = " ".join(str(error).split())[:300]
         raise ConfigError(f"checkpoint = {checkpoint}: {first}; hand over the encoder it was trained with") from None
     return config, library, agent
+
+
+def load_levels(checkpoint: str) -> tuple[Hierarchy, Sequence[GoalLevel]]:
+    """Goal-reaching levels as they were trained, alone, as skills for other pipelines.
+
+    Args:
+        checkpoint: a run's ``checkpoints/levels.pt`` or ``final.pt``.
+
+    Returns:
+        The hierarchy that they are of, and one :class:`~peach_trl.levels.GoalLevel` for each, from the bottom. Its
+        ``actor`` reads ``observation`` and ``goal``, both as the environment has them, and writes ``action`` within
+        [-1, 1]; ``update`` goes on training it.
+
+    Raises:
+        ConfigError: as :func:`load_agent`.
+
+    Examples:
+        >>> hierarchy, (walk,) = load_levels("runs/.../checkpoints/levels.pt")  # doctest: +SKIP
+        >>> walk.actor(TensorDict({"observation": s, "goal": place}, [8]))["action"]  # doctest: +SKIP
+    """
+    config = common_config(_read_checkpoint(checkpoint)["config"])
+    config = dataclasses.replace(config, lower=dataclasses.replace(config.lower, checkpoint=checkpoint))
+    agent = make_agent(config, make_library(config))
+    return agent.hierarchy, agent.levels
 
 
 def make_collector(

@@ -151,7 +151,11 @@ class Report:
         alone = len(self.runs.runs) == 1
         single = self.agent if alone else make_agent(self.runs.configs[0], library)
         for seed, (run, config) in enumerate(zip(self.runs.runs, self.runs.configs, strict=True)):  # first of all
-            run.checkpoint("final", {"config": asdict(config), "agent": self.agent.state_of(seed, single)})
+            state = self.agent.state_of(seed, single)
+            run.checkpoint("final", {"config": asdict(config), "agent": state})
+            if len(single.levels):  # alone, as a skill for others: lower.checkpoint
+                levels = {name: value for name, value in state.items() if name.startswith("levels.")}
+                run.checkpoint("levels", {"config": asdict(config), "agent": levels})
         results = self.test(split)
         bounds = bounds_of(self.runs.configs[0], library, split)
         tasks = {"list": library.name, "fingerprint": library.fingerprint()}

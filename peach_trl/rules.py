@@ -145,7 +145,7 @@ def resolve(
             f"within {LEAST} and {MOST}",
         ),
         "top.average": lambda key: (
-            _rounded(min(LAGS / (iterations * updates), FASTEST) if updates else FASTEST),
+            _rounded(min(LAGS / max(iterations * updates, 1), FASTEST)),
             f"{LAGS} / ({iterations} iterations x {updates} gradient steps), at most {FASTEST}",
         ),
     }

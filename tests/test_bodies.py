@@ -18,7 +18,15 @@ from peach_trl.envs import FAMILIES
 from peach_trl.envs.families import AntDir, AntGoal, AntHalfCircle, HalfCheetahVel, PointRobot
 from peach_trl.envs.families.body_options import FAST, GYMNASIUM, turned
 from peach_trl.evaluation import meta_test
-from peach_trl.experiment import PeachConfig, make_agent, make_env, make_library, make_transitions, phases
+from peach_trl.experiment import (
+    PeachConfig,
+    load_levels,
+    make_agent,
+    make_env,
+    make_library,
+    make_transitions,
+    phases,
+)
 from peach_trl.hierarchy.metrics import level_metrics
 from peach_trl.modules.networks import Features
 from peach_trl.modules.normaliser import Normaliser
@@ -223,9 +231,12 @@ def test_levels_of_another_run_frozen(tmp_path):
     agent.see(torch.randn(50, 29))
     run = Run(tmp_path / "one", config)
     path = run.checkpoint("final", {"config": dataclasses.asdict(config), "agent": agent.state_dict()})
-    for seeds in (1, 2):
+    alone = {name: value for name, value in agent.state_dict().items() if name.startswith("levels.")}
+    levels = run.checkpoint("levels_of_3", {"config": dataclasses.asdict(config), "agent": alone})
+    run.checkpoint("levels_of_4", {"config": dataclasses.asdict(config), "agent": alone})
+    for seeds, given in ((1, path), (1, levels), (2, levels.with_name("levels_of_{seed}.pt"))):
         skill = ant_config(
-            f"lower.checkpoint={path}", "lower.freeze_after=0", "train.warmup=0", f"seeds={seeds}", "seed=3"
+            f"lower.checkpoint='{given}'", "lower.freeze_after=0", "train.warmup=0", f"seeds={seeds}", "seed=3"
         )
         learner = make_agent(skill, make_library(skill))
         single = make_agent(dataclasses.replace(skill, seeds=1), library)
@@ -234,6 +245,10 @@ def test_levels_of_another_run_frozen(tmp_path):
             for name, value in agent.state_dict().items():
                 assert torch.equal(state[name], value) or not name.startswith("levels."), name
         assert not any(phase.lower_updates for phase in phases(skill, learner))
+    _, (walk,) = load_levels(str(levels))
+    reads = TensorDict({"observation": torch.randn(5, 29), "goal": torch.randn(5, 2)}, [5])
+    with torch.no_grad():
+        torch.testing.assert_close(walk.actor(reads.clone())["loc"], agent.levels[0].actor(reads)["loc"])
     late = [phase.lower_updates for phase in phases(ant_config("lower.freeze_after=2", "train.warmup=3"), agent)]
     assert min(late[:5]) > 0 and max(late[5:]) == 0
     with pytest.raises(ConfigError, match=r"lower.checkpoint: its levels are others"):

@@ -12,6 +12,7 @@ from tiny import TINY, random_sequences, random_transitions, tiny_config
 
 from peach_trl.experiment import (
     load_agent,
+    load_levels,
     make_agent,
     make_level_buffer,
     make_library,
@@ -162,6 +163,9 @@ def test_a_run_of_two_seeds(recipe, tmp_path):
     for number, folder in enumerate((one, two)):
         config, library, agent = load_agent(str(folder / "checkpoints" / "final.pt"))
         assert (config.seed, config.seeds) == (5 + number, 1) and library.num_tasks == 7
+        _, levels = load_levels(str(folder / "checkpoints" / "levels.pt"))
+        own = agent.levels.state_dict()
+        assert levels and all(torch.equal(value, own[name]) for name, value in levels.state_dict().items())
         with open(folder / "meta_test.csv") as file:
             rows = list(csv.DictReader(file))
         assert {int(row["task"]) for row in rows} == set(library.split("test").tolist())

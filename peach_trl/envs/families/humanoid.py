@@ -12,9 +12,10 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from peach_trl.envs.families.base import Spaces, TaskCounts
+from peach_trl.envs.families.base import Spaces, TaskCounts, walking_views
 from peach_trl.envs.families.bodies import ContactBody, column, draw_directions
 from peach_trl.envs.goal_space import GoalSpace
+from peach_trl.modules.views import View
 
 if TYPE_CHECKING:
     from mujoco.batch import Batch
@@ -30,6 +31,8 @@ class Humanoid(ContactBody):
     bodies (78). Motors and contacts are zeros after a reset. The 17 actions are the joints' torques. A step takes
     0.015 s. An episode terminates once the torso's height leaves 1 to 2 m.
 
+    View: ``"body"``, heights, joints and velocities in the heading frame (44 entries), for goal-reaching levels.
+
     Attributes:
         healthy_height: metres; gymnasium's and PEARL's.
         forward_weight, control_weight, contact_weight, contact_limit, healthy_reward: of the reward; gymnasium's, and
@@ -41,6 +44,7 @@ class Humanoid(ContactBody):
     frame_skip = 5
     reset_noise = 0.01
     fails = True
+    reads = {"lower": "body"}
     healthy_height: ClassVar[tuple[float, float]] = (1.0, 2.0)
     forward_weight: ClassVar[float] = 1.25
     control_weight: ClassVar[float] = 0.1
@@ -75,6 +79,10 @@ class Humanoid(ContactBody):
         for part in self._parts:
             out[:, start : start + part.shape[1]] = part
             start += part.shape[1]
+
+    def make_views(self) -> dict[str, View]:
+        """See :meth:`TaskFamily.make_views`."""
+        return walking_views(self.model, self.observation_spec["observation"].shape[-1], place=False)
 
     def _costs(self) -> np.ndarray:
         contact = self.contact_weight * np.einsum("ij,ij->i", self._forces, self._forces)
