@@ -45,7 +45,7 @@ class Agent(nn.Module):
     Examples:
         >>> from peach_trl.experiment import PeachConfig, make_agent, make_library
         >>> from peach_trl.utils import load_config
-        >>> config = load_config(PeachConfig, "peach", "configs", ["hierarchy.depth=3"])
+        >>> config = load_config(PeachConfig, "peach", overrides=["hierarchy.depth=3"])
         >>> agent = make_agent(config, make_library(config))
         >>> len(agent.levels), agent.hierarchy.k, agent.top.belief.latent_dim
         (2, 5, 12)

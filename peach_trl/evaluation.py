@@ -106,7 +106,7 @@ def meta_test(policy: HierarchyPolicy, env: EnvBase, trajectories: int) -> MetaT
     Examples:
         >>> from peach_trl.experiment import PeachConfig, make_agent, make_env, make_library
         >>> from peach_trl.utils import load_config
-        >>> config = load_config(PeachConfig, "peach", "configs", ["env.horizon=40"])
+        >>> config = load_config(PeachConfig, "peach", overrides=["env.horizon=40"])
         >>> library = make_library(config)
         >>> policy = make_agent(config, library).make_policy(trajectories=3)
         >>> result = meta_test(policy, make_env(config, library, library.split("validation")), trajectories=3)

@@ -44,7 +44,7 @@ SHORT = [
 
 
 def ant_config(*changes: str) -> PeachConfig:
-    return load_config(PeachConfig, "peach", "configs", [*SHORT, *changes])
+    return load_config(PeachConfig, "peach", overrides=[*SHORT, *changes])
 
 
 def states(count: int, seed: int = 0) -> tuple[np.ndarray, np.ndarray]:

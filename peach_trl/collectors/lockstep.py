@@ -46,7 +46,7 @@ class Lockstep:
     Examples:
         >>> from peach_trl.experiment import PeachConfig, make_agent, make_env, make_library
         >>> from peach_trl.utils import load_config
-        >>> config = load_config(PeachConfig, "peach", "configs", ["env.horizon=40"])
+        >>> config = load_config(PeachConfig, "peach", overrides=["env.horizon=40"])
         >>> library = make_library(config)
         >>> agent = make_agent(config, library)
         >>> policy = agent.make_policy()

@@ -60,7 +60,7 @@ class BeliefTracker(StepModule):
     Examples:
         >>> from peach_trl.experiment import PeachConfig, make_agent, make_env, make_library
         >>> from peach_trl.utils import load_config
-        >>> config = load_config(PeachConfig, "peach", "configs", ["env.horizon=40"])
+        >>> config = load_config(PeachConfig, "peach", overrides=["env.horizon=40"])
         >>> library = make_library(config)
         >>> policy = make_agent(config, library).make_policy(trajectories=2)
         >>> batch = make_env(config, library, torch.arange(3), policy).rollout(160, policy, break_when_any_done=False)

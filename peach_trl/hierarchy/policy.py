@@ -366,7 +366,7 @@ class HierarchyPolicy(TensorDictSequential):
         >>> from peach_trl.experiment import PeachConfig, make_agent, make_env, make_library
         >>> from peach_trl.utils import load_config
         >>> short = ["env.horizon=40", "hierarchy.decision_steps=20"]
-        >>> config = load_config(PeachConfig, "peach", "configs", short)
+        >>> config = load_config(PeachConfig, "peach", overrides=short)
         >>> library = make_library(config)
         >>> policy = make_agent(config, library).make_policy()
         >>> batch = make_env(config, library, torch.arange(3), policy).rollout(40, policy)

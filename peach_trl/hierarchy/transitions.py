@@ -84,7 +84,7 @@ class LevelTransitions:
         >>> from peach_trl.experiment import PeachConfig, make_agent, make_env, make_library
         >>> from peach_trl.utils import load_config
         >>> short = ["env.horizon=40", "hierarchy.decision_steps=20"]
-        >>> config = load_config(PeachConfig, "peach", "configs", short)
+        >>> config = load_config(PeachConfig, "peach", overrides=short)
         >>> library = make_library(config)
         >>> agent = make_agent(config, library)
         >>> policy = agent.make_policy()

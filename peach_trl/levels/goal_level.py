@@ -56,7 +56,7 @@ class GoalLevel(Level):
     Examples:
         >>> from peach_trl.experiment import PeachConfig, make_agent, make_library
         >>> from peach_trl.utils import load_config
-        >>> config = load_config(PeachConfig, "peach", "configs")
+        >>> config = load_config(PeachConfig, "peach")
         >>> level = make_agent(config, make_library(config)).levels[0]
         >>> import torch
         >>> from tensordict import TensorDict

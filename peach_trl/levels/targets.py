@@ -26,7 +26,7 @@ class Targets:
     Examples:
         >>> from peach_trl.experiment import PeachConfig, make_agent, make_library
         >>> from peach_trl.utils import load_config
-        >>> config = load_config(PeachConfig, "peach", "configs")
+        >>> config = load_config(PeachConfig, "peach")
         >>> top = make_agent(config, make_library(config)).top
         >>> targets = Targets(top.loss, tau=0.02)
         >>> targets.step()

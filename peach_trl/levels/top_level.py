@@ -109,7 +109,7 @@ class TopLevel(Level):
     Examples:
         >>> from peach_trl.experiment import PeachConfig, make_agent, make_library
         >>> from peach_trl.utils import load_config
-        >>> config = load_config(PeachConfig, "peach", "configs")
+        >>> config = load_config(PeachConfig, "peach")
         >>> top = make_agent(config, make_library(config)).top
         >>> shape, no = (2, 6), torch.zeros(2, 6, 1, dtype=torch.bool)  # 2 sequences of 6 decisions
         >>> sequences = TensorDict({"observation": torch.zeros(*shape, 4), "action": torch.zeros(*shape, 2),

@@ -112,7 +112,7 @@ def make_goal_loss(
     Examples:
         >>> from peach_trl.experiment import PeachConfig, make_agent, make_library
         >>> from peach_trl.utils import load_config
-        >>> config = load_config(PeachConfig, "peach", "configs", ["lower.algorithm=sac"])
+        >>> config = load_config(PeachConfig, "peach", overrides=["lower.algorithm=sac"])
         >>> loss = make_agent(config, make_library(config)).levels[0].loss  # made by this function
         >>> type(loss).__name__, loss.value_estimator.low, loss.value_estimator.high
         ('PlainSACLoss', -20.0, 0.0)

@@ -26,6 +26,7 @@ from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import MissingMandatoryValue, OmegaConfBaseException
 
 from peach_trl.config import ConfigError, build, require_key, unknown_key
+from peach_trl.utils.installed import folder_of
 
 Schema = TypeVar("Schema")
 Body = Callable[[Any, Path], Any]
@@ -91,14 +92,14 @@ def recipe(
 
 
 def load_config(
-    schema: type[Schema], config_name: str, config_dir: Path | str, overrides: Sequence[str] = ()
+    schema: type[Schema], config_name: str, config_dir: Path | str | None = None, overrides: Sequence[str] = ()
 ) -> Schema:
     """Composes and checks a recipe's configuration outside of its command line, as for a notebook or a test.
 
     Args:
         schema: the schema of the whole configuration.
         config_name: the YAML file, without its suffix.
-        config_dir: the folder of the YAML files.
+        config_dir: the folder of the YAML files; by default that of this package's recipes.
         overrides: as on the command line, such as ``["hierarchy.depth=2"]``.
 
     Raises:
@@ -115,8 +116,11 @@ def load_config(
         ...     _ = Path(folder, "arm.yaml").write_text("joints: 3")
         ...     load_config(ArmConfig, "arm", folder, ["joints=5"])
         ArmConfig(joints=5)
+        >>> from peach_trl.experiment import PeachConfig
+        >>> load_config(PeachConfig, "peach", overrides=["hierarchy.depth=3"]).hierarchy.depth
+        3
     """
-    folder = Path(config_dir).resolve()
+    folder = folder_of("configs") if config_dir is None else Path(config_dir).resolve()
     parsed = OverridesParser.create().parse_overrides(list(overrides))
     _check_keys(functools.partial(require_key, schema), folder, parsed)
     return _build(schema, _compose(folder, config_name, overrides))
