@@ -55,9 +55,7 @@ def main(config: HacConfig, run_dir: Path) -> None:
                 B.empty()  # what the top level met while nothing below it worked
 
             for l in range(train.trajectories):
-                explores = (
-                    {} if top is None else {"tasks": exploration.shares(l, phase.progress), "since": exploration.since}
-                )
+                explores = {} if top is None else exploration.settings(l, phase.progress)
                 policy.explore(warmup=phase.warmup, at_random=phase.at_random, **explores)  # by task not in HAC itself
                 batch = next(trajectories)  # TRAIN-LEVEL(top, s)
                 agent.see(batch["observation"])  # means and deviations of what has no bounds

@@ -56,11 +56,8 @@ def main(config: PeachConfig, run_dir: Path) -> None:
                 B.empty()  # what the top level met while nothing below it worked
 
             for l in range(train.trajectories):  # every row keeps its own c^i, {} before the first
-                tasks, since = (
-                    exploration.shares(l, phase.progress),
-                    exploration.since,
-                )  # which explore, and from which decision on
-                policy.explore(warmup=phase.warmup, at_random=phase.at_random, tasks=tasks, since=since)
+                explores = exploration.settings(l, phase.progress)  # which tasks, from which decision on, where to
+                policy.explore(warmup=phase.warmup, at_random=phase.at_random, **explores)
                 batch = next(trajectories)  # TRAIN-LEVEL(top, s, q(z | c^i)), which adds its decisions to c^i
                 agent.see(batch["observation"])  # means and deviations of what has no bounds
                 *rows_lower, rows_top = transitions(batch)

@@ -55,11 +55,8 @@ def meta_train(config: SourceConfig, run_dir: Path) -> None:
 
             q.reset(T)  # c^i = {}
             for l in range(train.trajectories):
-                tasks, since = (
-                    exploration.shares(l, phase.progress),
-                    exploration.since,
-                )  # which explore, and from which decision on
-                policy.explore(warmup=phase.warmup, at_random=phase.at_random, tasks=tasks, since=since)
+                explores = exploration.settings(l, phase.progress)  # which tasks, from which decision on, where to
+                policy.explore(warmup=phase.warmup, at_random=phase.at_random, **explores)
                 batch = next(trajectories)  # z ~ q(z | c^i); TRAIN-LEVEL(top, s, z)
                 agent.see(batch["observation"])  # means and deviations of what has no bounds
                 *rows_lower, rows_top = transitions(batch)

@@ -13,6 +13,7 @@ from torchrl.envs.utils import ExplorationType, set_exploration_type
 
 from peach_trl.experiment import make_env, make_exploration, make_library, passes, phases
 from peach_trl.hierarchy import Exploration
+from peach_trl.hierarchy.elsewhere import Elsewhere
 
 
 def test_tasks_at_chance_are_unsolved_of_each_seed():
@@ -273,3 +274,57 @@ def test_solved_tasks_explore_early_where_something_costs():
         _ = free.shares()
         play(60, lowest=-1.0)
     assert not free.shares().any()  # nothing costs
+
+
+def test_proposals_that_lead_elsewhere():
+    """Those of exploring rows end far from where the row decided before, in this meta-episode; others are uniform."""
+    config = tiny_config(hierarchy__top_random_hold=1, hierarchy__top_random_share=0.0, env__horizon=80)
+    agent, library = tiny_agent(config), make_library(config)
+    policy, half = agent.make_policy(2), torch.zeros(library.num_tasks)
+    half[0] = 1.0
+
+    def gaps(**how):
+        """Distance of each subgoal from the nearest place of a decision until then, in reaches, [N, decisions]."""
+        policy.explore(tasks=half, **how)
+        batch = record(config, policy, [0] * 20, 80)[:, ::4]
+        place, subgoal = batch["observation"][..., :2], batch["hierarchy", "goal"][..., 0, :]
+        apart = torch.cdist(subgoal, place).masked_fill(~torch.ones(20, 20).tril().bool(), torch.inf)
+        return apart.min(-1).values / agent.hierarchy.reach[-1].max()
+
+    uniform, away = gaps(), gaps(elsewhere=1.0)
+    assert away.mean() > 1.3 * uniform.mean()
+    torch.testing.assert_close(gaps(elsewhere=1.0, at_random=True).mean(), uniform.mean(), rtol=0.1, atol=0)
+
+
+def test_where_a_row_has_been_lasts_for_its_meta_episode():
+    config = tiny_config()
+    hierarchy = tiny_agent(config).hierarchy
+    memory, rows = Elsewhere(hierarchy), np.array([True, True])
+    reach = hierarchy.reach[-1].numpy()
+    here, there = (np.float32([[x, 0, 0, 0]] * 2) for x in (0.0, reach[0]))
+    proposals = np.float32([[[1, 0]] * 2, [[0, 1]] * 2])  # back to where they were, first
+    memory.see(there, rows, fresh=rows)
+    assert memory.pick(here, rows, proposals).tolist() == [[0, 1], [0, 1]]
+    assert memory.pick(here, np.array([False, True]), proposals).tolist() == [[1, 0], [0, 1]]
+    memory.see(here, np.array([False, True]), fresh=np.array([True, False]))  # row 0 begins anew, and does not decide
+    assert memory.pick(here, rows, proposals).tolist() == [[1, 0], [0, 1]]
+    for _ in range(40):  # more than there is room for at first
+        memory.see(here, rows, fresh=~rows)
+    assert memory.pick(here, rows, proposals).tolist() == [[1, 0], [0, 1]]
+    with pytest.raises(ValueError, match="depth = 1"):
+        Elsewhere(tiny_agent(tiny_config(hierarchy__depth=1)).hierarchy)
+
+
+@pytest.mark.parametrize("subgoal", ["relative", "absolute"])
+def test_where_a_proposal_leads(subgoal):
+    hierarchy = tiny_agent(tiny_config(hierarchy__subgoal=subgoal)).hierarchy
+    reach, space = hierarchy.reach[-1], hierarchy.subgoal_space
+    proposals = torch.rand(5, 1, 2, generator=torch.Generator().manual_seed(0)).mul_(2).sub_(1).numpy()
+    here = np.float32([[0.2, -0.1, 0, 0]])
+    for hold in (1, 3):
+        ends = torch.from_numpy(Elsewhere(hierarchy, hold)._ends(here, proposals))
+        targets = (
+            hierarchy.decode(1, torch.from_numpy(here), torch.from_numpy(proposals)) - torch.from_numpy(here)[:, :2]
+        )
+        way = hold * targets if subgoal == "relative" else targets.clamp(-hold * reach, hold * reach)
+        torch.testing.assert_close(ends, space.clip(torch.from_numpy(here)[:, :2] + way))

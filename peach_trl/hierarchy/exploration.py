@@ -5,7 +5,8 @@ look elsewhere: what it meets of the others are episodes without rewards. Noise 
 So the top level explores on those tasks that it fails on, and once it solves them it no longer does. Which tasks it
 fails on is known while training, as each is played again and again.
 
-It explores from some trajectory of a meta-episode on. In those before it does as it learnt: so it comes to where it
+It goes where the meta-episode has not been (:mod:`~peach_trl.hierarchy.elsewhere`), and explores from some trajectory
+of a meta-episode on. In those before it does as it learnt: so it comes to where it
 does not know what to do, when its search has failed. Exploring from the start would teach it wrong once few tasks are
 unsolved: what it met there would be of those alone, while at the start a task may be any. So it explores from the start
 with the probability that a task is unsolved, and else from a later trajectory on. Where a meta-episode is a single
@@ -21,7 +22,7 @@ All of this is for sparse rewards. Where rewards are dense, a policy meets them 
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import cast
+from typing import Any, cast
 
 import torch
 from tensordict import TensorDictBase
@@ -45,6 +46,9 @@ class ExplorationConfig:
     margin: float = option(low=0, high=1, help="how much more than chance a task must show, as a share of the best")
     costly: float = option(
         low=0, high=0.99, help="as often, of solved tasks where something costs; none after a third of training"
+    )
+    elsewhere: float = option(
+        low=0, high=1, help="share of the uniform proposals that lead where the meta-episode has not been"
     )
 
 
@@ -70,6 +74,8 @@ class Exploration:
         margin: how much more than chance a task must show, as a share of what the best shows.
         costly: share of the meta-episodes of a solved task that explore where something costs (:attr:`behind_costs`),
             at the start of training; it falls linearly, to 0 after a third of it.
+        elsewhere: share of the uniform proposals that lead where the row has not been in this meta-episode, see
+            :class:`~peach_trl.hierarchy.elsewhere.Elsewhere`.
         trajectories: of a meta-episode, L.
         decisions: of the top level in a trajectory.
         seeds: how many agents; tasks are compared with those of the same one.
@@ -98,6 +104,7 @@ class Exploration:
         often: float = 0.5,
         margin: float = 0.5,
         costly: float = 0.1,
+        elsewhere: float = 0.75,
         trajectories: int = 1,
         decisions: int = 1,
         *,
@@ -110,7 +117,7 @@ class Exploration:
                 "meta-episodes that do not explore can solve a task, 0 <= share <= 1, and as many tasks of each seed"
             )
         self.tasks, self.share, self.often, self.margin, self.seeds = tasks, share, often, margin, seeds
-        self.costly = costly
+        self.costly, self.elsewhere = costly, elsewhere
         self.num_tasks = int(tasks.max()) + 1 if num_tasks is None else num_tasks
         self.trajectories, self._from = trajectories, torch.full((self.num_tasks,), NEVER)
         self.decisions, self.since = decisions, torch.zeros(self.num_tasks, dtype=torch.int64)
@@ -220,6 +227,16 @@ class Exploration:
         if trajectory == 0:
             self._begin(self.costly * max(0.0, 1 - 3 * progress))
         return self.share * (self._from <= trajectory)
+
+    def settings(self, trajectory: int = 0, progress: float = 0.0) -> dict[str, Any]:
+        """What :meth:`~peach_trl.hierarchy.policy.HierarchyPolicy.explore` is to know of it before a trajectory.
+
+        Args:
+            trajectory: as of :meth:`shares`.
+            progress: likewise.
+        """
+        shares = self.shares(trajectory, progress)
+        return {"tasks": shares, "since": self.since, "elsewhere": self.elsewhere, "afresh": trajectory == 0}
 
     def _begin(self, costly: float) -> None:
         self._from.fill_(NEVER)

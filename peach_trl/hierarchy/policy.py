@@ -23,6 +23,7 @@ from torchrl.envs.utils import ExplorationType, exploration_type
 from torchrl.modules import ProbabilisticActor
 
 from peach_trl.distributions import UnitTanhNormal
+from peach_trl.hierarchy.elsewhere import CANDIDATES, Elsewhere
 from peach_trl.hierarchy.structure import NO_LIMIT, Hierarchy
 from peach_trl.modules.carried import ArrayPerceptron, CarriedState, Frame, StepModule
 from peach_trl.modules.networks import EndedNet, FeatureNet, Features, Normal, Tanh
@@ -113,6 +114,8 @@ class HierarchyActor(StepModule):
     hold: Tensor
     task_share: Tensor
     task_since: Tensor
+    elsewhere: Tensor
+    afresh: Tensor
 
     def __init__(self, hierarchy: Hierarchy, actors: Sequence[TensorDictModuleBase]) -> None:
         super().__init__()
@@ -127,14 +130,17 @@ class HierarchyActor(StepModule):
         self.register_buffer("hold", torch.ones((), dtype=torch.int64))
         self.register_buffer("task_share", torch.zeros(0))
         self.register_buffer("task_since", torch.zeros(0, dtype=torch.int64))
+        self.register_buffer("elsewhere", torch.zeros(()))
+        self.register_buffer("afresh", torch.ones((), dtype=torch.bool))
         self.explore()
+        self._been = Elsewhere(hierarchy, config.top_random_hold) if hierarchy.depth > 1 else None
         self._generator = ProcessGenerator("exploration")
         self._draws = _Draws(self._generator)
         self._networks = [_network_of(actor) for actor in actors]
         self._dims, self._holds = hierarchy.proposal_dims, config.top_random_hold > 1
         held, state = [HELD] * self._holds, [GOAL, TESTED] * (hierarchy.depth > 1)
         known = [key for key in actors[-1].in_keys if key != "observation"]
-        clock = [ACTS, ATTEMPTS, *([START] * self._holds)]
+        clock = [START, ACTS, ATTEMPTS]
         self.in_keys = ["observation", *clock, PROPOSAL, *held, *known, *state, "task_id"]
         self.out_keys = ["action", PROPOSAL, *held, *state]
 
@@ -145,6 +151,8 @@ class HierarchyActor(StepModule):
         at_random: bool = False,
         tasks: Tensor | None = None,
         since: Tensor | None = None,
+        elsewhere: float = 0.0,
+        afresh: bool = True,
     ) -> None:
         """Sets how levels explore from now on; see :meth:`HierarchyPolicy.explore`."""
         config = self.hierarchy.config
@@ -153,6 +161,8 @@ class HierarchyActor(StepModule):
         self.noise.fill_(config.warmup_noise if warmup else config.noise)
         # In the warm-up subgoals are not held: that leaves a lower level little to learn from.
         self.hold.fill_(1 if warmup else config.top_random_hold)
+        self.elsewhere.fill_(0.0 if at_random else elsewhere)  # else it would not show what chance meets
+        self.afresh.fill_(afresh)
         for name, value in (("task_share", tasks), ("task_since", since)):
             buffer = self.get_buffer(name)
             if value is None:
@@ -193,20 +203,44 @@ class HierarchyActor(StepModule):
         normal, uniform, coin = self._draws(level, shape, share)
         noisy = self._add_noise(greedy(), normal) if sample is None else sample(normal)
         holds = top and self._holds
+        if top and self._been is not None and self.elsewhere:
+            self._see(self._been, frame)
         if top and (of_tasks := self.task_share.numpy()).any():
-            task = arrays.get("task_id")
-            if task is None:
-                raise KeyError("no task_id beside the observation: explore by task needs it; call explore(tasks=None)")
-            draws = torch.rand(*shape[:-1], 1, generator=self._generator.get()).numpy()
-            explores = draws < of_tasks[task]
-            if (since := self.task_since.numpy()).any():
-                explores &= arrays[ATTEMPTS][..., -1:] >= since[task]
+            explores = self._explores(frame, of_tasks)
             share, coin = 1, coin | explores
+            if self._been is not None and self.elsewhere and explores.any():
+                uniform = self._lead_elsewhere(self._been, frame, explores, uniform)
         if share or holds:
             noisy = np.where(coin, uniform, noisy)
         if holds:
             return self._hold(frame, coin, noisy)
         return noisy if top else np.where(arrays[TESTED][..., level, None], greedy(), noisy)
+
+    def _explores(self, frame: Frame, of_tasks: np.ndarray) -> np.ndarray:
+        """Which rows explore because of their task, bool [N, 1]."""
+        task = frame.arrays.get("task_id")
+        if task is None:
+            raise KeyError("no task_id beside the observation: explore by task needs it; call explore(tasks=None)")
+        draws = torch.rand(*frame.batch_size, 1, generator=self._generator.get()).numpy()
+        explores = draws < of_tasks[task]
+        if (since := self.task_since.numpy()).any():
+            explores &= frame.arrays[ATTEMPTS][..., -1:] >= since[task]
+        return explores
+
+    def _see(self, been: Elsewhere, frame: Frame) -> None:
+        """Remembers where rows are whose top level decides."""
+        observation, fresh = frame.arrays["observation"], frame.arrays[START] & self.afresh.numpy()
+        acts = frame.arrays[ACTS][..., -1]
+        been.see(observation.reshape(-1, observation.shape[-1]), acts.reshape(-1), fresh.reshape(-1))
+
+    def _lead_elsewhere(self, been: Elsewhere, frame: Frame, explores: np.ndarray, uniform: np.ndarray) -> np.ndarray:
+        """Uniform proposals [N, P], a share of which lead where rows that explore have not been."""
+        generator, observation = self._generator.get(), frame.arrays["observation"]
+        more = torch.rand(CANDIDATES, *uniform.shape, generator=generator).mul_(2).sub_(1).numpy()
+        leads = explores & (torch.rand(explores.shape, generator=generator).numpy() < self.elsewhere.numpy())
+        proposals = np.concatenate([uniform[None], more]).reshape(1 + CANDIDATES, -1, uniform.shape[-1])
+        chosen = been.pick(observation.reshape(-1, observation.shape[-1]), leads.reshape(-1), proposals)
+        return chosen.reshape(uniform.shape)
 
     def _outputs(self, level: int, frame: Frame) -> tuple[Greedy, Sample | None]:
         """What a level proposes without noise, and what draws from its distribution; ``None`` if it has none."""
@@ -398,6 +432,8 @@ class HierarchyPolicy(TensorDictSequential):
         at_random: bool = False,
         tasks: Tensor | None = None,
         since: Tensor | None = None,
+        elsewhere: float = 0.0,
+        afresh: bool = True,
     ) -> None:
         """Sets how levels explore from now on.
 
@@ -408,8 +444,13 @@ class HierarchyPolicy(TensorDictSequential):
             tasks: the share of them that are, beyond ``hierarchy.top_random_share``, for each task id, see
                 :class:`~peach_trl.hierarchy.exploration.Exploration`; ``None`` for none.
             since: from which decision of the trajectory on they are, int64 for each task id; ``None``: from the first.
+            elsewhere: the share of the uniform proposals of ``tasks`` that lead where the row has not been, see
+                :class:`~peach_trl.hierarchy.elsewhere.Elsewhere`; with ``at_random`` there are none.
+            afresh: whether an episode that starts is the first of a meta-episode, so that a row has been nowhere.
         """
-        self.actor.explore(warmup=warmup, at_random=at_random, tasks=tasks, since=since)
+        self.actor.explore(
+            warmup=warmup, at_random=at_random, tasks=tasks, since=since, elsewhere=elsewhere, afresh=afresh
+        )
 
     def advance(self, frame: Frame) -> None:
         """One step on arrays, without a TensorDict; see :class:`~peach_trl.collectors.Lockstep`."""
