@@ -72,13 +72,16 @@ class Agent(nn.Module):
         self.seeds = seeds
         peak, scale = context.evidence == "peak", reward_scale * context.reward_factor
         self.evidence = Evidence(peak=peak, scale=scale, steps=hierarchy.top_steps)
-        if top.observe_goal and env.goal_space is None:
+        goal_space, subgoal_space = (getattr(env, f"{name}_space", None) for name in ("goal", "subgoal"))
+        if top.observe_goal and goal_space is None:
             raise ConfigError(
                 "top.observe_goal = True: the tasks of this environment are no states to reach; set it to false"
             )
-        goal_space, reaches = cast(GoalSpace, env.goal_space), top.objective == "goal"
+        if subgoal_space is None:
+            raise ConfigError(f"{type(env).__name__} has no subgoal_space: set env.subgoal_space to a GoalSpace")
+        reaches = top.objective == "goal"
         self.hierarchy = Hierarchy(
-            *(hierarchy, env.action_spec, cast(GoalSpace, env.subgoal_space), goal_space if reaches else None),
+            *(hierarchy, env.action_spec, subgoal_space, goal_space if reaches else None),
             fails=getattr(env, "fails", False),
         )
         self.observation_spec = env.observation_spec["observation"]

@@ -10,15 +10,15 @@ from __future__ import annotations
 import csv
 from dataclasses import dataclass, fields
 from pathlib import Path
-from typing import Any, cast
+from typing import Any
 
 import torch
+from tensordict import TensorDictBase
 from torch import Tensor
-from torchrl.envs import EnvBase, Transform, TransformedEnv
+from torchrl.envs import EnvBase
 from torchrl.envs.utils import ExplorationType, set_exploration_type
-from torchrl.modules import get_primers_from_module
 
-from peach_trl.collectors.lockstep import Lockstep
+from peach_trl.collectors.rollout import rollout
 from peach_trl.envs.goal_space import GoalSpace
 from peach_trl.hierarchy.policy import HierarchyPolicy
 
@@ -91,17 +91,20 @@ class MetaTest:
 
 
 @torch.no_grad()
-def meta_test(policy: HierarchyPolicy, env: EnvBase, trajectories: int) -> MetaTest:
+def meta_test(policy: HierarchyPolicy, env: EnvBase, trajectories: int, horizon: int | None = None) -> MetaTest:
     """Runs a meta-test on every row of an environment, all in lock-step: its first ``trajectories`` episodes.
 
     Args:
         policy: a hierarchy, with a tracker whose meta-episodes are at least ``trajectories`` long.
-        env: a batched environment, without transforms; each row is a meta-test of its task. Rows of the same task
-            differ where z is drawn. It is closed in the end.
+        env: any TorchRL environment whose episodes end; each row is a meta-test of its task, ``task_id`` [N, 1] among
+            the observations (else the row's number). Rows of the same task differ where z is drawn. What it has of
+            ``library`` (the tasks' parameters), ``goal_space`` and ``horizon`` is used. It is closed in the end.
         trajectories: K.
+        horizon: the most steps of an episode; ``None`` for ``env.horizon``.
 
     Raises:
-        ValueError: if the policy's meta-episodes are shorter than ``trajectories``.
+        ValueError: if the policy's meta-episodes are shorter than ``trajectories``, the horizon is not known, or
+            episodes are longer.
 
     Examples:
         >>> from peach_trl.experiment import PeachConfig, make_agent, make_env, make_library
@@ -113,33 +116,32 @@ def meta_test(policy: HierarchyPolicy, env: EnvBase, trajectories: int) -> MetaT
         >>> result.returns.shape  # 60 tasks, 3 trajectories
         torch.Size([60, 3])
     """
-    tracker = policy.tracker
+    tracker, horizon = policy.tracker, getattr(env, "horizon", None) if horizon is None else horizon
     if tracker is not None and tracker.trajectories < trajectories:
         raise ValueError(
             f"trajectories = {trajectories}: this policy forgets the task after {tracker.trajectories}; make it with "
             f"make_policy(trajectories={trajectories})"
         )
-    lockstep = Lockstep(TransformedEnv(env, cast(Transform, get_primers_from_module(policy))), policy)
-    base = lockstep.base
-    lockstep.reset()
-    task_ids = base.task_id
-    goals = base.library.parameters[task_ids]
+    if horizon is None:
+        raise ValueError(f"horizon: {type(env).__name__} has none; say how many steps an episode has at most")
     try:
         with set_exploration_type(ExplorationType.DETERMINISTIC):
-            batch = lockstep.run(trajectories * base.horizon)
+            batch = rollout(env, policy, trajectories * horizon)
     finally:
-        lockstep.env.close()
+        env.close()
+    batch = batch if batch.ndim > 1 else batch.unsqueeze(0)
+    task_ids, goals, goal_space = *_tasks_of(env, batch), getattr(env, "goal_space", None)
     hierarchy = policy.actor.hierarchy
-    steps, length = _episodes(batch["next", "done"].squeeze(-1), trajectories, base.horizon)
+    steps, length = _episodes(batch["next", "done"].squeeze(-1), trajectories, horizon)
 
     def by_episode(values: Tensor) -> Tensor:
         return values[torch.arange(len(values)).view(-1, 1, 1), steps]  # [R, K, T, ...]
 
-    reached, within = by_episode(batch["next", "observation"]), torch.arange(base.horizon) < length.unsqueeze(-1)
+    reached, within = by_episode(batch["next", "observation"]), torch.arange(horizon) < length.unsqueeze(-1)
     reward = by_episode(batch["next", "reward"].squeeze(-1))
     last, reward = reward[..., -1] > 0, reward * within
-    if base.goal_space is not None:
-        last = base.goal_space.achieved(reached[:, :, -1], goals.unsqueeze(1))
+    if goal_space is not None:
+        last = goal_space.achieved(reached[:, :, -1], goals.unsqueeze(1))
     loc = scale = None
     if tracker is not None:
         loc, scale = tracker.belief.posterior(tracker.after(batch[torch.arange(len(goals)), steps[:, -1, -1]]))
@@ -147,7 +149,7 @@ def meta_test(policy: HierarchyPolicy, env: EnvBase, trajectories: int) -> MetaT
     return MetaTest(
         task_ids=task_ids,
         goals=goals,
-        returns=reward.sum(-1) / base.horizon,
+        returns=reward.sum(-1) / horizon,
         success=last.float(),
         found=(reward > 0).any(-1).float(),
         positions=hierarchy.subgoal_space.project(reached),
@@ -155,8 +157,15 @@ def meta_test(policy: HierarchyPolicy, env: EnvBase, trajectories: int) -> MetaT
         loc=loc,
         scale=scale,
         failed=None if failed is None else by_episode(failed.squeeze(-1)).any(-1).float(),
-        goal_space=base.goal_space,
+        goal_space=goal_space,
     )
+
+
+def _tasks_of(env: EnvBase, batch: TensorDictBase) -> tuple[Tensor, Tensor]:
+    """The tasks that rows played, [R], and their parameters [R, P]; P is 0 where these are not known."""
+    shown, library = batch.get("task_id", None), getattr(env, "library", None)
+    task_ids = torch.arange(len(batch)) if shown is None else shown[:, 0].flatten()
+    return task_ids, torch.zeros(len(batch), 0) if library is None else library.parameters[task_ids]
 
 
 def _episodes(done: Tensor, number: int, horizon: int) -> tuple[Tensor, Tensor]:
@@ -169,4 +178,6 @@ def _episodes(done: Tensor, number: int, horizon: int) -> tuple[Tensor, Tensor]:
     which = torch.arange(number).view(1, -1, 1)
     length = (episode.unsqueeze(1) == which).sum(-1)
     first = (episode.unsqueeze(1) < which).sum(-1)
+    if length.min() < 1 or length.max() > horizon:
+        raise ValueError(f"horizon = {horizon}: an episode has {int(length.max())} steps or more; it must be the most")
     return first.unsqueeze(-1) + torch.minimum(torch.arange(horizon), length.unsqueeze(-1) - 1), length

@@ -2,17 +2,21 @@
 
 from functools import partial
 
+import gymnasium
 import pytest
 import torch
 from tensordict import TensorDict
 from tiny import Ending, tiny_agent, tiny_config
 from torch import nn
 from torchrl.collectors import Collector, MultiAsyncCollector, MultiSyncCollector
-from torchrl.envs import ParallelEnv, SerialEnv, StepCounter, TransformedEnv
+from torchrl.envs import GymEnv, ParallelEnv, SerialEnv, StepCounter, TransformedEnv
 from torchrl.modules import get_primers_from_module
 
-from peach_trl.collectors import Lockstep, LockstepCollector
-from peach_trl.envs import NotFiniteError, PointEnv
+from peach_trl.agent import Agent
+from peach_trl.collectors import Lockstep, LockstepCollector, rollout
+from peach_trl.collectors.rollout import with_state_of
+from peach_trl.envs import GoalSpace, GymnasiumTasksEnv, NotFiniteError, PointEnv, TaskLibrary
+from peach_trl.evaluation import meta_test
 from peach_trl.experiment import make_env, make_library
 
 CASES = {
@@ -159,7 +163,7 @@ def test_what_a_lockstep_rollout_does_not_know_is_named():
         Lockstep(plain, policy).run(1)
     with pytest.raises(ValueError, match="StepCounter"):
         Lockstep(TransformedEnv(TransformedEnv(plain, primers), StepCounter()), policy)
-    with pytest.raises(ValueError, match="SerialEnv"):
+    with pytest.raises(ValueError, match=r"SerialEnv.*peach_trl.collectors.rollout"):
         Lockstep(SerialEnv(1, partial(PointEnv, config.env, 2)), policy)
     with pytest.raises(ValueError, match="init_random_frames = 10"):
         LockstepCollector(plain, policy, frames_per_batch=10, total_frames=-1, init_random_frames=10)
@@ -209,3 +213,74 @@ def test_seeds_decide():
     first, again, other = run(3), run(3), run(4)
     assert isinstance(first, TensorDict) and (first == again).all()
     assert not torch.equal(first["action"], other["action"])
+
+
+def pendulum(rows=None, limit=12):
+    """Of Gymnasium; TorchRL's wrapper of one without ``rows``, else a batch of as many with a task each."""
+    space = GoalSpace([0, 1], -1.0, 1.0, 0.1)
+    if rows is None:
+        env = TransformedEnv(GymEnv("Pendulum-v1"), StepCounter(max_steps=limit))
+        env.subgoal_space = space
+        return env
+    library = TaskLibrary(torch.tensor([[5.0], [10.0], [15.0]]), {"train": torch.arange(3)})
+    make, options = partial(gymnasium.make, "Pendulum-v1"), {"num_envs": rows, "horizon": limit, "seed": 0}
+    return GymnasiumTasksEnv(make, library, lambda env, task: None, subgoal_space=space, **options)
+
+
+def agent_of(env, **changes):
+    config = tiny_config(**changes)
+    torch.manual_seed(0)
+    return Agent(env, config.hierarchy, config.context, config.top, config.lower)
+
+
+def test_gymnasiums_environments_advance_in_lock_step_too():
+    found = []
+    for cls in (LockstepCollector, Collector):
+        env = pendulum(3)
+        policy = agent_of(env).make_policy(trajectories=2)
+        env = TransformedEnv(env, get_primers_from_module(policy))
+        assert Lockstep.takes(env, policy)
+        collector = cls(env, policy, frames_per_batch=3 * 17, total_frames=-1)
+        collector.set_seed(0)
+        found.append([batch.clone() for _, batch in zip(range(3), collector, strict=False)])
+        collector.shutdown()
+    for ours, theirs in zip(*found, strict=True):
+        assert_equal(ours, theirs)
+
+
+def test_any_environment_is_collected_from_and_tested():
+    """One row, without a batch size, whose steps are TorchRL's alone."""
+    env = pendulum()
+    policy = agent_of(env, top__observe_goal=False).make_policy(trajectories=2)
+    assert not Lockstep.takes(env, policy)
+    batch = rollout(env, policy, 30)
+    assert batch.shape == (30,) and batch["next", "done"].sum() == 2 and batch["belief"][:12].abs().sum() > 0
+    collector = LockstepCollector(with_state_of(policy, pendulum()), policy, frames_per_batch=20, total_frames=40)
+    assert [part.shape for part in collector] == [(20,), (20,)]
+    result = meta_test(policy, pendulum(), 2, horizon=12)
+    assert result.returns.shape == (1, 2) and result.goals.shape == (1, 0) and (result.returns < 0).all()
+    with pytest.raises(ValueError, match="horizon: TransformedEnv has none"):
+        meta_test(policy, pendulum(), 2)
+    with pytest.raises(ValueError, match="horizon = 5: an episode has 10 steps or more"):
+        meta_test(policy, pendulum(), 2, horizon=5)
+
+
+def test_the_same_rollout_fast_and_slow():
+    config, library, policy = make_parts({})
+    found = []
+    for chain in ([], [StepCounter()]):
+        env = make_env(config, library, torch.arange(3))
+        for transform in chain:
+            env = TransformedEnv(env, transform)
+        torch.manual_seed(3)
+        found.append(rollout(env, policy, 30))
+    fast, slow = found
+    for key in ("observation", "action", "belief", ("hierarchy", "goal"), ("next", "reward"), ("next", "done")):
+        assert torch.equal(fast[key], slow[key]), key
+
+
+def test_state_that_is_there_is_not_added_again():
+    config, library, policy = make_parts({})
+    env = make_env(config, library, torch.arange(3), policy)
+    assert with_state_of(policy, env) is env and with_state_of(None, env) is env
+    assert with_state_of(nn.Linear(1, 1), env) is env

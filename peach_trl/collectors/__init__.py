@@ -1,5 +1,6 @@
-"""Collection of experience without a TensorDict a step."""
+"""Collection of experience without a TensorDict a step, where an environment can do without."""
 
-from peach_trl.collectors.lockstep import Lockstep, LockstepCollector
+from peach_trl.collectors.lockstep import Lockstep, LockstepCollector, PlainSteps
+from peach_trl.collectors.rollout import rollout
 
-__all__ = ["Lockstep", "LockstepCollector"]
+__all__ = ["Lockstep", "LockstepCollector", "PlainSteps", "rollout"]

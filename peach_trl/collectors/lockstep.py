@@ -13,7 +13,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from itertools import compress
 from operator import is_not, itemgetter
-from typing import Any, TypeAlias, cast
+from typing import Any, Protocol, TypeAlias, cast
 
 import numpy as np
 import torch
@@ -23,7 +23,6 @@ from torchrl.collectors import Collector
 from torchrl.envs import Compose, EnvBase, RewardSum, TensorDictPrimer, Transform, TransformedEnv
 from torchrl.envs.utils import set_exploration_type
 
-from peach_trl.envs.batched_mujoco import BatchedMujocoEnv
 from peach_trl.envs.errors import NotFiniteError
 from peach_trl.hierarchy.policy import HierarchyPolicy
 from peach_trl.modules.carried import CarriedState, Frame
@@ -32,11 +31,34 @@ DONE_KEYS = ("done", "terminated", "truncated")
 Arrays: TypeAlias = dict[Any, np.ndarray]
 
 
+class PlainSteps(Protocol):
+    """What an environment of N rows offers besides TorchRL's methods, to be stepped without a TensorDict.
+
+    Attributes:
+        batch_size: ``[N]``.
+        observation_spec: TorchRL's, a Composite.
+        not_finite: see :class:`~peach_trl.envs.BatchedMujocoEnv`.
+    """
+
+    batch_size: torch.Size
+    observation_spec: Any
+    not_finite: Any
+
+    def advance(self, action: np.ndarray) -> tuple[dict[str, np.ndarray], NotFiniteError | None]:
+        """What :meth:`EnvBase.step` writes under ``"next"``, as arrays [N, ...], and what broke."""
+        ...
+
+    def restart(self, mask: Tensor | None = None) -> dict[str, Tensor]:
+        """What :meth:`EnvBase.reset` writes, for all rows; those of ``mask`` [N] or [N, 1] start anew."""
+        ...
+
+
 class Lockstep:
     """An environment and a policy that advance together; a policy's state and the tasks live on between calls.
 
     Args:
-        env: a :class:`BatchedMujocoEnv`, as it is or under the transforms ``RewardSum`` and ``TensorDictPrimer``.
+        env: one that offers :class:`PlainSteps`, such as a :class:`~peach_trl.envs.BatchedMujocoEnv` or a
+            :class:`~peach_trl.envs.GymnasiumTasksEnv`, as it is or under ``RewardSum`` and ``TensorDictPrimer``.
         policy: a :class:`HierarchyPolicy`, whose primers must be among these transforms.
 
     Raises:
@@ -67,6 +89,14 @@ class Lockstep:
         self._carried = [transform for transform in transforms if isinstance(transform, CarriedState)]
         self._observed = list(self.base.observation_spec.keys())
         self._frame: Frame | None = None
+
+    @staticmethod
+    def takes(env: EnvBase, policy: Any) -> bool:
+        """Whether these two can advance in lock-step."""
+        try:
+            return isinstance(policy, HierarchyPolicy) and bool(_parts_of(env))
+        except ValueError:
+            return False
 
     def reset(self) -> None:
         """Starts all rows anew."""
@@ -151,15 +181,17 @@ class Lockstep:
 
 
 class LockstepCollector(Collector):
-    """TorchRL's Collector with :class:`Lockstep` for its loop over time.
+    """TorchRL's Collector with :class:`Lockstep` for its loop over time, where environment and policy allow.
+
+    With others, such as a ``GymEnv`` or an environment under further transforms, it is TorchRL's.
 
     Takes the arguments of TorchRL's Collector; ``collector_class=LockstepCollector`` puts it into the workers of a
     MultiSyncCollector or MultiAsyncCollector. Not supported: random frames, frames per trajectory, devices other than
     the CPU, and writing to a replay buffer by itself.
 
     Args:
-        create_env_fn: an environment that :class:`Lockstep` takes, or a function that makes one.
-        policy: a HierarchyPolicy.
+        create_env_fn: an environment, or a function that makes one.
+        policy: for example a HierarchyPolicy.
         kwargs: as TorchRL's Collector has them.
 
     Raises:
@@ -183,6 +215,9 @@ class LockstepCollector(Collector):
 
     def _make_carrier(self) -> None:
         super()._make_carrier()
+        self._lockstep = None
+        if not Lockstep.takes(self.env, self._wrapped_policy):
+            return
         self._wrapped_policy(self._carrier.copy())  # as TorchRL's Collector tries it: later draws are then the same
         self._lockstep = Lockstep(self.env, cast(HierarchyPolicy, self._wrapped_policy))
         self._lockstep.start(self._carrier)
@@ -190,6 +225,8 @@ class LockstepCollector(Collector):
 
     def rollout(self) -> TensorDictBase:
         """A batch ``[N, frames_per_batch / N]``."""
+        if self._lockstep is None:
+            return super().rollout()
         if self.pre_collect_hook is not None:
             self.pre_collect_hook()
         if self.reset_at_each_iter:
@@ -214,6 +251,9 @@ class LockstepCollector(Collector):
 
     def reset(self, index: Any = None, **kwargs: Any) -> None:
         """Starts all rows anew."""
+        if self._lockstep is None:
+            super().reset(index, **kwargs)
+            return
         if index is not None or kwargs:
             raise ValueError(f"reset(index={index!r}, {kwargs}): LockstepCollector resets all rows, without arguments")
         self._lockstep.reset()
@@ -232,8 +272,8 @@ def _no_garbage_collection() -> Iterator[None]:
             gc.enable()
 
 
-def _parts_of(env: EnvBase) -> tuple[BatchedMujocoEnv, list[Transform]]:
-    """The batched environment, and the transforms around it."""
+def _parts_of(env: EnvBase) -> tuple[PlainSteps, list[Transform]]:
+    """The environment itself, and the transforms around it."""
     transforms: list[Transform] = []
     while isinstance(env, TransformedEnv):
         chain = list(env.transform) if isinstance(env.transform, Compose) else [env.transform]
@@ -248,12 +288,13 @@ def _parts_of(env: EnvBase) -> tuple[BatchedMujocoEnv, list[Transform]]:
                     " only; use torchrl.collectors.Collector"
                 )
         env = env.base_env
-    if not isinstance(env, BatchedMujocoEnv):
+    # Of the class: batches of environments forward what they are asked for to their parts.
+    if not all(callable(getattr(type(env), name, None)) for name in ("advance", "restart")):
         raise ValueError(
-            f"environment of type {type(env).__name__}: a lock-step rollout needs a BatchedMujocoEnv; use"
-            " torchrl.collectors.Collector for others"
+            f"environment of type {type(env).__name__}: a lock-step rollout needs its methods advance and restart; use"
+            " peach_trl.collectors.rollout or torchrl.collectors.Collector for others"
         )
-    return env, transforms
+    return cast(PlainSteps, env), transforms
 
 
 def _stack(now: list[Arrays], after: list[Arrays], batch_size: torch.Size) -> TensorDict:

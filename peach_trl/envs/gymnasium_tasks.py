@@ -5,7 +5,7 @@ from __future__ import annotations
 import multiprocessing
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
-from typing import Any, Literal, TypedDict, cast
+from typing import Any, Literal, TypedDict, cast, overload
 
 import gymnasium
 import numpy as np
@@ -185,8 +185,29 @@ class GymnasiumTasksEnv(EnvBase):
     # EnvBase's own methods.
 
     def _step(self, tensordict: TensorDictBase) -> TensorDictBase:
-        action = tensordict.get("action").detach().numpy()
-        moves = self._mask(tensordict.get("_step", None))
+        values, error = self.advance(tensordict.get("action"), tensordict.get("_step", None))
+        result = TensorDict(values, batch_size=self.batch_size, device=self.device)
+        if error is None:
+            return result
+        error.tensordict = result
+        return error.raise_or_warn(self.not_finite)
+
+    @overload
+    def advance(self, action: np.ndarray) -> tuple[dict[str, np.ndarray], NotFiniteError | None]: ...
+
+    @overload
+    def advance(
+        self, action: Tensor, mask: Tensor | None = None
+    ) -> tuple[dict[str, Tensor], NotFiniteError | None]: ...
+
+    def advance(self, action: Any, mask: Tensor | None = None) -> tuple[dict[str, Any], NotFiniteError | None]:
+        """One step without the TensorDict; see :meth:`BatchedMujocoEnv.advance`."""
+        if isinstance(action, np.ndarray):
+            return self._advance(action, self._mask(None))
+        values, error = self._advance(action.detach().numpy(), self._mask(mask))
+        return _tensors(values), error
+
+    def _advance(self, action: np.ndarray, moves: np.ndarray) -> tuple[dict[str, np.ndarray], NotFiniteError | None]:
         vector = self._check_step(action, moves)
         self._steps[moves] += 1
         raw, rewards, _, _, info = vector.step((action, moves.astype(np.int64)))
@@ -199,25 +220,26 @@ class GymnasiumTasksEnv(EnvBase):
         self._success[moves] = info["success"][moves]
         error = self._replace_broken(observation, reward)
         self._last = observation
-        result = self._result()
-        result["reward"] = torch.from_numpy(reward)
-        if error is None:
-            return result
-        error.tensordict = result
-        return error.raise_or_warn(self.not_finite)
+        return {**self._values(), "reward": reward}, error
 
     def _reset(self, tensordict: TensorDictBase | None = None, **kwargs: Any) -> TensorDictBase:
-        mask = self._mask(None if tensordict is None else tensordict.get("_reset", None))
-        if self._vector is None and not mask.all():
-            raise RuntimeError(f"rows {np.flatnonzero(~mask).tolist()} were never reset: reset all rows first")
-        rows = np.flatnonzero(mask)
+        mask = None if tensordict is None else tensordict.get("_reset", None)
+        values = self.restart(mask, None if tensordict is None else tensordict.get("task_id", None))
+        return TensorDict(values, batch_size=self.batch_size, device=self.device)
+
+    def restart(self, mask: Tensor | None = None, task_id: Tensor | None = None) -> dict[str, Tensor]:
+        """A reset without the TensorDict; see :meth:`BatchedMujocoEnv.restart`."""
+        resets = self._mask(mask)
+        if self._vector is None and not resets.all():
+            raise RuntimeError(f"rows {np.flatnonzero(~resets).tolist()} were never reset: reset all rows first")
+        rows = np.flatnonzero(resets)
         if not len(rows):
-            return self._result()
-        self._task_rows.assign(rows, None if tensordict is None else tensordict.get("task_id", None))
+            return _tensors(self._values())
+        self._task_rows.assign(rows, task_id)
         tasks = self.library.source_ids[self._task_rows.task_id[:, 0]].tolist()
-        seeds = [seed if reset else None for seed, reset in zip(self._seeds, mask, strict=True)]
+        seeds = [seed if reset else None for seed, reset in zip(self._seeds, resets, strict=True)]
         vector = self._vector or self._make_vector()
-        raw, info = vector.reset(seed=seeds, options={"reset_mask": mask, "tasks": tasks})
+        raw, info = vector.reset(seed=seeds, options={"reset_mask": resets, "tasks": tasks})
         broken = rows[broken_rows(raw[rows])]
         good = np.setdiff1d(rows, broken)
         self._last = self._last.copy()
@@ -225,14 +247,15 @@ class GymnasiumTasksEnv(EnvBase):
         self._steps[rows] = 0
         self._terminated[rows], self._failed[rows], self._truncated[rows] = False, False, np.isin(rows, broken)
         self._success[rows] = info["success"][rows]
-        self._seeds = [None if reset else seed for seed, reset in zip(self._seeds, mask, strict=True)]
+        self._seeds = [None if reset else seed for seed, reset in zip(self._seeds, resets, strict=True)]
+        values = _tensors(self._values())
         if len(broken):
             error = self._task_rows.not_finite_error(
                 "observation", broken, self._steps[broken], "check these tasks, and reset these rows again"
             )
-            error.tensordict = self._result()
+            error.tensordict = TensorDict(values, batch_size=self.batch_size, device=self.device)
             raise error
-        return self._result()
+        return values
 
     def _set_seed(self, seed: int | None) -> None:
         self._task_rows.set_seed(seed)
@@ -278,18 +301,18 @@ class GymnasiumTasksEnv(EnvBase):
         rows = self.batch_size[0]
         return np.ones(rows, dtype=np.bool_) if mask is None else mask.reshape(rows).numpy().copy()
 
-    def _result(self) -> TensorDict:
-        values = {"observation": torch.from_numpy(self._last.copy()), "task_id": self._task_rows.task_id.clone()}
+    def _values(self) -> dict[str, np.ndarray]:
+        """What rows show now, by key."""
+        values = {"observation": self._last.copy(), "task_id": self._task_rows.task_id.numpy().copy()}
         if self.observe_goal:
-            values["goal"] = self._task_rows.goal.clone()
+            values["goal"] = self._task_rows.goal.numpy().copy()
         flags = {"terminated": self._terminated, "truncated": self._truncated}
         flags["done"] = self._terminated | self._truncated
         if self._success_key is not None:
             flags["success"] = self._success
         if self.fails:
             flags["failed"] = self._failed
-        values.update({name: torch.from_numpy(flag[:, None].copy()) for name, flag in flags.items()})
-        return TensorDict(values, batch_size=self.batch_size, device=self.device)
+        return values | {name: flag[:, None].copy() for name, flag in flags.items()}
 
     def _check_step(self, action: np.ndarray, moves: np.ndarray) -> SyncVectorEnv | AsyncVectorEnv:
         if self._vector is None:
@@ -319,6 +342,10 @@ class GymnasiumTasksEnv(EnvBase):
         self._failed[rows] = True
         key = "observation" if len(broken["observation"]) else "reward"
         return self._task_rows.not_finite_error(key, rows, self._steps[rows], "check the actions and the environment")
+
+
+def _tensors(values: Mapping[str, np.ndarray]) -> dict[str, Tensor]:
+    return {key: torch.from_numpy(value) for key, value in values.items()}
 
 
 def _process_context() -> str | None:
