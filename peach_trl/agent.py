@@ -11,7 +11,6 @@ from torchrl.envs import EnvBase
 from peach_trl.config import AUTO, ConfigError
 from peach_trl.context.belief import Belief
 from peach_trl.context.tracker import BeliefTracker
-from peach_trl.envs.goal_space import GoalSpace
 from peach_trl.hierarchy.evidence import Evidence
 from peach_trl.hierarchy.policy import HierarchyActor, HierarchyClock, HierarchyPolicy
 from peach_trl.hierarchy.structure import Hierarchy, HierarchyConfig
