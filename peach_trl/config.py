@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import dataclasses
 import difflib
+import importlib
 import math
 import operator
 import types
@@ -175,6 +176,27 @@ def unknown_key(key: str, value: Any, known: Sequence[str]) -> ConfigError:
     near = difflib.get_close_matches(key, same or known, n=1, cutoff=0.0 if same else 0.6)
     remedy = f"did you mean {near[0]}?" if near else f"known keys: {', '.join(sorted(set(known)))}"
     return ConfigError(f"{key} = {value!r}: unknown key; {remedy}")
+
+
+def imported(key: str, path: str) -> Any:
+    """What a configuration names by ``"module:name"``.
+
+    Args:
+        key: that names it, for messages.
+        path: its value.
+
+    Raises:
+        ConfigError: if there is no such thing.
+
+    Examples:
+        >>> imported("encoder", "peach_trl.config:imported").__name__
+        'imported'
+    """
+    module, _, name = path.partition(":")
+    try:
+        return getattr(importlib.import_module(module), name)
+    except (ImportError, AttributeError, ValueError) as error:
+        raise ConfigError(f"{key} = {path!r}: {error}; write module:name, with the module on the PYTHONPATH") from None
 
 
 def _checked(key: str, value: Any, kind: Any, limits: Mapping[str, Any]) -> Any:

@@ -16,6 +16,7 @@ from tensordict import TensorDictBase
 from torch import Tensor
 
 from peach_trl.agent import Agent
+from peach_trl.envs.batched_mujoco import BatchedMujocoEnv
 from peach_trl.envs.families.maze_layouts import maze_walls
 from peach_trl.envs.families.wind import Wind
 from peach_trl.envs.goal_space import GoalSpace
@@ -247,6 +248,8 @@ def _in_the_plane(env: Any, goal: Tensor) -> bool:
     """Whether goals [2] are places x, y in metres, and not angles, say."""
     if env.goal_space is None or len(goal) != 2:
         return False
+    if not isinstance(env, BatchedMujocoEnv):
+        return env.goal_space.metric == "euclidean"
     place = env.goal_position(goal.double().numpy(), *env.simulation(0))
     return place is not None and bool(abs(place[:2] - goal.double().numpy()).max() < 1e-6)
 

@@ -211,7 +211,7 @@ def test_an_encoder_is_handed_in_as_an_object_or_by_name():
     with pytest.raises(ValueError, match="encoder and belief are both given"):
         make_agent(config, make_library(config), OwnEncoder(SPEC, 2, 10), belief)
     for path in ("nowhere:Encoder", f"{__name__}:Nothing", "OwnEncoder"):
-        with pytest.raises(ConfigError, match="write module:Class"):
+        with pytest.raises(ConfigError, match="write module:name"):
             tiny_agent(tiny_config(context__encoder=path))
 
 

@@ -457,7 +457,7 @@ def test_sweep(tmp_path):
         (["top.batch=-1"], ["top.batch = -1: must be >= 1", "set top.batch"]),
         (["context.latent_dim=65"], ["context.latent_dim = 65: must be <= 64", "set context.latent_dim"]),
         (["context.belief=gru"], ["context.belief = 'gru': must be one of product, attention, recurrent"]),
-        (["context.encoder=nowhere:Encoder"], ["context.encoder = 'nowhere:Encoder'", "write module:Class"]),
+        (["context.encoder=nowhere:Encoder"], ["context.encoder = 'nowhere:Encoder'", "write module:name"]),
         (["sequences.per_task=3"], ["sequences.consecutive = 0.5: of per_task = 3 sequences", "change one of them"]),
         (["train.trajectories=5", "sequences.episodes=3"], ["sequences.episodes = 3", "raise sequences.episodes"]),
         (["context.belief=recurrent", "context.decisions=3"], ["context.decisions = 3", "set it to null"]),

@@ -5,6 +5,8 @@ import pickle
 import numpy as np
 import pytest
 import torch
+from test_made import KEPT
+from test_recipes import start
 from torchrl.envs import check_env_specs
 
 from peach_trl.envs.suites import (
@@ -305,3 +307,24 @@ def test_ogbench_success_is_the_goal_space(ogbench, terminate):
 def test_ogbench_rejects(ogbench, arguments, message):
     with pytest.raises(ValueError, match=message):
         ogbench_maze(1, **arguments)
+
+
+# Recipes.
+
+MAZE = ["env.horizon=20", "train.meta_batch=2", *KEPT]
+
+
+@pytest.mark.parametrize(
+    ("extra", "changes"),
+    [
+        ("metaworld", ["env=MetaWorldML1", "env.options.validation_goals=45"]),
+        ("metaworld", ["env=MetaWorldML10", "env.options.validation_goals=49"]),
+        ("robotics", ["env=robotics_maze", "env.options.env_id=PointMaze_UMaze-v3"]),
+        ("ogbench", ["env=ogbench_maze"]),
+    ],
+)
+def test_a_recipe_trains_and_tests(extra, changes, tmp_path, request):
+    request.getfixturevalue(extra)
+    (folder,) = start(tmp_path, "peach", *changes, *MAZE, plots=False)
+    rows = (folder / "meta_test.csv").read_text().splitlines()
+    assert len(rows) > 2 and rows[1].startswith("test,")

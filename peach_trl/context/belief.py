@@ -25,8 +25,8 @@ from torch import Tensor, nn
 from torch.nn.functional import pad, softplus
 from torchrl.data import TensorSpec
 
-from peach_trl.config import ConfigError, option
-from peach_trl.context.encoder import ContextEncoder, Transition, find_encoder
+from peach_trl.config import ConfigError, imported, option
+from peach_trl.context.encoder import ContextEncoder, Transition
 from peach_trl.context.products import Products, exponential
 from peach_trl.hierarchy.evidence import Evidence
 from peach_trl.modules.views import View
@@ -62,7 +62,7 @@ class BeliefConfig:
     def check(self) -> None:
         """Refuses a window where there is none, and an encoder that is not there."""
         if self.encoder is not None:
-            find_encoder(self.encoder)
+            imported("encoder", self.encoder)
         if self.belief == "recurrent" and self.decisions is not None:
             raise ConfigError(
                 f"decisions = {self.decisions}: a recurrent belief cannot forget; set it to null, or belief=product"
@@ -431,7 +431,7 @@ def make_belief(
         one = make_belief(config, observation_spec, action_dim, encoder, None, view, normalise)
         return BeliefOfSeeds(one, seeds)
     if encoder is None and config.encoder is not None:
-        encoder = find_encoder(config.encoder)(observation_spec, action_dim, out)
+        encoder = imported("encoder", config.encoder)(observation_spec, action_dim, out)
     if encoder is None:
         encoder = ContextEncoder(
             *(observation_spec, action_dim, out, config.cells, config.norm, evidence, view, normalise),

@@ -6,8 +6,7 @@ Source: PEARL (Rakelly et al. 2019, arXiv 1903.08254, section 4.1). What a whole
 
 from __future__ import annotations
 
-import importlib
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import NamedTuple
 
 import torch
@@ -15,7 +14,6 @@ from tensordict import TensorDictBase
 from torch import Tensor, nn
 from torchrl.data import TensorSpec
 
-from peach_trl.config import ConfigError
 from peach_trl.modules.networks import Features
 from peach_trl.modules.perceptron import Perceptron
 from peach_trl.modules.views import View
@@ -111,22 +109,3 @@ class ContextEncoder(nn.Module):
         elif self._of_state:
             parts[2:] = evidence[..., : -self._of_state], self.read(evidence[..., -self._of_state :])
         return torch.cat([*parts, self.read(next_observation)], -1)
-
-
-def find_encoder(path: str) -> Callable[[TensorSpec, int, int], nn.Module]:
-    """A user's encoder, named by ``"module:Class"``; it is called with the first three arguments of ContextEncoder.
-
-    Raises:
-        ConfigError: if there is no such class.
-
-    Examples:
-        >>> find_encoder("peach_trl.context:ContextEncoder").__name__
-        'ContextEncoder'
-    """
-    module, _, name = path.partition(":")
-    try:
-        return getattr(importlib.import_module(module), name)
-    except (ImportError, AttributeError, ValueError) as error:
-        raise ConfigError(
-            f"encoder = {path!r}: {error}; write module:Class, with the module on the PYTHONPATH"
-        ) from None

@@ -9,6 +9,7 @@ from peach_trl.envs.families import FAMILIES, FamilyConfig, TaskFamily
 from peach_trl.envs.goal_space import GoalSpace
 from peach_trl.envs.gymnasium_api import FamilyGymnasiumEnv, register_families
 from peach_trl.envs.gymnasium_tasks import GymnasiumTasksEnv, TasksOptions
+from peach_trl.envs.made import MadeConfig
 from peach_trl.envs.point import PointConfig, PointEnv
 from peach_trl.envs.tasks import TaskLibrary, circle_tasks, draw_library, half_circle_tasks, square_tasks
 from peach_trl.envs.video import Video, record_video, render_row
@@ -21,6 +22,7 @@ __all__ = [
     "FamilyGymnasiumEnv",
     "GoalSpace",
     "GymnasiumTasksEnv",
+    "MadeConfig",
     "NotFiniteError",
     "PointConfig",
     "PointEnv",

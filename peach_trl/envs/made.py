@@ -1,0 +1,224 @@
+"""Environments that a configuration names: any that a function makes, with a list of tasks that another makes.
+
+``env=gymnasium`` and the task suites are such configurations; so is your own module. ``env.make`` names a function
+``make(num_envs, *, library, tasks, horizon, ...)`` that returns a TorchRL environment with a row for each of the task
+ids ``tasks`` [N], and ``env.tasks`` one that returns the :class:`~peach_trl.envs.TaskLibrary`, in the splits
+``"train"``, ``"validation"`` and ``"test"``. Both get those of ``env.options`` that they name as arguments; the first
+also gets ``observe_goal``, ``seed`` and ``not_finite`` where it names them.
+"""
+
+from __future__ import annotations
+
+import inspect
+import json
+import typing
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from functools import lru_cache, partial
+from typing import Any, Unpack
+
+import gymnasium
+import numpy as np
+import torch
+from torch import Tensor
+from torchrl.envs import EnvBase
+
+from peach_trl.config import ConfigError, imported, option
+from peach_trl.envs.errors import NOT_FINITE
+from peach_trl.envs.goal_space import GoalSpace
+from peach_trl.envs.gymnasium_tasks import GymnasiumTasksEnv, TasksOptions
+from peach_trl.envs.tasks import TaskLibrary
+from peach_trl.rules import TaskFacts
+
+SPLITS = ("train", "validation", "test")
+
+
+@dataclass(frozen=True)
+class MadeConfig:
+    """An environment by the names of functions; see the module."""
+
+    make: str = option(help="module:function that makes the environment")
+    tasks: str = option(help="module:function that makes the list of tasks")
+    horizon: int = option(low=1, help="environment steps per episode, at most")
+    best_reward: float | None = option(above=0, help="largest reward of a step, for values by rule; null: not known")
+    goal_size: float | None = option(above=0, help="how far from a goal there are rewards; null: no goals, not known")
+    step_length: float | None = option(above=0, help="how far a step can lead along an axis; null: not known")
+    not_finite: str = option(choices=NOT_FINITE, help="what a row that breaks does")
+    options: dict = option(help="what the two functions take besides")
+
+    @property
+    def train_tasks(self) -> int:
+        """Number of training tasks."""
+        return len(self.make_library().split("train"))
+
+    has_dense_reward = False
+
+    def dense_reward(self, observation: Tensor, parameters: Tensor) -> Tensor:
+        """There is none."""
+        raise NotImplementedError
+
+    def facts(self) -> TaskFacts:
+        """What values by rule need to know."""
+        return TaskFacts(self.horizon, self.best_reward, self.goal_size, self.step_length)
+
+    def check(self) -> None:
+        """Checks that both functions are there, and take the options."""
+        functions = [imported("make", self.make), imported("tasks", self.tasks)]
+        for name in self.options:
+            if not any(_takes(function, name) for function in functions):
+                raise ConfigError(
+                    f"options.{name} = {self.options[name]!r}: neither {self.make} nor {self.tasks} takes it"
+                )
+
+    def make_library(self) -> TaskLibrary:
+        """The tasks, in the splits ``"train"``, ``"validation"`` and ``"test"``."""
+        library = _library(self.tasks, json.dumps(self.options, sort_keys=True))
+        missing = [name for name in SPLITS if name not in library.split_names]
+        if missing:
+            raise ConfigError(f"env.tasks = {self.tasks}: its library has no split {missing[0]}; give it some tasks")
+        return library
+
+    def make_env(self, library: TaskLibrary, tasks: Tensor, *, observe_goal: bool, seed: int) -> EnvBase:
+        """One row for each of ``tasks`` [N]."""
+        make = imported("env.make", self.make)
+        more = {"observe_goal": observe_goal, "seed": seed, "not_finite": self.not_finite}
+        if observe_goal and not _takes(make, "observe_goal"):
+            raise ConfigError(f"top.observe_goal = True: {self.make} takes no observe_goal; set it to false")
+        given = _taken(make, more) | _taken(make, _tuples(self.options))
+        return make(len(tasks), library=library, tasks=tasks, horizon=self.horizon, **given)
+
+
+@lru_cache(maxsize=8)
+def _library(tasks: str, options: str) -> TaskLibrary:
+    function = imported("env.tasks", tasks)
+    return function(**_taken(function, _tuples(json.loads(options))))
+
+
+def _takes(function: Callable[..., Any], name: str) -> bool:
+    """Whether a function names an argument, in its signature or in that of a ``**options: Unpack[...]``."""
+    parameters = inspect.signature(function).parameters
+    others = [parameter.name for parameter in parameters.values() if parameter.kind == parameter.VAR_KEYWORD]
+    if name in parameters or not others:
+        return name in parameters and name not in others
+    (unpacked,) = typing.get_args(typing.get_type_hints(function).get(others[0])) or (None,)
+    return name in getattr(unpacked, "__annotations__", ())
+
+
+def _taken(function: Callable[..., Any], values: Mapping[str, Any]) -> dict[str, Any]:
+    return {name: value for name, value in values.items() if _takes(function, name)}
+
+
+def _tuples(values: Any) -> Any:
+    """The same with tuples in place of lists, as arguments in Python are mostly written."""
+    if isinstance(values, Mapping):
+        return {name: _tuples(value) for name, value in values.items()}
+    return tuple(map(_tuples, values)) if isinstance(values, (list, tuple)) else values
+
+
+# env=gymnasium
+
+
+def gymnasium_env(
+    num_envs: int,
+    *,
+    env_id: str,
+    set_task: str,
+    subgoal: Mapping[str, Any],
+    library: TaskLibrary,
+    tasks: Tensor,
+    horizon: int,
+    goal: Mapping[str, Any] | None = None,
+    arguments: Mapping[str, Any] | None = None,
+    observation_keys: Sequence[str] | None = None,
+    observation_low: Sequence[float] | None = None,
+    observation_high: Sequence[float] | None = None,
+    success_key: str | None = None,
+    fails: bool = False,
+    **options: Unpack[TasksOptions],
+) -> GymnasiumTasksEnv:
+    """An environment of Gymnasium's registry, whose tasks differ in what is set before a reset.
+
+    Args:
+        num_envs: number of rows, N.
+        env_id: such as ``"Pendulum-v1"``, or ``"my_module:MyEnv-v0"``.
+        set_task: ``module:function``, called as ``function(env, parameters)`` with the task's parameters, an array [P],
+            right before each reset, whose options it may return; or the name of an attribute of the unwrapped
+            environment, as ``"g"`` or ``"model.opt.timestep"``, that is set to the only parameter.
+        subgoal: arguments of the :class:`~peach_trl.envs.GoalSpace` of subgoals: ``indices``, ``low``, ``high``,
+            ``tolerance``, ``metric``.
+        library: the tasks.
+        tasks: ids of those that the rows play, [N].
+        horizon: environment steps until truncation.
+        goal: likewise of goals, where tasks are states to reach.
+        arguments: of ``gymnasium.make``.
+        observation_keys: as of :class:`~peach_trl.envs.GymnasiumTasksEnv`.
+        observation_low: likewise, a number for each entry of the observation.
+        observation_high: likewise.
+        success_key: likewise.
+        fails: likewise.
+        options: likewise.
+
+    Examples:
+        >>> library = listed_tasks(train=[5.0, 10.0], validation=[7.0], test=[15.0])
+        >>> space = {"indices": [0, 1], "low": -1.0, "high": 1.0, "tolerance": 0.1}
+        >>> tasks = library.split("train")
+        >>> env = gymnasium_env(2, env_id="Pendulum-v1", set_task="g", subgoal=space, library=library, tasks=tasks,
+        ...     horizon=200)
+        >>> env.rollout(3)["observation"].shape
+        torch.Size([2, 3, 3])
+    """
+    parameters = torch.full((int(library.source_ids.max()) + 1, library.parameters.shape[1]), torch.nan)
+    parameters[library.source_ids] = library.parameters
+    put = partial(_call if ":" in set_task else _set, set_task, parameters.numpy())
+    low, high = (None if bound is None else torch.tensor(bound) for bound in (observation_low, observation_high))
+    return GymnasiumTasksEnv(
+        partial(gymnasium.make, env_id, **dict(arguments or {})),
+        library,
+        put,
+        num_envs=num_envs,
+        horizon=horizon,
+        tasks=tasks,
+        subgoal_space=GoalSpace(**subgoal),
+        goal_space=None if goal is None else GoalSpace(**goal),
+        observation_keys=observation_keys,
+        observation_low=low,
+        observation_high=high,
+        success_key=success_key,
+        fails=fails,
+        **options,
+    )
+
+
+def listed_tasks(
+    train: Sequence[Any], validation: Sequence[Any], test: Sequence[Any], name: str = "tasks"
+) -> TaskLibrary:
+    """Tasks by their parameters: a number or a list of numbers each.
+
+    Examples:
+        >>> listed_tasks(train=[[0.0, 1.0], [1.0, 0.0]], validation=[[0.5, 0.5]], test=[[1.0, 1.0]])
+        TaskLibrary(tasks: 4 tasks of 2 parameters; train: 2, validation: 1, test: 1)
+    """
+    splits, parameters = {}, []
+    for split, listed in zip(SPLITS, (train, validation, test), strict=True):
+        splits[split] = torch.arange(len(parameters), len(parameters) + len(listed))
+        parameters += [[float(value) for value in (task if isinstance(task, Sequence) else [task])] for task in listed]
+    return TaskLibrary(torch.tensor(parameters), splits, name)
+
+
+def _call(path: str, parameters: np.ndarray, env: gymnasium.Env, task: int) -> Any:
+    return imported("env.options.set_task", path)(env, parameters[task])
+
+
+def _set(path: str, parameters: np.ndarray, env: gymnasium.Env, task: int) -> None:
+    if parameters.shape[1] != 1:
+        raise ConfigError(
+            f"env.options.set_task = {path}: an attribute takes one parameter, tasks have {parameters.shape[1]}; write "
+            "a function(env, parameters), module:function"
+        )
+    *parents, name = path.split(".")
+    target: Any = env.unwrapped
+    for parent in parents:
+        target = getattr(target, parent)
+    if not hasattr(target, name):
+        raise ConfigError(f"env.options.set_task = {path}: {type(target).__name__} has no {name}; name another")
+    setattr(target, name, float(parameters[task, 0]))

@@ -1,0 +1,134 @@
+"""Environments that a configuration names: Gymnasium's by id, and those of a user's own module."""
+
+from __future__ import annotations
+
+import sys
+import types
+
+import pytest
+import torch
+from test_recipes import start
+from tiny import ROOT, TINY
+
+from peach_trl.config import ConfigError
+from peach_trl.envs import GoalSpace, MadeConfig, PointEnv, TaskLibrary
+from peach_trl.envs.made import gymnasium_env, listed_tasks
+from peach_trl.experiment import HacConfig, PeachConfig, make_agent, make_env, make_library
+from peach_trl.utils import load_config
+
+KEPT = [change for change in TINY if not change.startswith("env.")]
+SHORT = ["env=gymnasium", "env.horizon=20", *KEPT]
+
+
+OWN = """
+make: own_world:make
+tasks: own_world:tasks
+horizon: 20
+best_reward: 1.0
+goal_size: 1.4
+step_length: 0.25
+not_finite: raise
+options:
+  size: 3
+  goals: [[1.0, 0.0], [0.0, 1.0], [-1.0, 0.0], [0.5, 0.5], [0.1, 1.0]]
+"""
+
+
+def config_of(*changes, schema=PeachConfig, recipe="peach"):
+    return load_config(schema, recipe, ROOT / "configs", [*SHORT, *changes])
+
+
+def test_a_pendulum_by_its_id():
+    config = config_of()
+    assert isinstance(config.env, MadeConfig) and config.env.train_tasks == 16
+    library = make_library(config)
+    env = make_env(config, library, library.split("test"))
+    assert env.library is library and env.horizon == 20 and env.subgoal_space.dim == 2
+    batch = env.rollout(5)
+    assert batch.shape == (4, 5)
+    assert [copy.unwrapped.g for copy in env._vector.envs] == [3.5, 7.5, 11.5, 15.5]
+    assert make_agent(config, library).hierarchy.proposal_dims == [1, 2]
+
+
+@pytest.mark.parametrize("recipe", ["peach", "pearl"])
+def test_a_run_on_a_pendulum(recipe, tmp_path):
+    (folder,) = start(tmp_path, recipe, *SHORT, plots=False)
+    rows = (folder / "meta_test.csv").read_text().splitlines()
+    assert len(rows) == 1 + 4 * 2 and (folder / "checkpoints" / "final.pt").is_file()
+
+
+def test_tasks_are_set_by_function_or_attribute():
+    library = listed_tasks(train=[[1.0, 0.5], [2.0, 0.7]], validation=[[3.0, 1.0]], test=[[4.0, 1.0]])
+    space = {"indices": [0, 1], "low": -1.0, "high": 1.0, "tolerance": 0.1}
+    arguments = {"env_id": "Pendulum-v1", "subgoal": space, "library": library, "horizon": 5}
+    seen = []
+
+    def put(env, parameters):
+        env.unwrapped.g, env.unwrapped.m = map(float, parameters)
+        seen.append(parameters.tolist())
+
+    module = sys.modules["own_tasks"] = types.ModuleType("own_tasks")
+    module.put = put
+    env = gymnasium_env(2, set_task="own_tasks:put", tasks=library.split("train"), **arguments)
+    env.reset()
+    assert seen == [[1.0, 0.5], pytest.approx([2.0, 0.7])]
+    with pytest.raises(ConfigError, match="tasks have 2"):
+        gymnasium_env(1, set_task="g", tasks=library.split("train")[:1], **arguments).reset()
+    one = listed_tasks(train=[1.0, 2.0], validation=[3.0], test=[4.0])
+    with pytest.raises(ConfigError, match="PendulumEnv has no gravity"):
+        gymnasium_env(1, set_task="gravity", tasks=torch.tensor([0]), **(arguments | {"library": one})).reset()
+    part = one.repeat(2).subset([3, 6])  # test tasks of both agents: numbered anew, and still those tasks
+    env = gymnasium_env(2, set_task="g", tasks=torch.tensor([0, 1]), **(arguments | {"library": part}))
+    env.reset()
+    assert [copy.unwrapped.g for copy in env._vector.envs] == part.parameters.flatten().tolist()
+
+
+def test_a_module_of_ones_own(tmp_path):
+    """A function for the environment and one for the tasks are all that is needed."""
+    module = sys.modules["own_world"] = types.ModuleType("own_world")
+    parts = config_of().env
+    point = load_config(PeachConfig, "peach", ROOT / "configs", TINY).env
+
+    def make(num_envs, *, library, tasks, horizon, size):
+        assert horizon == parts.horizon and size == 3
+        return PointEnv(point, num_envs, library=library, tasks=tasks)
+
+    module.make, module.tasks = (
+        make,
+        lambda goals: TaskLibrary(
+            torch.tensor(goals), {"train": torch.arange(3), "validation": torch.tensor([3]), "test": torch.tensor([4])}
+        ),
+    )
+    own = ["env.make=own_world:make", "env.tasks=own_world:tasks"]
+    with pytest.raises(ConfigError, match=r"env.options.env_id = .*: neither own_world:make nor own_world:tasks takes"):
+        config_of(*own)  # the pendulum's options
+    group = tmp_path / "conf" / "env"
+    group.mkdir(parents=True)
+    (group / "own.yaml").write_text(OWN)
+    (folder,) = start(tmp_path, "peach", "--config-dir", str(tmp_path / "conf"), "env=own", *KEPT, plots=False)
+    assert (folder / "meta_test.csv").is_file()
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ("env.make=nowhere:make", r"env.make = 'nowhere:make': No module named 'nowhere'; write module:name"),
+        ("env.tasks=peach_trl.envs:nothing", r"env.tasks = .*has no attribute 'nothing'"),
+        ("+env.options.sizes=3", r"env.options.sizes = 3: neither .*gymnasium_env nor .*listed_tasks takes it"),
+        ("train.meta_batch=17", "only env.train_tasks = 16"),
+    ],
+)
+def test_what_is_wrong_is_named(change, message):
+    with pytest.raises(ConfigError, match=message):
+        config_of(change)
+
+
+def test_an_oracle_needs_goals():
+    config = config_of("top.observe_goal=true", schema=HacConfig, recipe="hac")
+    with pytest.raises(ConfigError, match=r"top.observe_goal = True: the tasks of this environment are no states"):
+        make_agent(config, make_library(config))
+    goal = "env.options.goal={indices: [0], low: -1.0, high: 1.0, tolerance: 0.1}"
+    config = config_of("top.observe_goal=true", goal, schema=HacConfig, recipe="hac")
+    assert make_agent(config, make_library(config)) and isinstance(
+        make_env(config, make_library(config), torch.tensor([0])).goal_space, GoalSpace
+    )
