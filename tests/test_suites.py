@@ -318,7 +318,9 @@ MAZE = ["env.horizon=20", "train.meta_batch=2", *KEPT]
     ("extra", "changes"),
     [
         ("metaworld", ["env=MetaWorldML1", "env.options.validation_goals=45"]),
-        ("metaworld", ["env=MetaWorldML10", "env.options.validation_goals=49"]),
+        pytest.param(
+            *("metaworld", ["env=MetaWorldML10", "env.options.validation_goals=49"]), marks=pytest.mark.slow
+        ),  # its copies hold all kinds of task, and take minutes to make
         ("robotics", ["env=robotics_maze", "env.options.env_id=PointMaze_UMaze-v3"]),
         ("ogbench", ["env=ogbench_maze"]),
     ],
