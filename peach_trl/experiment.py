@@ -25,7 +25,7 @@ from peach_trl.context.belief import Belief
 from peach_trl.context.contexts import ContextConfig, ContextSampler
 from peach_trl.context.sequences import SequenceConfig, SequenceSampler
 from peach_trl.data.task_replay import TaskReplayBuffer
-from peach_trl.envs.families import BodyFamilyConfig, FamilyConfig, PlaceFamilyConfig
+from peach_trl.envs.families import BodyFamilyConfig, FamilyConfig, PackageFamilyConfig, PlaceFamilyConfig
 from peach_trl.envs.made import MadeConfig
 from peach_trl.envs.point import PointConfig
 from peach_trl.envs.tasks import TaskLibrary
@@ -100,7 +100,7 @@ class Config:
     torch_threads: int = option(low=1, help="threads of torch, one for small networks; of several seeds side by side")
     device: str = option(help="where networks learn: cpu, cuda, cuda:1, ...; environments stay on the CPU")
     compile: str = option(choices=("trace", "none"), help="how gradient steps are carried out")
-    env: PointConfig | FamilyConfig | BodyFamilyConfig | PlaceFamilyConfig | MadeConfig
+    env: PointConfig | FamilyConfig | BodyFamilyConfig | PlaceFamilyConfig | PackageFamilyConfig | MadeConfig
     views: ViewsConfig
     hierarchy: HierarchyConfig
     transitions: TransitionsConfig

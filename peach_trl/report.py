@@ -6,7 +6,7 @@ import copy
 import math
 import time
 from collections import defaultdict
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any, cast
@@ -62,7 +62,7 @@ class Runs:
     """
 
     def __init__(self, folder: Path, config: Config) -> None:
-        self.configs = of_seeds(config)
+        self.folder, self.configs = folder, of_seeds(config)
         alone = len(self.configs) == 1
         self.runs = [Run(folder if alone else folder / f"seed_{one.seed}", one) for one in self.configs]
 
@@ -93,6 +93,8 @@ class Report:
         self._sums: dict[str, list[Tensor]] = defaultdict(list)  # [S] each
         self._clock = time.perf_counter()
         self._best = BestAgents(agent, config, library) if config.evaluation.agent == "best" else None
+        self._score = math.nan
+        print(f"run folder: {runs.folder}")
         print("values by rule (peach_trl.rules):", *explained(config), sep="\n  ")
         self._bar = progress(passes(config, agent), "meta-training")
 
@@ -123,6 +125,7 @@ class Report:
         if (phase.number + 1) % self.config.evaluation.every == 0:
             results = self.test(self.config.evaluation.split)
             tests = [test.metrics() for test in results]
+            self._score = _score_of(results)
             if self._best is not None:
                 self._best.take(results, phase.number)
         for seed, run in enumerate(self.runs.runs):
@@ -142,8 +145,13 @@ class Report:
         result = run_meta_test(self.agent, self.config, self.library, split, self.config.seed)
         return result.of_seeds(self.config.seeds, self.library.single.num_tasks)
 
-    def finish(self) -> list[MetaTest]:
-        """Checkpoint, plots and the meta-test of the final agents on ``evaluation.final``'s tasks, which it prints."""
+    def finish(self) -> float:
+        """Checkpoint, plots and the meta-test of the final agents on ``evaluation.final``'s tasks, which it prints.
+
+        Returns:
+            what a search for values may maximise: the returns by trajectory on ``evaluation.split``, summed, a mean
+            over tasks and seeds; of the final agents if they are tested on it, else as last evaluated in training.
+        """
         self._bar.close()
         split, library = self.config.evaluation.final, self.library.single
         if self._best is not None:
@@ -167,7 +175,12 @@ class Report:
             chosen = {} if self._best is None else {"best_iteration": self._best.iterations[seed]}
             run.finish(**counts, **chosen, tasks=tasks, **{split: result.metrics()}, references=bounds)
             print_meta_test(result, split, bounds, None if alone else config.seed)
-        return results
+        print(f"run folder: {self.runs.folder}")
+        return _score_of(results) if split == self.config.evaluation.split else self._score
+
+
+def _score_of(results: Sequence[MetaTest]) -> float:
+    return sum(result.returns.sum(1).mean().item() for result in results) / len(results)
 
 
 class BestAgents:

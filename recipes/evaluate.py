@@ -17,14 +17,14 @@ from peach_trl.config import option
 from peach_trl.experiment import load_agent
 from peach_trl.report import bounds_of, print_meta_test, run_meta_test, save_meta_test
 from peach_trl.utils.cli import recipe
-from peach_trl.utils.run import Run
+from peach_trl.utils.run import Run, checkpoint_file
 
 
 @dataclass(frozen=True)
 class EvaluateConfig:
     """What to test, and how often; see ``configs/evaluate.yaml``."""
 
-    checkpoint: str = option(help="a run's checkpoints/final.pt")
+    checkpoint: str = option(help="a run's folder, or its checkpoints/final.pt")
     split: str = option(choices=("train", "validation", "test"), help="tasks to test on")
     rollouts: int = option(low=1, help="independent meta-tests of each task")
     trajectories: int = option(low=1, help="trajectories of a meta-test")
@@ -51,7 +51,7 @@ def main(config: EvaluateConfig, run_dir: Path) -> None:
 
 def training_seconds(checkpoint: str) -> dict[str, float]:
     """How long the training took, as the manifest beside the checkpoint has it; nothing where there is none."""
-    manifest = Path(checkpoint).parent.parent / "manifest.json"
+    manifest = checkpoint_file(checkpoint).parent.parent / "manifest.json"
     return {"wall_seconds": json.loads(manifest.read_text())["wall_seconds"]} if manifest.is_file() else {}
 
 

@@ -32,7 +32,7 @@ from peach_trl.utils.cli import recipe
 
 
 @recipe(HacConfig, config_name="hac")
-def main(config: HacConfig, run_dir: Path) -> None:
+def main(config: HacConfig, run_dir: Path) -> float:
     """TRAIN-LEVEL for all levels at once, and their updates."""
     seed_everything(config)
     library = make_library(config)
@@ -80,7 +80,7 @@ def main(config: HacConfig, run_dir: Path) -> None:
                     report.losses("top", top.update(novelty(b_i, phase.progress, costly)))
 
             report.iteration(phase)
-        report.finish()
+        return report.finish()  # for sweepers: on the validation tasks
 
 
 if __name__ == "__main__":

@@ -33,7 +33,7 @@ from peach_trl.utils.cli import recipe
 
 
 @recipe(PeachConfig, config_name="peach")
-def main(config: PeachConfig, run_dir: Path) -> None:
+def main(config: PeachConfig, run_dir: Path) -> float:
     """Algorithm 1, in the symbols of the paper."""
     seed_everything(config)
     library = make_library(config)
@@ -86,7 +86,7 @@ def main(config: PeachConfig, run_dir: Path) -> None:
                 report.losses("top", L)  # theta_Q -= alpha_3 grad L_critic; then the targets
 
             report.iteration(phase)
-        report.finish()
+        return report.finish()  # for sweepers: on the validation tasks
 
 
 if __name__ == "__main__":

@@ -30,7 +30,7 @@ from peach_trl.report import Report, Runs
 from peach_trl.utils.cli import recipe
 
 
-def meta_train(config: SourceConfig, run_dir: Path) -> None:
+def meta_train(config: SourceConfig, run_dir: Path) -> float:
     """Algorithm 1, in the symbols of the paper."""
     seed_everything(config)
     library = make_library(config)
@@ -85,7 +85,7 @@ def meta_train(config: SourceConfig, run_dir: Path) -> None:
                 report.losses("top", top.update(b, c))  # L_critic, L_actor, L_KL; alpha_1, alpha_2, alpha_3
 
             report.iteration(phase)
-        report.finish()
+        return report.finish()  # for sweepers: on the validation tasks
 
 
 main = recipe(SourceConfig, config_name="source")(meta_train)

@@ -14,7 +14,7 @@ from tiny import ROOT
 import peach_trl.envs  # noqa: F401  registers the families
 from peach_trl.config import ConfigError
 from peach_trl.envs import FAMILIES, FamilyConfig, PointConfig
-from peach_trl.envs.families import AntDir, AntGoal
+from peach_trl.envs.families import AntDir, AntGoal, register_family
 from peach_trl.experiment import HacConfig, PeachConfig, SourceConfig, make_agent, make_env, make_library
 from peach_trl.utils import load_config
 
@@ -55,7 +55,14 @@ def test_the_yaml_of_a_family_holds_the_published_values(name):
 
 def test_there_is_a_yaml_for_each_family_and_no_other():
     files = {path.stem for path in (ROOT / "configs" / "env").glob("*.yaml")}
-    others = {"gymnasium", "MetaWorldML1", "MetaWorldML10", "robotics_maze", "ogbench_maze"}  # see tests/test_made.py
+    others = {
+        "gymnasium",
+        "registered",
+        "MetaWorldML1",
+        "MetaWorldML10",
+        "robotics_maze",
+        "ogbench_maze",
+    }  # see tests/test_made.py
     assert files == {*FAMILIES, "point", "HalfCircleV", "FullCircle", "SquareArena", *others}
     assert OmegaConf.load(ROOT / "configs" / "env" / "point.yaml").arena == 10.0
     assert isinstance(load_config(PeachConfig, "peach", ROOT / "configs").env, PointConfig)
@@ -152,3 +159,33 @@ def test_recipes_run_on_families(recipe, name, overrides, tmp_path, capsys):
     assert math.isfinite(float(rows[-1]["return/trajectory_2"]))
     assert "trajectory 2:" in capsys.readouterr().out
     assert (folder / "checkpoints" / "final.pt").exists()
+
+
+def test_a_family_of_another_package(tmp_path, monkeypatch):
+    monkeypatch.syspath_prepend(tmp_path)
+    (tmp_path / "my_families.py").write_text(
+        "from peach_trl.envs.families import Wind, register_family\n"
+        "@register_family\n"
+        "class Breeze(Wind):\n"
+        "    'As Wind, with an argument.'\n"
+        "    def __init__(self, *args, strength, **options):\n"
+        "        self.strength = strength\n"
+        "        super().__init__(*args, **options)\n"
+    )
+    own = ["env.family=Breeze", "env.package=my_families", "+env.arguments.strength=3"]
+    try:
+        with pytest.raises(
+            ConfigError, match=r"env.family = 'Breeze': must be one of .* register_family and env.package"
+        ):
+            config_of("Wind", "env.family=Breeze")
+        config = config_of("registered", *own)
+        env = make_env(config, make_library(config), torch.arange(2))
+        assert env.strength == 3 and type(env).__name__ == "Breeze"
+        with pytest.raises(ValueError, match="family Breeze: my_families has one of this name"):
+            register_family(type("Breeze", (FAMILIES["Wind"],), {}))
+        with pytest.raises(ConfigError, match=r"env.package = 'nowhere': No module named 'nowhere'"):
+            config_of("registered", "env.family=Wind", "env.package=nowhere")
+        with pytest.raises(ConfigError, match=r"did you mean Breeze\?"):
+            config_of("registered", *own[1:], "env.family=Breze")
+    finally:
+        FAMILIES.pop("Breeze", None)

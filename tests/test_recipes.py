@@ -225,6 +225,8 @@ def test_peach(peach):
     assert "meta-test on the test tasks, 2 rollouts" in output
     returned = manifest_of(run)["test"]["return/trajectory_2"]
     assert f"trajectory 2: {returned:.3f}" in output
+    said = [line for line in output.splitlines() if line.startswith("run folder: ")]
+    assert said == [f"run folder: {run}"] * 2 and output.splitlines()[-1] == said[1]
 
 
 def names_of(log):
@@ -465,6 +467,8 @@ def test_sweep(tmp_path):
         (["top.actor_cells=[64,-64]"], ["top.actor_cells[1] = -64: must be >= 1", "set top.actor_cells"]),
         (["context.latent_dim=-1"], ["context.latent_dim = -1: must be >= 0", "set context.latent_dim"]),
         (["hierarchy.clock=mine"], ["hierarchy.clock = 'mine': must be one of higher_goal, own_goal, time"]),
+        (["env=Wnd"], ["env = Wnd: no such file in env/; did you mean env=Wind?"]),
+        (["env=xyz"], ["env = xyz: no such file in env/; there are AntDir, "]),
         (["hierarchy.dept=2"], ["hierarchy.dept = 2: unknown key", "did you mean hierarchy.depth?"]),
         (["train.meta_batch=61"], ["train.meta_batch = 61", "env.train_tasks = 60", "lower train.meta_batch"]),
         (["collector.workers=61"], ["collector.workers = 61", "lower it to env.train_tasks = 60"]),

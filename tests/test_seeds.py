@@ -161,7 +161,7 @@ def test_a_run_of_two_seeds(recipe, tmp_path):
     one, two = start(tmp_path, recipe, *TINY, "seeds=2", "seed=5", plots=False)
     assert (one.name, two.name) == ("seed_5", "seed_6")
     for number, folder in enumerate((one, two)):
-        config, library, agent = load_agent(str(folder / "checkpoints" / "final.pt"))
+        config, library, agent = load_agent(str(folder))
         assert (config.seed, config.seeds) == (5 + number, 1) and library.num_tasks == 7
         _, levels = load_levels(str(folder / "checkpoints" / "levels.pt"))
         own = agent.levels.state_dict()

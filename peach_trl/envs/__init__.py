@@ -5,7 +5,7 @@ Importing this package registers every family for plain Gymnasium use, as ``peac
 
 from peach_trl.envs.batched_mujoco import BatchedMujocoEnv, EnvOptions
 from peach_trl.envs.errors import NotFiniteError
-from peach_trl.envs.families import FAMILIES, FamilyConfig, TaskFamily
+from peach_trl.envs.families import FAMILIES, FamilyConfig, TaskFamily, register_family
 from peach_trl.envs.goal_space import GoalSpace
 from peach_trl.envs.gymnasium_api import FamilyGymnasiumEnv, register_families
 from peach_trl.envs.gymnasium_tasks import GymnasiumTasksEnv, TasksOptions
@@ -35,6 +35,7 @@ __all__ = [
     "half_circle_tasks",
     "record_video",
     "register_families",
+    "register_family",
     "render_row",
     "square_tasks",
 ]

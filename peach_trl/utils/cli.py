@@ -7,6 +7,7 @@ Hydra makes a folder; unknown keys even before torch is imported, see :mod:`peac
 
 from __future__ import annotations
 
+import difflib
 import functools
 import inspect
 import itertools
@@ -46,8 +47,8 @@ def recipe(
         config_dir: the folder of the YAML files; by default ``configs`` beside the folder of the script.
 
     The decorated function takes no arguments: it reads ``sys.argv``, and calls ``body`` with an instance of ``schema``
-    and Hydra's output folder, once, or once for each combination of a sweep. A :class:`ConfigError`, also one that
-    ``body`` raises, is printed in one line and ends the program with exit code 2.
+    and Hydra's output folder, once, or once for each combination of a sweep; Hydra's sweepers get what it returns. A
+    :class:`ConfigError`, also one that ``body`` raises, is printed in one line and ends the program with exit code 2.
 
     Examples:
         The end of a script ``recipes/peach.py``::
@@ -65,10 +66,10 @@ def recipe(
         script = Path(inspect.getfile(body)).resolve()
         folder = Path(config_dir).resolve() if config_dir else script.parent.parent / "configs"
 
-        def task(composed: DictConfig) -> None:
+        def task(composed: DictConfig) -> Any:
             run_dir = Path(HydraConfig.get().runtime.output_dir)
             try:
-                body(_build(schema, composed), run_dir)
+                return body(_build(schema, composed), run_dir)
             except ConfigError as error:
                 if run_dir.is_dir() and not any(run_dir.iterdir()):
                     run_dir.rmdir()
@@ -165,8 +166,9 @@ def _check_command_line(schema: type, folder: Path, config_name: str) -> None:
     arguments, overrides = _command_line()
     if arguments is None:
         return
-    _check_keys(functools.partial(require_key, schema), folder, overrides)
-    if arguments.config_path or arguments.config_dir:
+    other = bool(arguments.config_path or arguments.config_dir)
+    _check_keys(functools.partial(require_key, schema), folder, overrides, elsewhere=other)
+    if other:
         return
     for combination in _combinations(overrides, arguments.multirun):
         try:
@@ -176,11 +178,32 @@ def _check_command_line(schema: type, folder: Path, config_name: str) -> None:
         _build(schema, composed)
 
 
-def _check_keys(require: Callable[[str, Any], None], folder: Path, overrides: Sequence[Override]) -> None:
-    """Hands every overridden key to ``require``, but for Hydra's and those that are a folder of YAML files."""
+def _check_choice(folder: Path, group: str, override: Override) -> None:
+    """Raises a ConfigError where a group's file that an override chooses does not exist."""
+    value = override.value()
+    if override.is_delete() or not isinstance(value, str) or (folder / f"{value}.yaml").is_file():
+        return
+    known = sorted(path.stem for path in folder.glob("*.yaml"))
+    near = difflib.get_close_matches(value.lower(), [name.lower() for name in known], 1)
+    right = [name for name in known if name.lower() in near]
+    remedy = f"did you mean {group}={right[0]}?" if right else f"there are {', '.join(known)}"
+    raise ConfigError(f"{group} = {value}: no such file in {folder.name}/; {remedy}")
+
+
+def _check_keys(
+    require: Callable[[str, Any], None], folder: Path, overrides: Sequence[Override], elsewhere: bool = False
+) -> None:
+    """Hands every overridden key to ``require``, but for Hydra's and those that are a folder of YAML files.
+
+    Where it is one, the file must be there, unless the command line names another folder beside.
+    """
     for override in overrides:
         key = override.key_or_group
-        if key.split(".")[0].split("/")[0] == "hydra" or (folder / key).is_dir():
+        if key.split(".")[0].split("/")[0] == "hydra":
+            continue
+        if (folder / key).is_dir():
+            if not elsewhere:
+                _check_choice(folder / key, key, override)
             continue
         require(key, _text(override))
 

@@ -191,18 +191,23 @@ class Run:
         os.replace(part, self.folder / "manifest.json")
 
 
+def checkpoint_file(path: Path | str) -> Path:
+    """The checkpoint of the final agent, where a run's folder is named instead of a file."""
+    return Path(path) / "checkpoints" / "final.pt" if Path(path).is_dir() else Path(path)
+
+
 def load_checkpoint(path: Path | str, device: torch.device | str = "cpu") -> dict[str, Any]:
     """Reads what :meth:`Run.checkpoint` wrote; runs no code from the file.
 
     Args:
-        path: the ``.pt`` file.
+        path: the ``.pt`` file, or a run's folder for its ``checkpoints/final.pt``.
         device: where its tensors go.
 
     Raises:
         FileNotFoundError: if there is no such file; the message lists the checkpoints beside it.
         ValueError: if the file is cut short, damaged, or no checkpoint.
     """
-    path = Path(path)
+    path = checkpoint_file(path)
     if not path.is_file():
         found = ", ".join(sorted(p.name for p in path.parent.glob("*.pt"))) or "none"
         raise FileNotFoundError(f"{path}: no such checkpoint; checkpoints in that folder: {found}")

@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 import dataclasses
+import difflib
+import importlib
 from dataclasses import dataclass
-from typing import Any, cast
+from functools import cache
+from importlib.metadata import entry_points
+from typing import Any, TypeVar, cast
 
 from torch import Tensor
 
-from peach_trl.config import option
+from peach_trl.config import ConfigError, option
 from peach_trl.envs.errors import NOT_FINITE
 from peach_trl.envs.families.ant import AntDir, AntGoal
 from peach_trl.envs.families.ant_search import AntGoalSparse, AntHalfCircle, AntSemiCircleSparse
@@ -46,13 +50,57 @@ _CLASSES: tuple[type[TaskFamily], ...] = (
 
 #: every family by its name
 FAMILIES: dict[str, type[TaskFamily]] = {family.__name__: family for family in _CLASSES}
+Family = TypeVar("Family", bound=type[TaskFamily])
+
+
+def register_family(family: Family) -> Family:
+    """Makes a family of your own known by its class's name; a decorator.
+
+    ``env.family=MyFamily env.package=my_module`` then plays it in every recipe: the module is imported first. An entry
+    point ``my_module`` of the group ``peach_trl.families`` in your package's metadata makes the import unnecessary.
+
+    Raises:
+        ValueError: if another family has this name.
+
+    Examples:
+        >>> @register_family
+        ... class StrongWind(Wind):
+        ...     "As Wind, but for its name."
+        >>> FAMILIES["StrongWind"].__name__
+        'StrongWind'
+        >>> del FAMILIES["StrongWind"]
+    """
+    name = family.__name__
+    if FAMILIES.get(name, family) is not family:
+        raise ValueError(f"family {name}: {FAMILIES[name].__module__} has one of this name; give yours another")
+    FAMILIES[name] = family
+    return family
+
+
+@cache
+def _load_entry_points() -> None:
+    for entry_point in entry_points(group="peach_trl.families"):
+        entry_point.load()
+
+
+def _known(name: str) -> None:
+    """Raises a ConfigError for a family that nobody registered."""
+    if name not in FAMILIES:
+        _load_entry_points()
+    if name not in FAMILIES:
+        near = difflib.get_close_matches(name, FAMILIES, 1)
+        hint = f"did you mean {near[0]}? " if near else ""
+        raise ConfigError(
+            f"family = {name!r}: must be one of {', '.join(FAMILIES)}; {hint}One of your own needs register_family and "
+            "env.package"
+        )
 
 
 @dataclass(frozen=True)
 class FamilyConfig:
     """Which family is played, and how much of it; the published values are in ``configs/env``."""
 
-    family: str = option(choices=tuple(FAMILIES), help="name of the task family")
+    family: str = option(help="name of the task family")
     horizon: int = option(low=1, help="environment steps per episode")
     train_tasks: int = option(low=1, help="number of training tasks")
     validation_tasks: int = option(low=1, help="number of validation tasks")
@@ -60,6 +108,10 @@ class FamilyConfig:
     task_seed: int = option(low=0, help="seed of the tasks, apart from the seed of the run")
     threads: int = option(low=1, help="threads that step the simulations; results do not depend on it")
     not_finite: str = option(choices=NOT_FINITE, help="what a row whose simulation breaks does")
+
+    def check(self) -> None:
+        """Refuses families that nobody registered."""
+        _known(self.family)
 
     def make_library(self) -> TaskLibrary:
         """The tasks, in the splits ``"train"``, ``"validation"`` and ``"test"``."""
@@ -97,6 +149,26 @@ class FamilyConfig:
     def options(self) -> dict[str, Any]:
         """What the family takes besides."""
         return {}
+
+
+@dataclass(frozen=True, kw_only=True)
+class PackageFamilyConfig(FamilyConfig):
+    """A family of another package, with arguments of its own."""
+
+    package: str = option(help="module that registers the family, see peach_trl.envs.families.register_family")
+    arguments: dict = option(help="what the family takes besides")
+
+    def check(self) -> None:
+        """Imports the package, which registers the family."""
+        try:
+            importlib.import_module(self.package)
+        except ImportError as error:
+            raise ConfigError(f"package = {self.package!r}: {error}; put it on the PYTHONPATH") from None
+        super().check()
+
+    def options(self) -> dict[str, Any]:
+        """What the family takes besides."""
+        return self.arguments
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -156,6 +228,7 @@ __all__ = [
     "PointLargeMaze",
     "PointMediumMaze",
     "PointRobot",
+    "PackageFamilyConfig",
     "PlaceFamilyConfig",
     "PointUMaze",
     "ReacherCircle",
@@ -167,4 +240,5 @@ __all__ = [
     "UR5Reacher",
     "Walker2dRandParams",
     "Wind",
+    "register_family",
 ]
