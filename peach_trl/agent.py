@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any, cast
 
+import torch
 from torch import Tensor, nn
 from torchrl.envs import EnvBase
 
@@ -140,7 +141,9 @@ class Agent(nn.Module):
         for seed, single in enumerate(states):
             names = {_name_of(name, seed): name for name in state}
             for name, own in single.items():
-                _one_of(state[names[name]], name, own, seed).copy_(own)
+                part = _one_of(state[names[name]], name, own, seed)
+                if not torch.equal(part, own):  # constants are one for all critics, and cannot be written into
+                    part.copy_(own)
 
     def make_policy(
         self, trajectories: int = 1, *, num_tasks: int | None = None, average: bool = False, seed: int | None = None

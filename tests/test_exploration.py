@@ -30,6 +30,18 @@ def test_tasks_at_chance_are_unsolved_of_each_seed():
         assert exploration.unsolved.nonzero().flatten().tolist() == [0, 5, 7]
 
 
+def test_the_best_is_replayed_as_long_as_most_is_unsolved():
+    """Of each agent alone; once most of its tasks are solved, the best of the others would say too much."""
+    tasks = torch.tensor([0, 1, 2, 4, 5, 6])
+    exploration = Exploration(tasks, 8, often=0.0, seeds=2, seed=0)
+    exploration.take(tasks, torch.tensor([0.0, 0.0, 1.0, 0.0, 0.0, 1.0]), at_random=True)
+    _ = exploration.shares()
+    exploration.take(tasks, torch.tensor([0.0, 0.0, 1.0, 0.0, 1.0, 1.0]))
+    _ = exploration.shares()
+    assert exploration.unsolved.nonzero().flatten().tolist() == [0, 1, 4]
+    assert exploration.rare.nonzero().flatten().tolist() == [0, 1]  # two of three, and one of three
+
+
 def test_costs_that_are_avoided_solve_nothing():
     """Where chance is costly, a policy that does nothing returns more, but meets no more."""
     exploration = Exploration(torch.arange(4), often=0.0, seed=0)

@@ -155,6 +155,18 @@ def test_each_seed_draws_from_its_own_replay():
         B.sample_tasks(library.split("test")[:1], 2)
 
 
+def test_oracles_of_two_seeds():
+    """A critic that reads a goal has bounds of it that all of its copies share."""
+    config = dataclasses.replace(tiny_config(top__observe_goal=True, context__latent_dim=0), seeds=2)
+    library = make_library(config)
+    agent = make_agent(config, library)
+    for seed, one in enumerate(of_seeds(config)):
+        torch.manual_seed(one.seed)
+        single = make_agent(one, library.single)
+        state = agent.state_of(seed, single)
+        assert all(torch.equal(state[name], value) for name, value in single.state_dict().items())
+
+
 @pytest.mark.parametrize("recipe", ["peach", "source", "hac"])
 def test_a_run_of_two_seeds(recipe, tmp_path):
     """Folders as of runs alone, from which each agent acts as it did at the end."""

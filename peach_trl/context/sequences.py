@@ -35,7 +35,7 @@ class SequenceConfig:
     episodes: int = option(low=1, help="episodes of a sequence")
     consecutive: float = option(low=0, high=1, help="share of the sequences that are a row's successive trajectories")
     recent: int | None = option(low=1, help="those are among the last so many sequences of the task; null: all")
-    best_of: int = option(low=1, help="or, for a task whose rewards are not met, the best of so many by return")
+    best_of: int = option(low=1, help="or, for a rare task, the best of so many by return")
 
     def check(self) -> None:
         """Refuses a share of a sequence."""

@@ -178,6 +178,19 @@ class Exploration:
         return (best > chance) | (best > torch.where(self._usual.isnan(), self._least, self._usual))
 
     @property
+    def rare(self) -> Tensor:
+        """Unsolved tasks of agents that leave more than half of theirs unsolved, bool by task id.
+
+        What such an agent meets by chance it is to see again and again. To others the best of what was met says too
+        much: where the goal was found each time, it was there whatever one did, and a search that has failed is worth
+        as much as one that goes on.
+        """
+        rare = torch.zeros_like(self.unsolved)
+        unsolved = self.unsolved[self.tasks].view(self.seeds, -1)
+        rare[self.tasks] = (unsolved & (unsolved.float().mean(1, keepdim=True) > 0.5)).flatten()
+        return rare
+
+    @property
     def worth(self) -> Tensor:
         """What the best episode so far returned beyond what chance mostly does, of each seed [S]; 0 at first."""
         return (self._highest_return - self._usual_return).nan_to_num(0.0)
