@@ -3,8 +3,8 @@
     python recipes/peach.py env=AntHalfCircle train.iterations=0 train.prefill=0
     python examples/skill.py runs/peach/.../checkpoints/levels.pt
 
-The level is a TensorDictModule that reads `observation` and `goal`, a place for it to reach, and writes `action`. So any
-module that writes `goal` can stand above it: a planner, an agent of TorchRL's, or a few lines of Python.
+The level is a TensorDictModule that reads `observation` and `goal`, a place for it to reach, and writes `action`. So
+any module that writes `goal` can stand above it: a planner, an agent of TorchRL's, or a few lines of Python.
 """
 
 from __future__ import annotations
