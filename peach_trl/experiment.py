@@ -474,7 +474,9 @@ def collecting(
     """
     if isinstance(policy, HierarchyPolicy):
         nothing = torch.zeros(library.num_tasks)
-        policy.explore(tasks=nothing, since=nothing.long())  # so that copies and workers have as many
+        policy.explore(
+            tasks=nothing, since=nothing.long(), elsewhere=nothing
+        )  # so that copies and workers have as many
     plays = policy if config.device == "cpu" else copy.deepcopy(policy).to("cpu")
     collector = make_collector(config, library, plays)
 

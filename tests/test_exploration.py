@@ -30,16 +30,21 @@ def test_tasks_at_chance_are_unsolved_of_each_seed():
         assert exploration.unsolved.nonzero().flatten().tolist() == [0, 5, 7]
 
 
-def test_the_best_is_replayed_as_long_as_most_is_unsolved():
-    """Of each agent alone; once most of its tasks are solved, the best of the others would say too much."""
-    tasks = torch.tensor([0, 1, 2, 4, 5, 6])
-    exploration = Exploration(tasks, 8, often=0.0, seeds=2, seed=0)
-    exploration.take(tasks, torch.tensor([0.0, 0.0, 1.0, 0.0, 0.0, 1.0]), at_random=True)
-    _ = exploration.shares()
-    exploration.take(tasks, torch.tensor([0.0, 0.0, 1.0, 0.0, 1.0, 1.0]))
-    _ = exploration.shares()
-    assert exploration.unsolved.nonzero().flatten().tolist() == [0, 1, 4]
-    assert exploration.rare.nonzero().flatten().tolist() == [0, 1]  # two of three, and one of three
+def test_what_costs_keep_rare_is_replayed_and_nothing_else():
+    """The best of the others would say too much; and where something costs, exploring does not lead elsewhere."""
+    for cost, kept in ((0.0, []), (-1.0, [0, 1])):
+        exploration = Exploration(torch.arange(3), often=0.0, seed=0)
+        reward = torch.zeros(3, 4, 1)
+        reward[2, 3], reward[0, 0] = 1.0, cost
+        batch = TensorDict(
+            {"task_id": torch.arange(3).view(3, 1, 1).expand(3, 4, 1), "next": {"reward": reward}}, [3, 4]
+        )
+        for at_random in (True, False):
+            exploration.collected(batch, at_random=at_random)
+            settings = exploration.settings()
+        assert exploration.unsolved.tolist() == [True, True, False]
+        assert exploration.rare.nonzero().flatten().tolist() == kept
+        assert settings["elsewhere"].tolist() == [0.0 if kept else 0.75] * 3
 
 
 def test_costs_that_are_avoided_solve_nothing():
@@ -294,6 +299,7 @@ def test_proposals_that_lead_elsewhere():
     agent, library = tiny_agent(config), make_library(config)
     policy, half = agent.make_policy(2), torch.zeros(library.num_tasks)
     half[0] = 1.0
+    every = torch.ones(library.num_tasks)
 
     def gaps(**how):
         """Distance of each subgoal from the nearest place of a decision until then, in reaches, [N, decisions]."""
@@ -303,9 +309,9 @@ def test_proposals_that_lead_elsewhere():
         apart = torch.cdist(subgoal, place).masked_fill(~torch.ones(20, 20).tril().bool(), torch.inf)
         return apart.min(-1).values / agent.hierarchy.reach[-1].max()
 
-    uniform, away = gaps(), gaps(elsewhere=1.0)
+    uniform, away = gaps(), gaps(elsewhere=every)
     assert away.mean() > 1.3 * uniform.mean()
-    torch.testing.assert_close(gaps(elsewhere=1.0, at_random=True).mean(), uniform.mean(), rtol=0.1, atol=0)
+    torch.testing.assert_close(gaps(elsewhere=every, at_random=True).mean(), uniform.mean(), rtol=0.1, atol=0)
 
 
 def test_where_a_row_has_been_lasts_for_its_meta_episode():

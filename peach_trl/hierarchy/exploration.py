@@ -75,7 +75,7 @@ class Exploration:
         costly: share of the meta-episodes of a solved task that explore where something costs (:attr:`behind_costs`),
             at the start of training; it falls linearly, to 0 after a third of it.
         elsewhere: share of the uniform proposals that lead where the row has not been in this meta-episode, see
-            :class:`~peach_trl.hierarchy.elsewhere.Elsewhere`.
+            :class:`~peach_trl.hierarchy.elsewhere.Elsewhere`; none of tasks that are :attr:`behind_costs`.
         trajectories: of a meta-episode, L.
         decisions: of the top level in a trajectory.
         seeds: how many agents; tasks are compared with those of the same one.
@@ -179,16 +179,13 @@ class Exploration:
 
     @property
     def rare(self) -> Tensor:
-        """Unsolved tasks of agents that leave more than half of theirs unsolved, bool by task id.
+        """Unsolved tasks whose rewards are rare and behind costs, bool by task id.
 
-        What such an agent meets by chance it is to see again and again. To others the best of what was met says too
-        much: where the goal was found each time, it was there whatever one did, and a search that has failed is worth
-        as much as one that goes on.
+        What is met of them by chance is to be seen again and again, or it is never learnt. Of others, the best of what
+        was met would say too much: where the goal was found each time, it was there whatever one did, and to go on with
+        a search that has failed is worth as much as to look elsewhere.
         """
-        rare = torch.zeros_like(self.unsolved)
-        unsolved = self.unsolved[self.tasks].view(self.seeds, -1)
-        rare[self.tasks] = (unsolved & (unsolved.float().mean(1, keepdim=True) > 0.5)).flatten()
-        return rare
+        return self.unsolved & self.behind_costs
 
     @property
     def worth(self) -> Tensor:
@@ -249,7 +246,8 @@ class Exploration:
             progress: likewise.
         """
         shares = self.shares(trajectory, progress)
-        return {"tasks": shares, "since": self.since, "elsewhere": self.elsewhere, "afresh": trajectory == 0}
+        elsewhere = self.elsewhere * (~self.behind_costs).float()
+        return {"tasks": shares, "since": self.since, "elsewhere": elsewhere, "afresh": trajectory == 0}
 
     def _begin(self, costly: float) -> None:
         self._from.fill_(NEVER)

@@ -130,7 +130,7 @@ class HierarchyActor(StepModule):
         self.register_buffer("hold", torch.ones((), dtype=torch.int64))
         self.register_buffer("task_share", torch.zeros(0))
         self.register_buffer("task_since", torch.zeros(0, dtype=torch.int64))
-        self.register_buffer("elsewhere", torch.zeros(()))
+        self.register_buffer("elsewhere", torch.zeros(0))
         self.register_buffer("afresh", torch.ones((), dtype=torch.bool))
         self.explore()
         self._been = Elsewhere(hierarchy, config.top_random_hold) if hierarchy.depth > 1 else None
@@ -151,7 +151,7 @@ class HierarchyActor(StepModule):
         at_random: bool = False,
         tasks: Tensor | None = None,
         since: Tensor | None = None,
-        elsewhere: float = 0.0,
+        elsewhere: Tensor | None = None,
         afresh: bool = True,
     ) -> None:
         """Sets how levels explore from now on; see :meth:`HierarchyPolicy.explore`."""
@@ -161,9 +161,9 @@ class HierarchyActor(StepModule):
         self.noise.fill_(config.warmup_noise if warmup else config.noise)
         # In the warm-up subgoals are not held: that leaves a lower level little to learn from.
         self.hold.fill_(1 if warmup else config.top_random_hold)
-        self.elsewhere.fill_(0.0 if at_random else elsewhere)  # else it would not show what chance meets
         self.afresh.fill_(afresh)
-        for name, value in (("task_share", tasks), ("task_since", since)):
+        elsewhere = None if at_random else elsewhere  # else it would not show what chance meets
+        for name, value in (("task_share", tasks), ("task_since", since), ("elsewhere", elsewhere)):
             buffer = self.get_buffer(name)
             if value is None:
                 buffer.zero_()
@@ -203,12 +203,12 @@ class HierarchyActor(StepModule):
         normal, uniform, coin = self._draws(level, shape, share)
         noisy = self._add_noise(greedy(), normal) if sample is None else sample(normal)
         holds = top and self._holds
-        if top and self._been is not None and self.elsewhere:
+        if top and self._been is not None and self.elsewhere.numpy().any():
             self._see(self._been, frame)
         if top and (of_tasks := self.task_share.numpy()).any():
             explores = self._explores(frame, of_tasks)
             share, coin = 1, coin | explores
-            if self._been is not None and self.elsewhere and explores.any():
+            if self._been is not None and self.elsewhere.numpy().any() and explores.any():
                 uniform = self._lead_elsewhere(self._been, frame, explores, uniform)
         if share or holds:
             noisy = np.where(coin, uniform, noisy)
@@ -236,8 +236,9 @@ class HierarchyActor(StepModule):
     def _lead_elsewhere(self, been: Elsewhere, frame: Frame, explores: np.ndarray, uniform: np.ndarray) -> np.ndarray:
         """Uniform proposals [N, P], a share of which lead where rows that explore have not been."""
         generator, observation = self._generator.get(), frame.arrays["observation"]
+        share = self.elsewhere.numpy()[frame.arrays["task_id"]]
         more = torch.rand(CANDIDATES, *uniform.shape, generator=generator).mul_(2).sub_(1).numpy()
-        leads = explores & (torch.rand(explores.shape, generator=generator).numpy() < self.elsewhere.numpy())
+        leads = explores & (torch.rand(explores.shape, generator=generator).numpy() < share)
         proposals = np.concatenate([uniform[None], more]).reshape(1 + CANDIDATES, -1, uniform.shape[-1])
         chosen = been.pick(observation.reshape(-1, observation.shape[-1]), leads.reshape(-1), proposals)
         return chosen.reshape(uniform.shape)
@@ -432,7 +433,7 @@ class HierarchyPolicy(TensorDictSequential):
         at_random: bool = False,
         tasks: Tensor | None = None,
         since: Tensor | None = None,
-        elsewhere: float = 0.0,
+        elsewhere: Tensor | None = None,
         afresh: bool = True,
     ) -> None:
         """Sets how levels explore from now on.
@@ -444,7 +445,7 @@ class HierarchyPolicy(TensorDictSequential):
             tasks: the share of them that are, beyond ``hierarchy.top_random_share``, for each task id, see
                 :class:`~peach_trl.hierarchy.exploration.Exploration`; ``None`` for none.
             since: from which decision of the trajectory on they are, int64 for each task id; ``None``: from the first.
-            elsewhere: the share of the uniform proposals of ``tasks`` that lead where the row has not been, see
+            elsewhere: the share of those that lead where the row has not been, for each task id, see
                 :class:`~peach_trl.hierarchy.elsewhere.Elsewhere`; with ``at_random`` there are none.
             afresh: whether an episode that starts is the first of a meta-episode, so that a row has been nowhere.
         """
