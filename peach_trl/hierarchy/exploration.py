@@ -246,7 +246,8 @@ class Exploration:
             progress: likewise.
         """
         shares = self.shares(trajectory, progress)
-        elsewhere = self.elsewhere * (~self.behind_costs).float()
+        elsewhere = torch.zeros_like(shares)
+        elsewhere[self.tasks] = self.elsewhere * (~self.behind_costs[self.tasks]).float()
         return {"tasks": shares, "since": self.since, "elsewhere": elsewhere, "afresh": trajectory == 0}
 
     def _begin(self, costly: float) -> None:
