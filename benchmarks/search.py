@@ -51,7 +51,10 @@ def shares(runs: Sequence[Result]) -> np.ndarray:
 def line(name: str, runs: Sequence[Result], share: np.ndarray) -> list[str]:
     """The cells of a task."""
     every, (iqm, low, high) = share.mean(1), interval(share, over="whole seeds and tasks")
-    minutes = statistics.median(run.minutes / run.manifest.get("seeds_at_once", 1) for run in runs)
+    facts = [{**run.manifest, **run.manifest.get("trained", {})} for run in runs]
+    minutes = statistics.median(
+        run.minutes / fact.get("seeds_at_once", 1) for run, fact in zip(runs, facts, strict=True)
+    )
     return [
         name,
         " / ".join(f"{value:.2f}" for value, _, _ in intervals(runs, over="whole seeds and tasks")),
@@ -60,7 +63,7 @@ def line(name: str, runs: Sequence[Result], share: np.ndarray) -> list[str]:
         f"{every.mean():.2f} ({every.min():.2f})",
         str(len(runs)),
         f"{minutes:.1f}",
-        f"{runs[0].manifest['env_steps'] / 1e6:.2f}",
+        f"{facts[0]['env_steps'] / 1e6:.2f}",
     ]
 
 

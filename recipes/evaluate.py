@@ -43,16 +43,17 @@ def main(config: EvaluateConfig, run_dir: Path) -> None:
         save_meta_test(run, trained, library, result, config.split)
         bounds = bounds_of(trained, library, config.split)
         run.log(0, result.metrics())
-        trained_run = {"seed": trained.seed, **training_seconds(config.checkpoint)}
+        trained_run = {"seed": trained.seed, **training_facts(config.checkpoint)}
         tasks = {"list": library.name, "fingerprint": library.fingerprint()}
         run.finish(**result.metrics(), references=bounds, tasks=tasks, trained=trained_run)
     print_meta_test(result, config.split, bounds)
 
 
-def training_seconds(checkpoint: str) -> dict[str, float]:
+def training_facts(checkpoint: str) -> dict[str, float]:
     """How long the training took, as the manifest beside the checkpoint has it; nothing where there is none."""
-    manifest = checkpoint_file(checkpoint).parent.parent / "manifest.json"
-    return {"wall_seconds": json.loads(manifest.read_text())["wall_seconds"]} if manifest.is_file() else {}
+    path = checkpoint_file(checkpoint).parent.parent / "manifest.json"
+    manifest = json.loads(path.read_text()) if path.is_file() else {}
+    return {name: manifest[name] for name in ("wall_seconds", "env_steps", "seeds_at_once") if name in manifest}
 
 
 if __name__ == "__main__":
