@@ -5,7 +5,7 @@ look elsewhere: what it meets of the others are episodes without rewards. Noise 
 So the top level explores on those tasks that it fails on, and once it solves them it no longer does. Which tasks it
 fails on is known while training, as each is played again and again.
 
-It goes where the meta-episode has not been (:mod:`~peach_trl.hierarchy.elsewhere`), and explores from some trajectory
+It may go where the meta-episode has not been (:mod:`~peach_trl.hierarchy.elsewhere`). It explores from some trajectory
 of a meta-episode on. In those before it does as it learnt: so it comes to where it
 does not know what to do, when its search has failed. Exploring from the start would teach it wrong once few tasks are
 unsolved: what it met there would be of those alone, while at the start a task may be any. So it explores from the start
@@ -104,7 +104,7 @@ class Exploration:
         often: float = 0.5,
         margin: float = 0.5,
         costly: float = 0.1,
-        elsewhere: float = 0.75,
+        elsewhere: float = 0.0,
         trajectories: int = 1,
         decisions: int = 1,
         *,
@@ -176,16 +176,6 @@ class Exploration:
     def _anything(self, best: Tensor, chance: Tensor) -> Tensor:
         """Whether a higher reward than the usual one was ever met, [S, 1]."""
         return (best > chance) | (best > torch.where(self._usual.isnan(), self._least, self._usual))
-
-    @property
-    def rare(self) -> Tensor:
-        """Unsolved tasks whose rewards are rare and behind costs, bool by task id.
-
-        What is met of them by chance is to be seen again and again, or it is never learnt. Of others, the best of what
-        was met would say too much: where the goal was found each time, it was there whatever one did, and to go on with
-        a search that has failed is worth as much as to look elsewhere.
-        """
-        return self.unsolved & self.behind_costs
 
     @property
     def worth(self) -> Tensor:
