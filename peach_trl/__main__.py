@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import ast
-import difflib
 import runpy
 import sys
 
+from peach_trl.config import did_you_mean
 from peach_trl.utils.installed import recipes
 
 
@@ -20,9 +20,7 @@ def main() -> None:
 
         print(__version__)
     elif arguments[0] not in known:
-        near = difflib.get_close_matches(arguments[0], known, 1)
-        hint = f"did you mean {near[0]}?" if near else f"there are {', '.join(known)}"
-        print(f"peach-trl {arguments[0]}: no such recipe; {hint}", file=sys.stderr)
+        print(f"peach-trl {arguments[0]}: no such recipe; {did_you_mean(arguments[0], known)}", file=sys.stderr)
         sys.exit(2)
     else:
         script = str(known[arguments[0]])

@@ -15,7 +15,7 @@ import math
 import operator
 import types
 import typing
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, TypeVar
 
 Schema = TypeVar("Schema")
@@ -176,6 +176,20 @@ def unknown_key(key: str, value: Any, known: Sequence[str]) -> ConfigError:
     near = difflib.get_close_matches(key, same or known, n=1, cutoff=0.0 if same else 0.6)
     remedy = f"did you mean {near[0]}?" if near else f"known keys: {', '.join(sorted(set(known)))}"
     return ConfigError(f"{key} = {value!r}: unknown key; {remedy}")
+
+
+def did_you_mean(name: str, known: Iterable[str], prefix: str = "") -> str:
+    """The remedy for a name that does not exist: the one that comes closest, else all that there are.
+
+    Examples:
+        >>> did_you_mean("wnd", ["Wind", "point"], "env=")
+        'did you mean env=Wind?'
+        >>> did_you_mean("xyz", ["Wind", "point"])
+        'there are Wind, point'
+    """
+    by_lower = {one.lower(): one for one in known}
+    near = difflib.get_close_matches(name.lower(), by_lower, 1)
+    return f"did you mean {prefix}{by_lower[near[0]]}?" if near else f"there are {', '.join(by_lower.values())}"
 
 
 def imported(key: str, path: str) -> Any:

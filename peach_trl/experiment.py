@@ -474,9 +474,8 @@ def collecting(
     """
     if isinstance(policy, HierarchyPolicy):
         nothing = torch.zeros(library.num_tasks)
-        policy.explore(
-            tasks=nothing, since=nothing.long(), elsewhere=nothing
-        )  # so that copies and workers have as many
+        # So that copies and workers have as many.
+        policy.explore(tasks=nothing, since=nothing.long(), elsewhere=nothing)
     plays = policy if config.device == "cpu" else copy.deepcopy(policy).to("cpu")
     collector = make_collector(config, library, plays)
 

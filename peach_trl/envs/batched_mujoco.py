@@ -6,18 +6,17 @@
 from __future__ import annotations
 
 import copy
-from typing import TYPE_CHECKING, Any, TypedDict, overload
+from typing import TYPE_CHECKING, TypedDict
 
 import mujoco
 import numpy as np
 import torch
-from tensordict import TensorDict, TensorDictBase
 from torch import Tensor
 from torchrl.data import Binary, Bounded
-from torchrl.envs import EnvBase
 
 from peach_trl.envs.errors import NOT_FINITE, NotFinite, NotFiniteError, broken_rows
 from peach_trl.envs.goal_space import GoalSpace
+from peach_trl.envs.task_env import TaskEnv
 from peach_trl.envs.task_rows import TaskOrder, TaskRows
 from peach_trl.envs.tasks import TaskLibrary
 from peach_trl.seeding import named_generator
@@ -39,7 +38,7 @@ class EnvOptions(TypedDict, total=False):
     not_finite: NotFinite
 
 
-class BatchedMujocoEnv(EnvBase):
+class BatchedMujocoEnv(TaskEnv):
     """N simulations of one model stepped together by ``mujoco.batch`` (MuJoCo 4), one row of the batch each.
 
     Follows the conventions of TorchRL's own MuJoCo environments: a task library, and a ``"task_id"`` that stands in
@@ -205,45 +204,10 @@ class BatchedMujocoEnv(EnvBase):
 
     # EnvBase's own methods.
 
-    def _step(self, tensordict: TensorDictBase) -> TensorDictBase:
-        values, error = self.advance(tensordict.get("action"), tensordict.get("_step", None))
-        result = TensorDict(values, batch_size=self.batch_size, device=self.device)
-        if error is None:
-            return result
-        error.tensordict = result
-        return error.raise_or_warn(self.not_finite)
-
-    @overload
-    def advance(self, action: np.ndarray) -> tuple[dict[str, np.ndarray], NotFiniteError | None]: ...
-
-    @overload
-    def advance(
-        self, action: Tensor, mask: Tensor | None = None
-    ) -> tuple[dict[str, Tensor], NotFiniteError | None]: ...
-
-    def advance(self, action: Any, mask: Tensor | None = None) -> tuple[dict[str, Any], NotFiniteError | None]:
-        """One step of all rows without the TensorDict: what :meth:`step` writes under ``"next"``, as plain tensors.
-
-        Args:
-            action: ``[N, A]`` in [-1, 1]; an array gives arrays, which are not to be written into.
-            mask: bool ``[N]`` or ``[N, 1]``, the rows to step; ``None`` for all.
-
-        Returns:
-            the tensors by key, and what broke, if anything did: these rows are then truncated at their last finite
-            observation, with reward 0, and are to be reset.
-        """
-        if isinstance(action, np.ndarray):
-            values, error = self._advance(action, None)
-            values.update((key, value.numpy()) for key, value in self._of_tasks().items())
-            return values, error
-        rows = None if mask is None else np.flatnonzero(mask.reshape(-1).numpy())
-        values, error = self._advance(action.detach().numpy(), rows)
-        return {**{key: torch.from_numpy(value) for key, value in values.items()}, **self._shown()}, error
-
     def _advance(
-        self, action: np.ndarray, rows: np.ndarray | None
+        self, action: np.ndarray, moves: np.ndarray | None
     ) -> tuple[dict[str, np.ndarray], NotFiniteError | None]:
-        """The same of some rows, on arrays."""
+        rows = None if moves is None else np.flatnonzero(moves)
         batch, steps = self._batch or self._make_batch(), self._steps
         self._control(action)
         raised = self._simulate_all(batch, rows)
@@ -277,18 +241,8 @@ class BatchedMujocoEnv(EnvBase):
             ends["failed"] = failed
         return {"observation": values, "reward": reward, **ends}, error
 
-    def _reset(self, tensordict: TensorDictBase | None = None, **kwargs: Any) -> TensorDictBase:
-        mask = None if tensordict is None else tensordict.get("_reset", None)
-        given = None if tensordict is None else tensordict.get("task_id", None)
-        return TensorDict(self.restart(mask, given), batch_size=self.batch_size, device=self.device)
-
     def restart(self, mask: Tensor | None = None, task_id: Tensor | None = None) -> dict[str, Tensor]:
-        """A reset without the TensorDict: what :meth:`reset` writes, for all rows, as plain tensors.
-
-        Args:
-            mask: bool ``[N]`` or ``[N, 1]``, the rows that start anew; ``None`` for all.
-            task_id: int64 ``[N]`` or ``[N, 1]``, the tasks of these rows; ``None`` leaves it to ``task_order``.
-        """
+        """See :meth:`TaskEnv.restart`."""
         batch = self._batch or self._make_batch()
         rows = np.arange(self.batch_size[0]) if mask is None else np.flatnonzero(mask.reshape(-1).numpy())
         before = self._task_rows.task_id
@@ -320,11 +274,6 @@ class BatchedMujocoEnv(EnvBase):
         super().close(raise_if_closed=raise_if_closed)
 
     # Beyond EnvBase.
-
-    @property
-    def task_id(self) -> Tensor:
-        """The task that each row plays now, int64 ``[N]``."""
-        return self._task_rows.task_id[:, 0].clone()
 
     @property
     def tasks(self) -> Tensor:
@@ -405,11 +354,3 @@ class BatchedMujocoEnv(EnvBase):
         return self._task_rows.not_finite_error(
             key, rows, self._steps[rows, 0], "check the actions, or shorten the model's timestep"
         )
-
-    def _shown(self) -> dict[str, Tensor]:
-        """What observations hold besides ``"observation"``; what is handed out may be written into."""
-        return {key: value.clone() for key, value in self._of_tasks().items()}
-
-    def _of_tasks(self) -> dict[str, Tensor]:
-        rows = self._task_rows
-        return {"task_id": rows.task_id, "goal": rows.goal} if self.observe_goal else {"task_id": rows.task_id}

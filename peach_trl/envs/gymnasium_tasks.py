@@ -5,20 +5,20 @@ from __future__ import annotations
 import multiprocessing
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
-from typing import Any, Literal, TypedDict, cast, overload
+from typing import Any, Literal, TypedDict, cast
 
 import gymnasium
 import numpy as np
 import torch
 from gymnasium import spaces
 from gymnasium.vector import AsyncVectorEnv, AutoresetMode, SyncVectorEnv
-from tensordict import TensorDict, TensorDictBase
+from tensordict import TensorDict
 from torch import Tensor
 from torchrl.data import Bounded, Categorical, TensorSpec, Unbounded
-from torchrl.envs import EnvBase
 
 from peach_trl.envs.errors import NOT_FINITE, NotFinite, NotFiniteError, broken_rows
 from peach_trl.envs.goal_space import GoalSpace
+from peach_trl.envs.task_env import TaskEnv
 from peach_trl.envs.task_rows import TaskOrder, TaskRows
 from peach_trl.envs.tasks import TaskLibrary
 from peach_trl.modules.views import View
@@ -38,7 +38,7 @@ class TasksOptions(TypedDict, total=False):
     not_finite: NotFinite
 
 
-class GymnasiumTasksEnv(EnvBase):
+class GymnasiumTasksEnv(TaskEnv):
     """N copies of a Gymnasium environment, one row of the batch each, each playing a task of a library.
 
     It has the keys of :class:`~peach_trl.envs.BatchedMujocoEnv`, and treats task ids and resets in the same way:
@@ -184,30 +184,10 @@ class GymnasiumTasksEnv(EnvBase):
 
     # EnvBase's own methods.
 
-    def _step(self, tensordict: TensorDictBase) -> TensorDictBase:
-        values, error = self.advance(tensordict.get("action"), tensordict.get("_step", None))
-        result = TensorDict(values, batch_size=self.batch_size, device=self.device)
-        if error is None:
-            return result
-        error.tensordict = result
-        return error.raise_or_warn(self.not_finite)
-
-    @overload
-    def advance(self, action: np.ndarray) -> tuple[dict[str, np.ndarray], NotFiniteError | None]: ...
-
-    @overload
-    def advance(
-        self, action: Tensor, mask: Tensor | None = None
-    ) -> tuple[dict[str, Tensor], NotFiniteError | None]: ...
-
-    def advance(self, action: Any, mask: Tensor | None = None) -> tuple[dict[str, Any], NotFiniteError | None]:
-        """One step without the TensorDict; see :meth:`BatchedMujocoEnv.advance`."""
-        if isinstance(action, np.ndarray):
-            return self._advance(action, self._mask(None))
-        values, error = self._advance(action.detach().numpy(), self._mask(mask))
-        return _tensors(values), error
-
-    def _advance(self, action: np.ndarray, moves: np.ndarray) -> tuple[dict[str, np.ndarray], NotFiniteError | None]:
+    def _advance(
+        self, action: np.ndarray, moves: np.ndarray | None
+    ) -> tuple[dict[str, np.ndarray], NotFiniteError | None]:
+        moves = np.ones(self.batch_size[0], dtype=np.bool_) if moves is None else moves
         vector = self._check_step(action, moves)
         self._steps[moves] += 1
         raw, rewards, _, _, info = vector.step((action, moves.astype(np.int64)))
@@ -222,19 +202,14 @@ class GymnasiumTasksEnv(EnvBase):
         self._last = observation
         return {**self._values(), "reward": reward}, error
 
-    def _reset(self, tensordict: TensorDictBase | None = None, **kwargs: Any) -> TensorDictBase:
-        mask = None if tensordict is None else tensordict.get("_reset", None)
-        values = self.restart(mask, None if tensordict is None else tensordict.get("task_id", None))
-        return TensorDict(values, batch_size=self.batch_size, device=self.device)
-
     def restart(self, mask: Tensor | None = None, task_id: Tensor | None = None) -> dict[str, Tensor]:
-        """A reset without the TensorDict; see :meth:`BatchedMujocoEnv.restart`."""
+        """See :meth:`TaskEnv.restart`."""
         resets = self._mask(mask)
         if self._vector is None and not resets.all():
             raise RuntimeError(f"rows {np.flatnonzero(~resets).tolist()} were never reset: reset all rows first")
         rows = np.flatnonzero(resets)
         if not len(rows):
-            return _tensors(self._values())
+            return self._started()
         self._task_rows.assign(rows, task_id)
         tasks = self.library.source_ids[self._task_rows.task_id[:, 0]].tolist()
         seeds = [seed if reset else None for seed, reset in zip(self._seeds, resets, strict=True)]
@@ -248,7 +223,7 @@ class GymnasiumTasksEnv(EnvBase):
         self._terminated[rows], self._failed[rows], self._truncated[rows] = False, False, np.isin(rows, broken)
         self._success[rows] = info["success"][rows]
         self._seeds = [None if reset else seed for seed, reset in zip(self._seeds, resets, strict=True)]
-        values = _tensors(self._values())
+        values = self._started()
         if len(broken):
             error = self._task_rows.not_finite_error(
                 "observation", broken, self._steps[broken], "check these tasks, and reset these rows again"
@@ -270,11 +245,6 @@ class GymnasiumTasksEnv(EnvBase):
         super().close(raise_if_closed=raise_if_closed)
 
     # Beyond EnvBase.
-
-    @property
-    def task_id(self) -> Tensor:
-        """The task that each row plays now, int64 ``[N]``."""
-        return self._task_rows.task_id[:, 0].clone()
 
     def _make_vector(self) -> SyncVectorEnv | AsyncVectorEnv:
         rows = [partial(self._make_row, row) for row in range(self.batch_size[0])]
@@ -302,17 +272,17 @@ class GymnasiumTasksEnv(EnvBase):
         return np.ones(rows, dtype=np.bool_) if mask is None else mask.reshape(rows).numpy().copy()
 
     def _values(self) -> dict[str, np.ndarray]:
-        """What rows show now, by key."""
-        values = {"observation": self._last.copy(), "task_id": self._task_rows.task_id.numpy().copy()}
-        if self.observe_goal:
-            values["goal"] = self._task_rows.goal.numpy().copy()
+        """What rows show now, by key, without what their tasks show."""
         flags = {"terminated": self._terminated, "truncated": self._truncated}
         flags["done"] = self._terminated | self._truncated
         if self._success_key is not None:
             flags["success"] = self._success
         if self.fails:
             flags["failed"] = self._failed
-        return values | {name: flag[:, None].copy() for name, flag in flags.items()}
+        return {"observation": self._last.copy(), **{name: flag[:, None].copy() for name, flag in flags.items()}}
+
+    def _started(self) -> dict[str, Tensor]:
+        return {**{key: torch.from_numpy(value) for key, value in self._values().items()}, **self._shown()}
 
     def _check_step(self, action: np.ndarray, moves: np.ndarray) -> SyncVectorEnv | AsyncVectorEnv:
         if self._vector is None:
@@ -342,10 +312,6 @@ class GymnasiumTasksEnv(EnvBase):
         self._failed[rows] = True
         key = "observation" if len(broken["observation"]) else "reward"
         return self._task_rows.not_finite_error(key, rows, self._steps[rows], "check the actions and the environment")
-
-
-def _tensors(values: Mapping[str, np.ndarray]) -> dict[str, Tensor]:
-    return {key: torch.from_numpy(value) for key, value in values.items()}
 
 
 def _process_context() -> str | None:

@@ -20,7 +20,6 @@ from torchrl.envs import EnvBase
 from peach_trl.envs.goal_space import GoalSpace
 from peach_trl.rules import PERFECT
 
-OFTEN = 0.99  # share of the steps that a reward has which says nothing
 FAR = 0.95  # quantile of the ways that count as what a decision can reach
 NEAR = 0.2  # share of that within which a subgoal is achieved
 

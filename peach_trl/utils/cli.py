@@ -7,7 +7,6 @@ Hydra makes a folder; unknown keys even before torch is imported, see :mod:`peac
 
 from __future__ import annotations
 
-import difflib
 import functools
 import inspect
 import itertools
@@ -26,7 +25,7 @@ from hydra.errors import HydraException
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import MissingMandatoryValue, OmegaConfBaseException
 
-from peach_trl.config import ConfigError, build, require_key, unknown_key
+from peach_trl.config import ConfigError, build, did_you_mean, require_key, unknown_key
 from peach_trl.utils.installed import folder_of
 
 Schema = TypeVar("Schema")
@@ -184,9 +183,7 @@ def _check_choice(folder: Path, group: str, override: Override) -> None:
     if override.is_delete() or not isinstance(value, str) or (folder / f"{value}.yaml").is_file():
         return
     known = sorted(path.stem for path in folder.glob("*.yaml"))
-    near = difflib.get_close_matches(value.lower(), [name.lower() for name in known], 1)
-    right = [name for name in known if name.lower() in near]
-    remedy = f"did you mean {group}={right[0]}?" if right else f"there are {', '.join(known)}"
+    remedy = did_you_mean(value, known, f"{group}=")
     raise ConfigError(f"{group} = {value}: no such file in {folder.name}/; {remedy}")
 
 

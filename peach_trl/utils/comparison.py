@@ -16,7 +16,7 @@ import yaml
 
 from peach_trl.utils.plots import LINE_COLORS, MARKERS, plot_by_trajectory, save
 from peach_trl.utils.statistics import Over, interval, performance_profile, probability_of_improvement
-from peach_trl.utils.tables import Result, markdown, read_methods, read_metrics, table, write_csv
+from peach_trl.utils.tables import Result, intervals, markdown, read_methods, read_metrics, table, write_csv
 
 IGNORED = ("seed", "seeds")  # in which runs of the same method differ
 
@@ -77,7 +77,7 @@ def compare(
     text = markdown(results, value, over)
     (out / "table.md").write_text(text + "\n")
     write_csv(results, out / "results.csv")
-    curves = {name: np.array(_by_trajectory(runs, value, over)).T for name, runs in results.items()}
+    curves = {name: np.array(intervals(runs, value, over)).T for name, runs in results.items()}
     plot_by_trajectory(out / "by_trajectory.png", curves, _references(results), label=value)
     figures = ["by_trajectory", "curves", "profile"]
     _draw_curves(results, out / "curves.png")
@@ -86,7 +86,8 @@ def compare(
     if len(results) > 1:
         _draw_improvements(better, out / "improvement.png")
         figures.append("improvement")
-    (out / "index.html").write_text(_page(results, out, figures, value, over, better))
+    about = f"{value}: interquartile mean [95 % bootstrap interval over {over}]"
+    (out / "index.html").write_text(_page(text, results, out, figures, about, better))
     return text
 
 
@@ -98,11 +99,6 @@ def improvements(
     names = list(sums)
     pairs = [(one, other) for i, one in enumerate(names) for other in names[i + 1 :]]
     return [(one, other, probability_of_improvement(sums[one], sums[other], over=over)) for one, other in pairs]
-
-
-def _by_trajectory(runs: Sequence[Result], value: str, over: Over) -> list[Any]:
-    scores = np.stack([run.scores[value] for run in runs])
-    return [interval(scores[..., k], over=over) for k in range(scores.shape[-1])]
 
 
 def _sums(runs: Sequence[Result], value: str) -> np.ndarray:
@@ -131,6 +127,13 @@ def _finish(figure: Any, axes: Any, png: Path, **labels: str) -> None:
     save(figure, png)
 
 
+def _draw_band(axes: Any, number: int, name: str, x: Any, lines: Any) -> None:
+    """A line, and the band between two others: ``lines`` are the three of them."""
+    (middle, low, high), color = lines, LINE_COLORS[number % len(LINE_COLORS)]
+    axes.plot(x, middle, color=color, label=name)
+    axes.fill_between(x, low, high, color=color, alpha=0.2, linewidth=0)
+
+
 def _draw_curves(results: Mapping[str, Sequence[Result]], png: Path) -> None:
     """The sum of the returns by trajectory in evaluations while training: interquartile means over seeds."""
     figure, axes = _figure()
@@ -139,9 +142,7 @@ def _draw_curves(results: Mapping[str, Sequence[Result]], png: Path) -> None:
         if not len(steps):
             continue
         means = np.array([interval(sums[:, [i]], over="seeds") for i in range(len(steps))]).T
-        color = LINE_COLORS[number % len(LINE_COLORS)]
-        axes.plot(steps, means[0], color=color, label=name)
-        axes.fill_between(steps, means[1], means[2], color=color, alpha=0.2, linewidth=0)
+        _draw_band(axes, number, name, steps, means)
     _finish(figure, axes, png, xlabel="environment steps", ylabel="return, all trajectories", title="while training")
 
 
@@ -166,10 +167,7 @@ def _draw_profiles(results: Mapping[str, Sequence[Result]], value: str, over: Ov
     every = np.concatenate([scores.ravel() for scores in sums.values()])
     thresholds = np.linspace(every.min(), every.max(), 101)
     for number, (name, scores) in enumerate(sums.items()):
-        share, below, above = performance_profile(scores, thresholds, over=over)
-        color = LINE_COLORS[number % len(LINE_COLORS)]
-        axes.plot(thresholds, share, color=color, label=name)
-        axes.fill_between(thresholds, below, above, color=color, alpha=0.2, linewidth=0)
+        _draw_band(axes, number, name, thresholds, performance_profile(scores, thresholds, over=over))
     labels = {"xlabel": f"{value}, all trajectories (t)", "ylabel": "share of seeds and tasks above t"}
     _finish(figure, axes, png, **labels, title="performance profile")
 
@@ -185,11 +183,11 @@ def _draw_improvements(better: Sequence[tuple[str, str, Any]], png: Path) -> Non
 
 
 def _page(
+    text: str,
     results: Mapping[str, Sequence[Result]],
     out: Path,
     figures: Sequence[str],
-    value: str,
-    over: str,
+    about: str,
     better: Sequence[tuple[str, str, Any]],
 ) -> str:
     """One HTML page with all in it, pictures too, so that it can be sent to somebody."""
@@ -213,8 +211,7 @@ def _page(
     return (
         '<!DOCTYPE html>\n<html lang="en"><head><meta charset="utf-8"><title>Comparison of runs</title>\n'
         f"<style>{STYLE}</style></head><body>\n<h1>Comparison of runs</h1>\n"
-        f"<p>{html.escape(value)}: interquartile mean [95 % bootstrap interval over {html.escape(over)}] on "
-        f"{html.escape(tasks)}.</p>\n{_as_html(markdown(results, value, over))}\n{pictures}\n"  # type: ignore[arg-type]
+        f"<p>{html.escape(about)} on {html.escape(tasks)}.</p>\n{_as_html(text)}\n{pictures}\n"
         f"<h2>Probability of improvement</h2>\n{_as_html(table(pairs)) if better else ''}\n"
         f"<h2>Configurations</h2>\n{runs}\n</body></html>\n"
     )
