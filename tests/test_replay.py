@@ -380,7 +380,7 @@ def test_errors_name_the_cause():
     with pytest.raises(ValueError, match=r"lack the keys \['episode'\] and bring the unknown keys \['extra'\]"):
         buffer.extend(rows.exclude("episode").set("extra", torch.zeros(3)))
     with pytest.raises(ValueError, match="must be flat"):
-        buffer.extend(rows.unsqueeze(0))
+        buffer.extend(rows.view(1, 1, -1))
     with pytest.raises(ValueError, match=r"recent = 3: must lie in 1 \.\. 2"):
         ContextSampler(buffer, config(recent=3))
     with pytest.raises(ValueError, match="keeps no episodes"):

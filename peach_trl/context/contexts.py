@@ -120,7 +120,7 @@ class ContextSampler:
         kept = torch.rand(len(tasks), generator=self.generator) >= self.config.empty_probability
         mask = self._steps < torch.where(kept, torch.minimum(count, total), 0)[:, None]
         owner = tasks[:, None]
-        context = self.buffer.storage.read(writer.locate(owner, torch.where(mask, position, 0)))
+        context = self.buffer.read(writer.locate(owner, torch.where(mask, position, 0)))
         return context.set("mask", mask)
 
     def _from_episodes(self, tasks: Tensor, available: Tensor) -> tuple[Tensor, Tensor]:

@@ -164,7 +164,7 @@ class SequenceSampler:
         mask = steps < end[:, -1:]
         position = torch.where(mask, (start - end + length).gather(1, part) + steps, start[:, :1])
         owner = tasks.repeat_interleave(self.per_task).unsqueeze(1)
-        sequences = self.buffer.storage.read(self.buffer.writer.locate(owner, position))
+        sequences = self.buffer.read(self.buffer.writer.locate(owner, position))
         return sequences.set("mask", mask).set("part", part)
 
     def _draw(self, tasks: Tensor, available: Tensor, rare: Tensor | None = None) -> tuple[Tensor, Tensor]:

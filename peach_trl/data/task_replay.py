@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -12,8 +12,10 @@ from torch import Tensor
 from torchrl.data import TensorDictReplayBuffer
 from torchrl.data.replay_buffers.samplers import Sampler
 from torchrl.data.replay_buffers.storages import Storage
+from torchrl.envs import Transform
 
-from peach_trl.data.task_writer import PartitionedStorage, TaskWriter, dump_state
+from peach_trl.data.storages import Partitioned, PartitionedStorage
+from peach_trl.data.task_writer import TaskWriter, dump_state, episodes_of
 from peach_trl.seeding import named_generator
 
 
@@ -50,13 +52,8 @@ class TaskSampler(Sampler):
         self, tasks: Tensor, batch: int, *, best_fraction: float = 0.0, best_of: int = 1, recent: int | None = None
     ) -> Tensor:
         """Rows of the storage, int64 [M, batch]; see :meth:`TaskReplayBuffer.sample_tasks`."""
-        writer = self.writer
-        ids, tasks = tasks.tolist(), writer.partition(tasks)
-        held = writer.held(tasks)
-        if 0 in (counts := held.tolist()):
-            raise ValueError(
-                f"task {ids[counts.index(0)]} holds no rows: collect data for it and extend the buffer before sampling"
-            )
+        writer, ids, held = self.writer, tasks.tolist(), self._check(tasks)
+        tasks = writer.partition(tasks)
         if not 0 <= best_fraction <= 1 or best_of < 1:
             raise ValueError(
                 f"best_fraction = {best_fraction}, best_of = {best_of}: need 0 <= best_fraction <= 1 <= best_of"
@@ -70,6 +67,18 @@ class TaskSampler(Sampler):
             rows = writer.locate(tasks[:, None], start + self._below(length, len(ids), best))
             index[:, :best] = torch.where(available[:, None] > 0, rows, index[:, :best])
         return index
+
+    def _check(self, tasks: Tensor) -> Tensor:
+        """How many rows tasks hold, int64 [M]; refuses those that hold none."""
+        held = self.writer.held(self.writer.partition(tasks))
+        if 0 in (counts := held.tolist()):
+            task = tasks.tolist()[counts.index(0)]
+            raise ValueError(f"task {task} holds no rows: collect data for it and extend the buffer before sampling")
+        return held
+
+    def info(self, rows: Tensor) -> dict[str, Tensor]:
+        """What batches of these rows, int64 [M, batch], say of them besides the stored keys."""
+        return {}
 
     def _below(self, limit: Tensor, *shape: int) -> Tensor:
         return integers_below(limit, shape, self.generator)
@@ -114,9 +123,14 @@ class TaskReplayBuffer(TensorDictReplayBuffer):
         partitions: int64 [ids], the partition 0 .. T - 1 of each task id, -1 for ids that have none, as those that are
             not trained on; several ids may share one. None where task ids are partitions.
         seeds: of how many agents this is the replay; task ids come in so many equal groups, see :meth:`draw_tasks`.
+        storage: makes the storage of so many rows, such as :class:`PartitionedMemmapStorage`.
+        sampler: makes the sampler of a writer and a generator, such as
+            :class:`~peach_trl.data.prioritized.PrioritizedTaskSampler`.
+        transform: of TorchRL's; it is applied to all that is drawn. Its inverse, to rows that are written.
+        priority_key: what :meth:`update_tensordict_priority` reads, where draws go by priority.
 
     ``len(buffer)`` is the number of rows held. ``sample`` draws for the list ``buffer.sampler.tasks``;
-    :meth:`sample_tasks` takes the list itself and is faster, since it goes past TorchRL's transforms and hooks.
+    :meth:`sample_tasks` takes the list itself and is faster, since it goes past TorchRL's hooks.
 
     Examples:
         >>> from tensordict import TensorDict
@@ -134,7 +148,7 @@ class TaskReplayBuffer(TensorDictReplayBuffer):
         ValueError: task 1 holds no rows: collect data for it and extend the buffer before sampling
     """
 
-    _storage: PartitionedStorage
+    _storage: Partitioned  # type: ignore[assignment]
     _writer: TaskWriter
     _sampler: TaskSampler
 
@@ -149,18 +163,30 @@ class TaskReplayBuffer(TensorDictReplayBuffer):
         batch_size: int | None = None,
         partitions: Tensor | None = None,
         seeds: int = 1,
+        storage: Callable[[int], Partitioned] = PartitionedStorage,
+        sampler: Callable[[TaskWriter, torch.Generator], TaskSampler] = TaskSampler,
+        transform: Transform | None = None,
+        priority_key: str = "td_error",
     ) -> None:
         writer = TaskWriter(num_tasks, capacity, episodes, partitions)
-        sampler = TaskSampler(writer, named_generator("replay", seed) if generator is None else generator)
-        storage = PartitionedStorage(num_tasks * capacity)
-        super().__init__(storage=storage, writer=writer, sampler=sampler, batch_size=batch_size)
+        parts: dict[str, Any] = {
+            "storage": storage(num_tasks * capacity),
+            "writer": writer,
+            "sampler": sampler(writer, named_generator("replay", seed) if generator is None else generator),
+        }
+        if not isinstance(parts["storage"], Partitioned):
+            raise TypeError(
+                f"storage = {storage}: rows are written in any order; use PartitionedStorage or "
+                "PartitionedMemmapStorage, or put the base class Partitioned before a storage of TorchRL's"
+            )
+        super().__init__(**parts, transform=transform, batch_size=batch_size, priority_key=priority_key)
         self.seeds = seeds
 
     def __len__(self) -> int:
         return int(self.count().sum())
 
     @property
-    def storage(self) -> PartitionedStorage:
+    def storage(self) -> Partitioned:  # type: ignore[override]
         """The storage of all rows."""
         return self._storage
 
@@ -184,11 +210,13 @@ class TaskReplayBuffer(TensorDictReplayBuffer):
         """Writes rows, each to the ring of its task.
 
         Args:
-            tensordicts: flat [R], of any order of tasks and with any further keys. "task_id" int64 [R, 1] (may be
-                missing where ``num_tasks`` is 1). Where episodes are tracked, also "episode" int64 [R, 1], which tells
-                the episodes of this call apart; "transition_type" int64 [R, 1], 0 for real transitions, 1 for hindsight
-                goals and 2 for penalties of subgoal tests; ("next", "reward") [R, 1]; and "meta_episode" int64 [R, 1],
-                if there are any. The rows of an episode come in order of time and all in one call.
+            tensordicts: flat [R], of any order of tasks and with any further keys, or a collector's [N, T]. "task_id"
+                int64 [R, 1] (may be missing where ``num_tasks`` is 1). Where episodes are tracked, also ("next",
+                "reward") [R, 1], and what tells the episodes of this call apart: "episode" int64 [R, 1], or else
+                ("collector", "traj_ids"), or else ("next", "done") of one episode after the other; if there are any,
+                "transition_type" int64 [R, 1], 0 for real transitions, 1 for hindsight goals and 2 for penalties of
+                subgoal tests; and "meta_episode" int64 [R, 1]. The rows of an episode come in order of time and all in
+                one call.
             update_priority: unused, TorchRL's.
 
         Returns:
@@ -197,9 +225,14 @@ class TaskReplayBuffer(TensorDictReplayBuffer):
 
         Raises:
             IndexError: for an unknown task id.
-            ValueError: if keys are missing or differ from those of earlier calls, or the rows are not flat.
+            ValueError: if keys are missing or differ from those of earlier calls, or the shape is another.
         """
-        return super().extend(tensordicts.copy(), update_priority=False)
+        rows = tensordicts.copy()
+        if rows.ndim == 2:
+            if self._writer.episodes and "episode" not in rows.keys() and ("next", "done") in rows.keys(True):
+                rows["episode"] = episodes_of(rows)
+            rows = rows.reshape(-1)
+        return super().extend(rows, update_priority=False)
 
     def sample_tasks(
         self, tasks: Tensor, batch: int, *, best_fraction: float = 0.0, best_of: int = 1, recent: int | None = None
@@ -225,7 +258,18 @@ class TaskReplayBuffer(TensorDictReplayBuffer):
         rows = self._sampler.rows(
             torch.as_tensor(tasks), batch, best_fraction=best_fraction, best_of=best_of, recent=recent
         )
-        return self._storage.read(rows)
+        return self._drawn(rows)
+
+    def _drawn(self, rows: Tensor) -> TensorDictBase:
+        found = self.read(rows)
+        for key, value in self._sampler.info(rows).items():
+            found.set(key, value)
+        return found
+
+    def read(self, rows: Tensor) -> TensorDictBase:
+        """The given rows of the storage, int64 of any shape, through the transforms, if there are any."""
+        found = self._storage.read(rows)
+        return found if not self._transform else self._transform(found)
 
     def count(self, tasks: Tensor | None = None) -> Tensor:
         """Rows held per task, int64 [M]; for all tasks where ``tasks`` is None."""
@@ -254,8 +298,8 @@ class TaskReplayBuffer(TensorDictReplayBuffer):
         tasks = torch.as_tensor(self._sampler.tasks)
         for start in range(0, number, at_once):
             count = min(at_once, number - start)
-            rows = self._sampler.rows(tasks, count * batch).view(len(tasks), count, batch).transpose(0, 1)
-            yield from one_by_one(self._storage.read(rows.flatten(1)))
+            rows = self._sampler.rows(tasks, count * batch).view(len(tasks), count, batch).transpose(0, 1).flatten(1)
+            yield from one_by_one(self._drawn(rows))
 
     def draw_tasks(self, tasks: Tensor, count: int, number: int | None = None) -> Tensor:
         """Draws a meta-batch of ``count`` of the given tasks, without replacement: int64 [count].

@@ -10,47 +10,36 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from tensordict import TensorDict, TensorDictBase
+from tensordict import NestedKey, TensorDict, TensorDictBase
 from torch import Tensor
-from torchrl.data import LazyTensorStorage
 from torchrl.data.replay_buffers.writers import Writer
 
+from peach_trl.data.storages import Partitioned
 
-class PartitionedStorage(LazyTensorStorage):
-    """A ``LazyTensorStorage`` that may be filled in any order of rows.
+#: Keys of rows that tell episodes apart, the first that is there: ours, that of TorchRL's collectors, the end of each.
+EPISODE_KEYS: tuple[NestedKey, ...] = ("episode", ("collector", "traj_ids"), ("next", "done"))
 
-    TorchRL's storage lets only its first ``len(storage)`` rows be read, which suits one ring alone. Here all rows can
-    be read from the first write on, and those not yet written hold zeros, never the remains of other memory.
+
+def episodes_of(data: TensorDictBase) -> Tensor:
+    """A number for the episode of each row, int64 [..., 1], from the first of :data:`EPISODE_KEYS` that there is.
+
+    Args:
+        data: [R], one episode after the other, or [N, T], of which each row of T steps begins a new one.
 
     Examples:
-        >>> from tensordict import TensorDict
-        >>> storage = PartitionedStorage(4)
-        >>> storage.set(torch.tensor([2]), TensorDict({"x": torch.ones(1)}, [1]))
-        >>> storage.read(torch.arange(4))["x"]
-        tensor([0., 0., 1., 0.])
+        >>> done = torch.tensor([[0, 1, 0], [0, 0, 1]], dtype=torch.bool).unsqueeze(-1)
+        >>> episodes_of(TensorDict({"next": TensorDict({"done": done}, [2, 3])}, [2, 3]))[..., 0]
+        tensor([[0, 0, 1],
+                [2, 2, 2]])
     """
-
-    def _init(self, data: Any) -> None:
-        super()._init(data)
-        self._storage.zero_()
-
-    def _get_new_len(self, data: Any, cursor: Any) -> None:
-        self._len = self.max_size
-
-    def read(self, rows: Tensor) -> TensorDictBase:
-        """The given rows, int64 of any shape; as ``get``, but 2 to 3 times as fast on a CPU.
-
-        Raises:
-            RuntimeError: if nothing was ever written.
-        """
-        if not self.initialized:
-            raise RuntimeError("nothing was ever written to the buffer: collect data before drawing from it")
-        return _take(self._storage, rows.reshape(-1), rows.shape)
-
-    @property
-    def keys(self) -> set[Any]:
-        """The stored keys, nested ones as tuples; none before the first write."""
-        return set(self._storage.keys(True, True)) if self.initialized else set()
+    for key in EPISODE_KEYS[:2]:
+        if (number := data.get(key, None)) is not None:
+            return number.reshape(*data.shape, 1)
+    ends = data["next", "done"].reshape(*data.shape, 1).clone()
+    if data.ndim == 2:
+        ends[:, -1] = True
+    ends = ends.flatten().long()
+    return (ends.cumsum(0) - ends).view(*data.shape, 1)
 
 
 class TaskWriter(Writer):
@@ -70,13 +59,14 @@ class TaskWriter(Writer):
 
     Examples:
         >>> from tensordict import TensorDict
+        >>> from peach_trl.data import PartitionedStorage
         >>> writer = TaskWriter(num_tasks=2, capacity=3)
         >>> writer.register_storage(PartitionedStorage(6))
         >>> writer.extend(TensorDict({"task_id": torch.tensor([[1], [0], [1]])}, [3]))
         tensor([3, 0, 4])
     """
 
-    _storage: PartitionedStorage  # type: ignore[assignment]
+    _storage: Partitioned  # type: ignore[assignment]
 
     def __init__(self, num_tasks: int, capacity: int, episodes: int = 0, partitions: Tensor | None = None) -> None:
         super().__init__()
@@ -113,8 +103,8 @@ class TaskWriter(Writer):
         if data.device not in (None, self._storage.device):
             data = data.to(self._storage.device)
         self._check_keys(data)
-        task = self._task_of(data)
-        order = self._order(data, task)
+        task, columns = self._task_of(data), self._columns(data)
+        order = self._order(columns, task)
         task = task[order]
         counts = torch.bincount(task, minlength=self.num_tasks)
         rank = _rank(task, counts)
@@ -130,21 +120,31 @@ class TaskWriter(Writer):
         self.written += counts
         self._write_count += len(data)
         if self.episodes:
-            columns = data.select("episode", "transition_type", "meta_episode", ("next", "reward"), strict=False)
             self._record(columns[order], task, position)
         return index
 
     def _check_keys(self, data: TensorDictBase) -> None:
         keys = set(data.keys(True, True))
-        needed = {"episode", "transition_type", ("next", "reward")} if self.episodes else set()
+        needed: set[Any] = {("next", "reward")} if self.episodes else set()
+        if self.episodes and keys.isdisjoint(EPISODE_KEYS):
+            needed |= {"episode"}
         known = self._storage.keys or keys | needed
         missing, extra = (known | needed) - keys, keys - known
         if missing or extra:
             raise ValueError(
                 f"rows lack the keys {sorted(map(str, missing))} and bring the unknown keys {sorted(map(str, extra))}: "
-                'every call must bring the keys of the first one, and "episode", "transition_type" and '
-                '("next", "reward") where episodes are tracked'
+                'every call must bring the keys of the first one, and where episodes are tracked ("next", "reward") '
+                f"and one of {', '.join(map(str, EPISODE_KEYS))}"
             )
+
+    def _columns(self, data: TensorDictBase) -> TensorDictBase:
+        """What the table of episodes reads; empty where there is none."""
+        if not self.episodes:
+            return TensorDict({}, data.shape)
+        columns = data.select("transition_type", "meta_episode", ("next", "reward"), strict=False)
+        if "transition_type" not in columns.keys():  # all are real
+            columns["transition_type"] = torch.zeros(len(data), 1, dtype=torch.int64)
+        return columns.set("episode", episodes_of(data))
 
     def _task_of(self, data: TensorDictBase) -> Tensor:
         task = data.get("task_id", None)
@@ -154,12 +154,12 @@ class TaskWriter(Writer):
             raise ValueError(f'rows lack the key "task_id", which a buffer of {self.num_tasks} tasks needs')
         return self.partition(task.reshape(-1))
 
-    def _order(self, data: TensorDictBase, task: Tensor) -> Tensor:
+    def _order(self, columns: TensorDictBase, task: Tensor) -> Tensor:
         """Stable order of the rows by (task, episode, not real)."""
         if not self.episodes:
             return task.argsort(stable=True)
-        order = (data["transition_type"].reshape(-1) != 0).argsort(stable=True)
-        order = order[data["episode"].reshape(-1)[order].argsort(stable=True)]
+        order = (columns["transition_type"].reshape(-1) != 0).argsort(stable=True)
+        order = order[columns["episode"].reshape(-1)[order].argsort(stable=True)]
         return order[task[order].argsort(stable=True)]
 
     def _record(self, rows: TensorDictBase, task: Tensor, position: Tensor) -> None:
@@ -306,16 +306,6 @@ class TaskWriter(Writer):
     def loads(self, path: str | Path) -> None:
         """Loads the state from the folder ``path``."""
         self.load_state_dict(torch.load(Path(path) / "task_writer.pt", weights_only=True))
-
-
-def _take(source: TensorDictBase, rows: Tensor, shape: torch.Size) -> TensorDict:
-    taken = {
-        key: _take(value, rows, shape)
-        if isinstance(value, TensorDictBase)
-        else value.index_select(0, rows).view(*shape, *value.shape[1:])
-        for key, value in source.items()
-    }
-    return TensorDict(taken, shape)  # type: ignore[arg-type]
 
 
 def _rank(owner: Tensor, counts: Tensor) -> Tensor:
