@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from peach_trl.agent import Agent
     from peach_trl.collectors import Lockstep, LockstepCollector
+    from peach_trl.defaults import default
     from peach_trl.envs import FAMILIES, GoalSpace, GymnasiumTasksEnv, PointEnv, TaskLibrary
     from peach_trl.evaluation import MetaTest, meta_test
     from peach_trl.experiment import (
@@ -34,6 +35,7 @@ except PackageNotFoundError:  # the package's folder alone, not installed
 _MODULES = {
     "agent": ("Agent",),
     "collectors": ("Lockstep", "LockstepCollector"),
+    "defaults": ("default",),
     "envs": ("FAMILIES", "GoalSpace", "GymnasiumTasksEnv", "PointEnv", "TaskLibrary"),
     "evaluation": ("MetaTest", "meta_test"),
     "experiment": (
@@ -57,6 +59,7 @@ __all__ = [
     "SourceConfig",
     "TaskLibrary",
     "__version__",
+    "default",
     "load_agent",
     "load_config",
     "load_levels",

@@ -12,12 +12,14 @@ from torchrl.envs import EnvBase
 from peach_trl.config import AUTO, ConfigError
 from peach_trl.context.belief import Belief
 from peach_trl.context.tracker import BeliefTracker
+from peach_trl.defaults import default
 from peach_trl.hierarchy.evidence import Evidence
 from peach_trl.hierarchy.policy import HierarchyActor, HierarchyClock, HierarchyPolicy
 from peach_trl.hierarchy.structure import Hierarchy, HierarchyConfig
 from peach_trl.levels.goal_level import GoalLevel, LowerConfig
 from peach_trl.levels.top_level import ReadingConfig, TopConfig, TopLevel
 from peach_trl.modules.views import ViewsConfig, find_view
+from peach_trl.objectives.context import ContextSACLoss
 
 
 class Agent(nn.Module):
@@ -25,13 +27,15 @@ class Agent(nn.Module):
 
     Args:
         env: an environment with ``observation`` and ``action`` specs, and the goal spaces that it declares.
-        hierarchy: depth, clocks, exploration.
+        hierarchy: depth, clocks, exploration. Each of these four may be left out, for what ships
+            (:func:`~peach_trl.defaults.default`).
         context: the belief, and how the top level reads it.
         top: the top level.
         lower: the goal-reaching levels.
         reward_scale: factor on the task's rewards, the same as in the recorded transitions.
         encoder: a context encoder of one's own, any module; see :func:`~peach_trl.context.belief.make_belief`.
         belief: a belief of one's own, encoder included.
+        loss: the top level's, a subclass of one's own.
         views: what each level reads of the observation, by the names that the environment declares; ``None``: as the
             environment says, and what has no bounds as it is.
         seeds: with a number S, S independent agents whose networks are stacked; each has one of S equal parts of the
@@ -57,19 +61,23 @@ class Agent(nn.Module):
     def __init__(
         self,
         env: EnvBase,
-        hierarchy: HierarchyConfig,
-        context: ReadingConfig,
-        top: TopConfig,
-        lower: LowerConfig,
+        hierarchy: HierarchyConfig | None = None,
+        context: ReadingConfig | None = None,
+        top: TopConfig | None = None,
+        lower: LowerConfig | None = None,
         reward_scale: float = 1.0,
         encoder: nn.Module | None = None,
         belief: Belief | None = None,
         *,
+        loss: type[ContextSACLoss] = ContextSACLoss,
         views: ViewsConfig | None = None,
         seeds: int | None = None,
     ) -> None:
         super().__init__()
         self.seeds = seeds
+        hierarchy = default(HierarchyConfig) if hierarchy is None else hierarchy
+        context = default(ReadingConfig) if context is None else context
+        top, lower = default(TopConfig) if top is None else top, default(LowerConfig) if lower is None else lower
         peak, scale = context.evidence == "peak", reward_scale * context.reward_factor
         self.evidence = Evidence(peak=peak, scale=scale, steps=hierarchy.top_steps)
         goal_space, subgoal_space = (getattr(env, f"{name}_space", None) for name in ("goal", "subgoal"))
@@ -98,7 +106,9 @@ class Agent(nn.Module):
             None  # type: ignore[assignment]
             if reaches
             else TopLevel(
-                self.hierarchy, spec, top, context, known, encoder, belief, view["top"], view["context"], **several
+                *(self.hierarchy, spec, top, context, known, encoder, belief, view["top"], view["context"]),
+                loss=loss,
+                **several,
             )
         )
 

@@ -14,11 +14,12 @@ from typing import Any
 
 import torch
 from tensordict import TensorDictBase
-from torch import Tensor
+from torch import Tensor, nn
 from torchrl.envs import EnvBase
 from torchrl.envs.utils import ExplorationType, set_exploration_type
 
 from peach_trl.collectors.rollout import rollout
+from peach_trl.context.tracker import BeliefTracker
 from peach_trl.envs.goal_space import GoalSpace
 from peach_trl.hierarchy.policy import HierarchyPolicy
 
@@ -36,6 +37,7 @@ class MetaTest:
         success: [R, K], whether the episode ended in the task's goal; without a goal space, with a positive reward.
         found: [R, K], whether any of its rewards was positive.
         positions: [R, K, T, G], the path, projected to the subgoal space; it stays where a shorter episode ended.
+            Observations as they are, where the policy is no hierarchy.
         subgoals: [R, K, T, h, G] in force, bottom level first, or ``None`` at depth 1.
         loc: [R, Z], mean of q(z | c) in the end, or ``None`` without a context variable.
         scale: [R, Z], its standard deviation.
@@ -91,11 +93,12 @@ class MetaTest:
 
 
 @torch.no_grad()
-def meta_test(policy: HierarchyPolicy, env: EnvBase, trajectories: int, horizon: int | None = None) -> MetaTest:
+def meta_test(policy: nn.Module, env: EnvBase, trajectories: int, horizon: int | None = None) -> MetaTest:
     """Runs a meta-test on every row of an environment, all in lock-step: its first ``trajectories`` episodes.
 
     Args:
-        policy: a hierarchy, with a tracker whose meta-episodes are at least ``trajectories`` long.
+        policy: a hierarchy, or any other TensorDictModule; of a belief tracker in it, meta-episodes are at least
+            ``trajectories`` long.
         env: any TorchRL environment whose episodes end; each row is a meta-test of its task, ``task_id`` [N, 1] among
             the observations (else the row's number). Rows of the same task differ where z is drawn. What it has of
             ``library`` (the tasks' parameters), ``goal_space`` and ``horizon`` is used. It is closed in the end.
@@ -116,11 +119,13 @@ def meta_test(policy: HierarchyPolicy, env: EnvBase, trajectories: int, horizon:
         >>> result.returns.shape  # 60 tasks, 3 trajectories
         torch.Size([60, 3])
     """
-    tracker, horizon = policy.tracker, getattr(env, "horizon", None) if horizon is None else horizon
+    tracker = next((part for part in policy.modules() if isinstance(part, BeliefTracker)), None)
+    hierarchy = policy.actor.hierarchy if isinstance(policy, HierarchyPolicy) else None
+    horizon = getattr(env, "horizon", None) if horizon is None else horizon
     if tracker is not None and tracker.trajectories < trajectories:
         raise ValueError(
             f"trajectories = {trajectories}: this policy forgets the task after {tracker.trajectories}; make it with "
-            f"make_policy(trajectories={trajectories})"
+            f"make_policy(trajectories={trajectories}), or its tracker"
         )
     if horizon is None:
         raise ValueError(f"horizon: {type(env).__name__} has none; say how many steps an episode has at most")
@@ -131,7 +136,6 @@ def meta_test(policy: HierarchyPolicy, env: EnvBase, trajectories: int, horizon:
         env.close()
     batch = batch if batch.ndim > 1 else batch.unsqueeze(0)
     task_ids, goals, goal_space = *_tasks_of(env, batch), getattr(env, "goal_space", None)
-    hierarchy = policy.actor.hierarchy
     steps, length = _episodes(batch["next", "done"].squeeze(-1), trajectories, horizon)
 
     def by_episode(values: Tensor) -> Tensor:
@@ -152,8 +156,8 @@ def meta_test(policy: HierarchyPolicy, env: EnvBase, trajectories: int, horizon:
         returns=reward.sum(-1) / horizon,
         success=last.float(),
         found=(reward > 0).any(-1).float(),
-        positions=hierarchy.subgoal_space.project(reached),
-        subgoals=by_episode(batch["hierarchy", "goal"]) if hierarchy.depth > 1 else None,
+        positions=reached if hierarchy is None else hierarchy.subgoal_space.project(reached),
+        subgoals=by_episode(batch["hierarchy", "goal"]) if hierarchy is not None and hierarchy.depth > 1 else None,
         loc=loc,
         scale=scale,
         failed=None if failed is None else by_episode(failed.squeeze(-1)).any(-1).float(),

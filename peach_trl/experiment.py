@@ -38,6 +38,7 @@ from peach_trl.levels.novelty import Novelty, NoveltyConfig
 from peach_trl.levels.top_level import ReadingConfig, TopConfig
 from peach_trl.modules.execution import set_execution
 from peach_trl.modules.views import ViewsConfig
+from peach_trl.objectives.context import ContextSACLoss
 from peach_trl.rules import PERFECT, resolved
 from peach_trl.seeding import named_generator
 from peach_trl.utils.run import load_checkpoint
@@ -342,15 +343,19 @@ def make_library(config: Config) -> TaskLibrary:
 
 
 def make_agent(
-    config: Config, library: TaskLibrary, encoder: nn.Module | None = None, belief: Belief | None = None
+    config: Config,
+    library: TaskLibrary,
+    encoder: nn.Module | None = None,
+    belief: Belief | None = None,
+    loss: type[ContextSACLoss] = ContextSACLoss,
 ) -> Agent:
-    """The learner for the environment that ``config`` names, with an encoder or belief of one's own, if given."""
+    """The learner for the environment that ``config`` names, with an encoder, belief or top loss of one's own."""
     if config.seeds > 1:
-        return _stacked(config, library, encoder, belief).to(config.device)
+        return _stacked(config, library, encoder, belief, loss).to(config.device)
     env = make_env(config, library, library.split("train")[:1])
     scale = config.transitions.reward_scale
     levels = config.hierarchy, config.context, config.top, config.lower
-    agent = Agent(env, *levels, scale, encoder, belief, views=config.views)
+    agent = Agent(env, *levels, scale, encoder, belief, loss=loss, views=config.views)
     env.close()
     if config.lower.checkpoint is not None:
         path = config.lower.checkpoint.replace("{seed}", str(config.seed))
@@ -358,16 +363,22 @@ def make_agent(
     return agent.to(config.device)
 
 
-def _stacked(config: Config, library: TaskLibrary, encoder: nn.Module | None, belief: Belief | None) -> Agent:
+def _stacked(
+    config: Config,
+    library: TaskLibrary,
+    encoder: nn.Module | None,
+    belief: Belief | None,
+    loss: type[ContextSACLoss],
+) -> Agent:
     """Agents of several seeds, each with the weights that it starts with alone."""
     states = []
     for one in of_seeds(config):
         torch.manual_seed(one.seed)
-        states.append(make_agent(one, library.single, *copy.deepcopy((encoder, belief))).state_dict())
+        states.append(make_agent(one, library.single, *copy.deepcopy((encoder, belief)), loss).state_dict())
     torch.manual_seed(config.seed)
     env = make_env(config, library, library.split("train")[:1])
     parts = (config.hierarchy, config.context, config.top, config.lower, config.transitions.reward_scale)
-    agent = Agent(env, *parts, encoder, belief, views=config.views, seeds=config.seeds)
+    agent = Agent(env, *parts, encoder, belief, loss=loss, views=config.views, seeds=config.seeds)
     env.close()
     agent.load_seeds(states)
     return agent

@@ -10,7 +10,9 @@ from peach_trl.context.belief import (
     make_belief,
     reading,
 )
+from peach_trl.context.contexts import ContextConfig, ContextSampler
 from peach_trl.context.encoder import ContextEncoder, Transition
+from peach_trl.context.flat import FlatBeliefTracker
 from peach_trl.context.sequences import SequenceConfig, SequenceSampler
 from peach_trl.context.tracker import BeliefTracker, context_key
 
@@ -19,7 +21,10 @@ __all__ = [
     "Belief",
     "BeliefConfig",
     "BeliefTracker",
+    "ContextConfig",
     "ContextEncoder",
+    "ContextSampler",
+    "FlatBeliefTracker",
     "GaussianProduct",
     "Recurrent",
     "SequenceConfig",

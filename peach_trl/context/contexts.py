@@ -62,7 +62,8 @@ class ContextSampler:
 
     Args:
         buffer: a buffer that tracks at least ``config.recent`` episodes per task.
-        config: what a context is made of.
+        config: what a context is made of; ``None``: up to 64 transitions drawn uniformly from all remembered episodes,
+            and nothing in one of ten.
         generator: source of all draws; None takes ``named_generator("context")``.
 
     Raises:
@@ -87,10 +88,12 @@ class ContextSampler:
     """
 
     def __init__(
-        self, buffer: TaskReplayBuffer, config: ContextConfig, generator: torch.Generator | None = None
+        self, buffer: TaskReplayBuffer, config: ContextConfig | None = None, generator: torch.Generator | None = None
     ) -> None:
         if generator is torch.default_generator:
             raise ValueError("the global generator would tie contexts to all other draws: use named_generator(name)")
+        if config is None:
+            config = ContextConfig(64, 1, max(buffer.writer.episodes, 1), 0.0, 1, 0.1, "uniform")
         self.buffer, self.config = buffer, config
         self.generator = named_generator("context") if generator is None else generator
         self._steps, self._recent = torch.arange(config.transitions), torch.arange(config.recent)

@@ -45,7 +45,8 @@ class BeliefTracker(StepModule):
 
     Args:
         belief: what is kept.
-        hierarchy: for what the top level did with its last decision.
+        hierarchy: for what the top level did with its last decision; flat policies have a
+            :class:`~peach_trl.context.flat.FlatBeliefTracker`.
         observation_dim: D.
         trajectories: L, after which a row starts with the prior again.
         read: ``"belief"``: the parameters of q; ``"sample"``: a draw z ~ q.
@@ -75,7 +76,7 @@ class BeliefTracker(StepModule):
     def __init__(
         self,
         belief: Belief,
-        hierarchy: Hierarchy,
+        hierarchy: Hierarchy | None,
         observation_dim: int,
         *,
         trajectories: int = 1,
@@ -97,20 +98,30 @@ class BeliefTracker(StepModule):
         self.register_buffer("table", None if num_tasks is None else belief.initial(num_tasks))
         self._generator = ProcessGenerator("latent", seed)
         self._product = _Product.of(belief)
-        self._done = ("hierarchy", "goal") if hierarchy.depth > 1 else ("hierarchy", "proposal")
+        self._deep = hierarchy is not None and hierarchy.depth > 1
+        self._did = self._where_it_did()
         self.key = context_key(read)
         peaks = _PEAK if evidence.peak else ()
         self._keys = {name: KEYS[name] for name in (*_STATE, *peaks)}
         self._rewards = [KEYS[name] for name in ("reward", *peaks)]
         own: list[NestedKey] = [self.key, *self._keys.values()]
-        self.in_keys = ["observation", ("hierarchy", "start"), ("hierarchy", "acts"), self._done, *own]
+        self.in_keys = ["observation", *self._told, self._did, *own]
         self.in_keys += ["task_id"] * (num_tasks is not None)
         self.out_keys = own
+
+    _told: tuple[NestedKey, ...] = (("hierarchy", "start"), ("hierarchy", "acts"))  # what tells when it is its turn
+
+    def _where_it_did(self) -> NestedKey:
+        return ("hierarchy", "goal" if self._deep else "proposal")
+
+    def _turns(self, arrays: dict[Any, np.ndarray]) -> tuple[np.ndarray, np.ndarray]:
+        """Which rows decide now, and for which a trajectory begins, bool [N, 1] each."""
+        return arrays["hierarchy", "acts"][..., -1:], arrays["hierarchy", "start"]
 
     def advance(self, frame: Frame) -> None:
         """Takes in the decisions that just ended, and writes what the next ones read; see the class."""
         arrays = frame.arrays
-        decides, start = arrays["hierarchy", "acts"][..., -1:], arrays["hierarchy", "start"]
+        decides, start = self._turns(arrays)
         deciding = np.count_nonzero(decides)
         if not deciding:
             return
@@ -141,7 +152,7 @@ class BeliefTracker(StepModule):
     def after(self, recorded: TensorDictBase) -> Tensor:
         """The belief's state [N, S] after recorded steps [N], the last ones of their decisions."""
         state = recorded.copy()
-        for key, value in _noted(recorded, recorded.get("next")).items():
+        for key, value in noted(recorded, recorded.get("next")).items():
             state.set(key, value)
         return self.taken_in(state)
 
@@ -150,8 +161,8 @@ class BeliefTracker(StepModule):
         arrays, product = frame.arrays, self._product
         if product is None or not product.encoder.is_quick(frame.batch_size.numel()):
             return self.taken_in(frame).numpy()
-        observation, reached, action = arrays[KEYS["observation"]], arrays[KEYS["reached"]], arrays[self._done]
-        if self.hierarchy.depth > 1:
+        observation, reached, action = arrays[KEYS["observation"]], arrays[KEYS["reached"]], arrays[self._did]
+        if self.hierarchy is not None and self._deep:
             parts = (torch.from_numpy(part) for part in (observation, action[..., -1, :], reached))
             action = self.hierarchy.hindsight_action(self.hierarchy.top, *parts).numpy()
         evidence = self.evidence.of(*(arrays[key] for key in self._rewards))
@@ -162,8 +173,8 @@ class BeliefTracker(StepModule):
     def taken_in(self, tensordict: TensorDictBase | Frame) -> Tensor:
         """The belief's state [N, S] once the decision in force has ended, where the last step left it."""
         observation, reached = tensordict.get(KEYS["observation"]), tensordict.get(KEYS["reached"])
-        action = tensordict.get(self._done)
-        if self.hierarchy.depth > 1:  # the same as LevelTransitions makes of it
+        action = tensordict.get(self._did)
+        if self.hierarchy is not None and self._deep:  # the same as LevelTransitions makes of it
             action = self.hierarchy.hindsight_action(self.hierarchy.top, observation, action[..., -1, :], reached)
         evidence = self.evidence.of(*(tensordict.get(key) for key in self._rewards))
         transition = Transition(observation, action, evidence, reached)
@@ -204,7 +215,7 @@ class BeliefTracker(StepModule):
 
     def make_tensordict_primer(self) -> CarriedState:
         """The transform that adds the tracker's state to an environment, kept when rows are reset."""
-        return _TrackerState(self.belief, self.observation_dim, self.key, self.evidence)
+        return TrackerState(self.belief, self.observation_dim, self.key, self.evidence)
 
 
 _ONE, _HALF, _LOW, _HIGH = np.float32(1), np.float32(-0.5), np.float32(-8), np.float32(10)
@@ -262,15 +273,16 @@ class _Product:
         return read
 
 
-class _TrackerState(CarriedState):
+class TrackerState(CarriedState):
     """The state of a tracker; notes what a step reached, and the rewards since the decision in force began."""
 
-    def __init__(self, belief: Belief, observation_dim: int, key: str, evidence: Evidence) -> None:
+    def __init__(self, belief: Belief, observation_dim: int, key: str, evidence: Evidence, **more: Any) -> None:
         observation, number = Unbounded(observation_dim), Unbounded(1, dtype=torch.int64)
-        context = {
+        context: dict[str, Any] = {
             "state": Unbounded(belief.state_dim),
             **{"observation": observation, "reached": observation.clone(), "reward": Unbounded(1)},
             **{"trajectory": number, "meta_episode": number.clone()},
+            **more,
         }
         if evidence.peak:
             context |= {"peak": Unbounded(1), "peak_observation": observation.clone()}
@@ -282,14 +294,15 @@ class _TrackerState(CarriedState):
         super().__init__(primers, default_value={key: 0.0, **values}, expand_specs=True)
 
     def carry(self, before: Mapping[Any, Any], after: Mapping[Any, Any]) -> dict[NestedKey, Tensor]:
-        return _noted(before, after)
+        """See :meth:`CarriedState.carry`."""
+        return noted(before, after)
 
 
-def _noted(before: Any, after: Any) -> dict[NestedKey, Tensor]:
+def noted(before: Any, after: Any) -> dict[NestedKey, Tensor]:
     """What is kept of a step: where it led, and of the rewards since the decision in force began."""
     reward, reached, peak = after.get("reward"), after.get("observation"), before.get(KEYS["peak"], None)
-    noted: dict[NestedKey, Any] = {KEYS["reached"]: reached, KEYS["reward"]: before.get(KEYS["reward"]) + reward}
+    known: dict[NestedKey, Any] = {KEYS["reached"]: reached, KEYS["reward"]: before.get(KEYS["reward"]) + reward}
     if peak is not None:
         peaks = higher(reward, peak, before.get(KEYS["peak_observation"]), reached)
-        noted[KEYS["peak"]], noted[KEYS["peak_observation"]] = peaks
-    return noted
+        known[KEYS["peak"]], known[KEYS["peak_observation"]] = peaks
+    return known

@@ -17,6 +17,7 @@ from tensordict import TensorDict, TensorDictBase
 from torch import Tensor
 
 from peach_trl.config import option
+from peach_trl.defaults import default
 from peach_trl.envs.goal_space import GoalSpace
 from peach_trl.hierarchy.evidence import Evidence
 from peach_trl.hierarchy.structure import Hierarchy
@@ -75,7 +76,7 @@ class LevelTransitions:
 
     Args:
         hierarchy: the hierarchy that recorded the batches.
-        config: hindsight goals and reward scale.
+        config: hindsight goals and reward scale; ``None`` for :func:`~peach_trl.defaults.default`.
         seed: for drawing hindsight goals.
         dense: a reward to learn from in place of the task's, as PEARL has for its sparse point robot.
         evidence: what beliefs read of a decision's rewards; ``None``: their sum, as the top level learns from it.
@@ -99,11 +100,12 @@ class LevelTransitions:
     def __init__(
         self,
         hierarchy: Hierarchy,
-        config: TransitionsConfig,
+        config: TransitionsConfig | None = None,
         seed: int | None = None,
         dense: DenseReward | None = None,
         evidence: Evidence | None = None,
     ) -> None:
+        config = default(TransitionsConfig) if config is None else config
         if dense is not None and evidence is None:
             evidence = Evidence(scale=config.reward_scale)
         self.hierarchy, self.config, self.dense = hierarchy, config, dense
@@ -123,13 +125,16 @@ class LevelTransitions:
         """Converts what is finished; see the class.
 
         Args:
-            batch: recorded steps [N, T]; rows must go on where they stopped in the batch before.
+            batch: recorded steps [N, T], or [T] of an environment without batch size; rows must go on where they
+                stopped in the batch before. Without ``task_id`` all is task 0.
 
         Raises:
-            ValueError: if the batch is not [N, T].
+            ValueError: if the batch is neither.
         """
+        if batch.ndim == 1:
+            batch = batch.unsqueeze(0)
         if batch.ndim != 2:
-            raise ValueError(f"a recorded batch must be [environments, time], got {list(batch.shape)}")
+            raise ValueError(f"a recorded batch must be [environments, time] or [time], got {list(batch.shape)}")
         steps = self._recorded(batch)
         first = torch.zeros(steps.shape[0], 1, dtype=torch.int64)  # where each row's unconverted steps begin
         if self._tail is not None and self._tail_start is not None:
@@ -154,7 +159,7 @@ class LevelTransitions:
             "acts": batch["hierarchy", "acts"],
             "reward": batch["next", "reward"].squeeze(-1),
             "terminated": batch["next", "terminated"].squeeze(-1),
-            "task_id": batch["task_id"],
+            "task_id": _task_of(batch),
             "action": self.hierarchy.encode(0, batch["observation"], batch["action"]),
             "draw": batch.get("hindsight_draw", None),
             **{"done": batch["next", "done"].squeeze(-1), "achieved": achieved, "end": end, "used": used},
@@ -162,7 +167,7 @@ class LevelTransitions:
         failed = batch.get(("next", "failed"), None)
         steps["failed"] = torch.zeros_like(steps["done"]) if failed is None else failed.squeeze(-1)
         if self.dense is not None:
-            steps["learnt"] = self.dense(batch["next", "observation"], batch["task_id"])
+            steps["learnt"] = self.dense(batch["next", "observation"], steps["task_id"])
         number = batch.get(("context", "meta_episode"), None)
         if number is not None:  # one number for each row's meta-episodes
             steps["meta_episode"] = (self._offset + number) * len(number) + torch.arange(len(number)).view(-1, 1, 1)
@@ -289,6 +294,11 @@ class LevelTransitions:
             ("next", "terminated"): over,
             ("next", "done"): over,
         }
+
+
+def _task_of(batch: TensorDictBase) -> Tensor:
+    known = batch.get("task_id", None)
+    return torch.zeros(*batch.shape, 1, dtype=torch.int64) if known is None else known
 
 
 def _with_copies(rows: _Columns, copies: list[_Copies]) -> TensorDict:

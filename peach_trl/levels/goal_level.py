@@ -11,6 +11,7 @@ from torchrl.data import TensorSpec
 from torchrl.modules import ValueOperator
 
 from peach_trl.config import option
+from peach_trl.defaults import default
 from peach_trl.hierarchy.structure import Hierarchy
 from peach_trl.levels.adam import FusedAdam
 from peach_trl.levels.targets import Level, Targets, leaves, normalisers, on_device
@@ -72,14 +73,14 @@ class GoalLevel(Level):
         hierarchy: Hierarchy,
         level: int,
         observation_spec: TensorSpec,
-        config: LowerConfig,
+        config: LowerConfig | None = None,
         view: View | None = None,
         *,
         normalise: int = 0,
         seeds: int | None = None,
     ) -> None:
         super().__init__()
-        self.config = config
+        self.config = config = default(LowerConfig) if config is None else config
         stochastic = config.algorithm == "sac"
         self.actor, critics = make_goal_networks(
             hierarchy, level, observation_spec, stochastic, config, seeds, view, normalise > 0

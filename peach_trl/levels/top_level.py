@@ -22,6 +22,7 @@ from peach_trl.config import ConfigError, option
 from peach_trl.context.belief import Belief, BeliefConfig, make_belief, reading
 from peach_trl.context.encoder import Transition
 from peach_trl.context.tracker import READINGS, UPDATES, context_key
+from peach_trl.defaults import default
 from peach_trl.envs.goal_space import GoalSpace
 from peach_trl.hierarchy.structure import Hierarchy
 from peach_trl.levels.adam import FusedAdam
@@ -85,13 +86,14 @@ class TopLevel(Level):
     Args:
         hierarchy: the hierarchy whose top it is.
         observation_spec: spec of s, [..., D].
-        config: networks, SAC and rates.
-        context: the belief, and how it is read.
+        config: networks, SAC and rates; ``None`` for what ships (:func:`~peach_trl.defaults.default`).
+        context: the belief, and how it is read; likewise.
         goal: the space of a known goal that the top reads (the oracle), else ``None``.
         encoder: an encoder of one's own, see :func:`~peach_trl.context.belief.make_belief`.
         belief: a belief of one's own, encoder included, instead of the one that ``context`` names.
         view: what actor and critics read of the observation; ``None`` for all of it.
         context_view: what the encoder reads of it.
+        loss: L_critic and L_actor; a subclass of one's own may change or add to them.
         normalise: environment steps of each agent that means and deviations of what has no bounds are of; 0: none.
         seeds: with a number S, the levels of S agents at once, which are told apart by position: the first of S equal
             parts of a batch is the first agent's, and each loss is a vector [S].
@@ -127,19 +129,22 @@ class TopLevel(Level):
         self,
         hierarchy: Hierarchy,
         observation_spec: TensorSpec,
-        config: TopConfig,
-        context: ReadingConfig,
+        config: TopConfig | None = None,
+        context: ReadingConfig | None = None,
         goal: GoalSpace | None = None,
         encoder: nn.Module | None = None,
         belief: Belief | None = None,
         view: View | None = None,
         context_view: View | None = None,
         *,
+        loss: type[ContextSACLoss] = ContextSACLoss,
         normalise: int = 0,
         seeds: int | None = None,
     ) -> None:
         super().__init__()
         self.seeds = seeds
+        config = default(TopConfig) if config is None else config
+        context = default(ReadingConfig) if context is None else context
         if belief is not None and encoder is not None:
             raise ValueError("encoder and belief are both given: a belief brings its encoder; hand over one of them")
         if belief is not None and belief.latent_dim != context.latent_dim:
@@ -150,7 +155,7 @@ class TopLevel(Level):
         self.config, self.context, action_dim = config, context, hierarchy.proposal_dims[-1]
         reads = view, normalise > 0
         self.actor, critics = make_top_networks(action_dim, observation_spec, context, goal, config, seeds, *reads)
-        self.loss = _make_loss(self.actor, critics, config, context_key(context.read))
+        self.loss = _make_loss(loss, self.actor, critics, config, context_key(context.read))
         if seeds is not None:
             self.loss.log_alpha = cast(Tensor, self.loss.log_alpha).expand(seeds).clone()
         self.kl_loss = KLLoss(seeds)
@@ -396,9 +401,13 @@ def make_top_networks(
 
 
 def _make_loss(
-    actor: ProbabilisticActor, critics: list[ValueOperator], config: TopConfig, context: str
+    kind: type[ContextSACLoss],
+    actor: ProbabilisticActor,
+    critics: list[ValueOperator],
+    config: TopConfig,
+    context: str,
 ) -> ContextSACLoss:
-    loss = make_sac(ContextSACLoss, actor, critics, config.alpha, test_penalty=config.test_penalty)
+    loss = make_sac(kind, actor, critics, config.alpha, test_penalty=config.test_penalty)
     loss.set_keys(context=context)
     loss.make_value_estimator(ValueEstimators.TD0, gamma=config.gamma)
     return loss

@@ -210,9 +210,13 @@ class ContextSACLoss(ContextMixin, PlainSACLoss):
         keys = [key for key in self.qvalue_network.in_keys if key != self.tensor_keys.action]
         rows = cast(TensorDictBase, tensordict.select(*keys)[missed])
         rows.set(self.tensor_keys.action, tensordict.get(self.tensor_keys.proposal)[missed])
+        return (self.values(rows) + self.test_penalty).square().sum() / missed.numel()
+
+    def values(self, tensordict: TensorDictBase) -> Tensor:
+        """Q of all critics where a batch has what they read, [E, ..., 1]; for losses of one's own."""
         critics: Any = self._vmap_qnetworkN0
-        values = critics(rows, self.qvalue_network_params).get(self.tensor_keys.state_action_value)
-        return (values + self.test_penalty).square().sum() / missed.numel()
+        rows = tensordict.select(*self.qvalue_network.in_keys)
+        return critics(rows, self.qvalue_network_params).get(self.tensor_keys.state_action_value)
 
 
 def _path(key: NestedKey) -> tuple[Any, ...]:

@@ -125,6 +125,7 @@ def make_goal_loss(
             loss_function="l2",
             policy_noise=config.policy_noise,
             noise_clip=config.noise_clip,
+            deactivate_vmap=True,
         )
     else:
         loss = make_sac(PlainSACLoss, actor, critics, config.alpha)

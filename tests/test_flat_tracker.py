@@ -1,0 +1,92 @@
+"""A belief for flat policies, in TorchRL's own loops."""
+
+import pytest
+import torch
+from tensordict.nn import TensorDictModule, TensorDictSequential
+from torchrl.collectors import Collector
+from torchrl.data import Unbounded
+from torchrl.envs import GymEnv, SerialEnv, StepCounter, TransformedEnv
+
+from peach_trl.collectors import rollout
+from peach_trl.context import Attention, ContextEncoder, FlatBeliefTracker, GaussianProduct, Recurrent, Transition
+from peach_trl.envs.families import PointRobot
+from peach_trl.evaluation import meta_test
+
+
+def belief_of(kind, observation, action, features=8):
+    size = 2 * 3 if kind is GaussianProduct else features
+    encoder = ContextEncoder(Unbounded(observation), action, size, cells=(16,))
+    return kind(encoder, 3) if kind is GaussianProduct else kind(encoder, 3, features=features)
+
+
+def policy_of(tracker, key="belief"):
+    act = lambda observation, read: (observation[..., :1] + read.sum(-1, keepdim=True)).tanh()  # noqa: E731
+    actor = TensorDictModule(
+        lambda s, b: act(s, b).expand(*s.shape[:-1], tracker.action_dim), ["observation", key], ["action"]
+    )
+    return TensorDictSequential(tracker, actor)
+
+
+def check(batch, belief, lengths, trajectories):
+    """What was read is what a scan over each meta-episode's transitions gives, [T] steps of episodes of ``lengths``."""
+    ends = torch.tensor(lengths).cumsum(0).tolist()
+    starts = [0, *ends][::trajectories]
+    for start, end in zip(starts, [*starts[1:], len(batch)], strict=True):
+        part = batch[start:end].unsqueeze(0)
+        transitions = Transition(
+            part["observation"], part["action"], part["next", "reward"], part["next", "observation"]
+        )
+        assert torch.allclose(belief.read(belief.scan(transitions))[0, :-1], part[0]["belief"], atol=1e-4)
+
+
+@pytest.mark.parametrize("kind", [GaussianProduct, Attention, Recurrent])
+def test_what_is_read_is_what_a_scan_gives(kind):
+    torch.manual_seed(0)
+    env = PointRobot(num_envs=3, split="train", horizon=4, seed=0)
+    belief = belief_of(kind, 2, 2)
+    tracker = FlatBeliefTracker(belief, env.observation_spec["observation"], env.action_spec, trajectories=2)
+    batch = rollout(env, policy_of(tracker), 4 * 5)
+    assert batch.shape == (3, 20) and batch["context", "meta_episode"][0, ::8, 0].tolist() == [0, 1, 2]
+    for row in batch:
+        check(row, belief, [4] * 5, 2)
+
+
+def test_rows_that_end_at_different_times():
+    """Each row's own resets tell it that a trajectory begins, in TorchRL's collector as well."""
+    torch.manual_seed(0)
+    make = lambda steps: lambda: TransformedEnv(GymEnv("Pendulum-v1"), StepCounter(max_steps=steps))  # noqa: E731
+    env = SerialEnv(2, [make(3), make(5)])
+    belief = belief_of(GaussianProduct, 3, 1)
+    single = env.action_spec.shape[-1:]
+    tracker = FlatBeliefTracker(belief, env.observation_spec["observation"], Unbounded(single), trajectories=2)
+    options = {"frames_per_batch": 30, "total_frames": 60, "auto_register_policy_transforms": True}
+    collector = Collector(env, policy_of(tracker), **options)
+    batch = torch.cat([data.cpu() for data in collector], -1)
+    collector.shutdown()
+    assert batch.shape == (2, 30)
+    check(batch[0], belief, [3] * 10, 2)
+    check(batch[1], belief, [5] * 6, 2)
+
+
+def test_a_sample_holds_for_a_trajectory():
+    env = PointRobot(num_envs=3, split="train", horizon=4, seed=0)
+    belief = belief_of(GaussianProduct, 2, 2)
+    specs = env.observation_spec["observation"], env.action_spec
+    tracker = FlatBeliefTracker(belief, *specs, trajectories=3, read="sample", update="trajectory", seed=0)
+    z = rollout(env, policy_of(tracker, "z"), 12)["z"].view(3, 3, 4, 3)
+    assert (z == z[:, :, :1]).all()
+    assert len(z[:, :, 0].reshape(9, 3).unique(dim=0)) == 9
+
+
+def test_a_meta_test_of_a_flat_policy():
+    def env():
+        return PointRobot(num_envs=20, split="validation", horizon=5, seed=0)
+
+    torch.manual_seed(0)
+    specs = env().observation_spec["observation"], env().action_spec
+    tracker = FlatBeliefTracker(belief_of(GaussianProduct, 2, 2), *specs, trajectories=3)
+    result = meta_test(policy_of(tracker), env(), trajectories=3)
+    assert result.returns.shape == (20, 3) and result.positions.shape == (20, 3, 5, 2) and result.subgoals is None
+    assert (result.loc.abs().sum(-1) > 0).all() and (result.scale < 1).all()
+    with pytest.raises(ValueError, match="forgets the task after 3"):
+        meta_test(policy_of(tracker), env(), trajectories=4)
