@@ -413,5 +413,5 @@ def test_sweep(tiny, tmp_path):
     folders = sorted(p.parent for p in tmp_path.glob("runs/tiny/sweep_*/*/manifest.json"))
     configs = [OmegaConf.load(folder / "config.yaml") for folder in folders]
     assert [(c.level.depth, c.seed) for c in configs] == [(1, 1), (1, 2), (2, 1), (2, 2)]
-    assert folders[0].name == "0_level.depth=1,seed=1"
+    assert folders[0].name == "0_depth-1_seed-1"
     assert all(manifest(folder)["finished"] for folder in folders)

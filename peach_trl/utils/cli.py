@@ -10,6 +10,7 @@ from __future__ import annotations
 import functools
 import inspect
 import itertools
+import re
 import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
@@ -31,8 +32,7 @@ from peach_trl.utils.installed import folder_of
 Schema = TypeVar("Schema")
 Body = Callable[[Any, Path], Any]
 
-# File systems take 255 bytes for a name; manifest.json has the overrides in full.
-OmegaConf.register_new_resolver("folder_name", lambda text: str(text).replace("/", "_")[:120], replace=True)
+LONGEST = 200  # bytes of a folder's name; file systems take 255
 
 
 def recipe(
@@ -89,6 +89,41 @@ def recipe(
         return main
 
     return decorate
+
+
+def folder_name(overrides: Sequence[str], given: Sequence[str] = ()) -> str:
+    """A name for the folder of one run of a sweep: what differs from the others, such as ``depth-2_latent_dim-5``.
+
+    It stands on a command line without quotes. Where it would be longer than file systems take, the last overrides are
+    counted, not named; the run's ``config.yaml`` has all.
+
+    Args:
+        overrides: of this run, ``KEY=VALUE``.
+        given: those of the whole sweep, as on the command line; what is literally there is the same in all runs.
+
+    Examples:
+        >>> folder_name(["hierarchy.depth=2", "seed=0", "env=FullCircle"], ["hierarchy.depth=1,2", "seed=0"])
+        'depth-2_env-FullCircle'
+        >>> folder_name(["top.tau=0.1", "lower.tau=0.2", "context.encoder=own:Encoder"])
+        'top.tau-0.1_lower.tau-0.2_encoder-own-Encoder'
+    """
+    pairs = [text.lstrip("+~").partition("=")[::2] for text in overrides if text not in given]
+    last = [key.rpartition(".")[2] for key, _ in pairs]
+    names = [short if last.count(short) == 1 else key for (key, _), short in zip(pairs, last, strict=True)]
+    texts = [f"{name}-{value}" for name, (_, value) in zip(names, pairs, strict=True)]
+    parts = [re.sub(r"[^\w.-]+", "-", text, flags=re.ASCII) for text in texts]
+    for count in range(len(parts), -1, -1):
+        rest = [f"and-{len(parts) - count}-more"] * (count < len(parts))
+        if len(name := "_".join([*parts[:count], *rest])) <= LONGEST:
+            break
+    return name
+
+
+def _name_of_job(overrides: Any) -> str:
+    return folder_name([str(text) for text in overrides], sys.argv[1:])
+
+
+OmegaConf.register_new_resolver("folder_name", _name_of_job, replace=True)
 
 
 def load_config(
