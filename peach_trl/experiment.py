@@ -41,6 +41,7 @@ from peach_trl.modules.views import ViewsConfig
 from peach_trl.objectives.context import ContextSACLoss
 from peach_trl.rules import PERFECT, resolved
 from peach_trl.seeding import named_generator
+from peach_trl.utils.loggers import LoggingConfig
 from peach_trl.utils.run import load_checkpoint
 
 
@@ -113,6 +114,7 @@ class Config:
     exploration: ExplorationConfig
     collector: CollectorConfig
     evaluation: EvaluationConfig
+    logging: LoggingConfig
 
     def resolved(self) -> Config:
         """With values by rule in place of ``auto``, see :mod:`peach_trl.rules`."""
@@ -149,6 +151,8 @@ class Config:
                 f"collector.workers = {self.collector.workers}: several seeds share one simulator; set it to 0, or "
                 "seeds=1"
             )
+        if self.seeds > 1 and "mlflow" in self.logging.loggers:
+            raise ConfigError("logging.loggers = mlflow: it knows one run at a time; set seeds=1, or leave it out")
         if self.top.objective == "goal" and not self.top.observe_goal:
             raise ConfigError(
                 "top.objective = 'goal': the top level cannot reach for a hidden goal; set top.observe_goal=true"

@@ -16,6 +16,7 @@ from tensordict import TensorDictBase
 from torch import Tensor
 
 from peach_trl.agent import Agent
+from peach_trl.config import ConfigError
 from peach_trl.envs.batched_mujoco import BatchedMujocoEnv
 from peach_trl.envs.families.maze_layouts import maze_walls
 from peach_trl.envs.families.wind import Wind
@@ -64,7 +65,8 @@ class Runs:
     def __init__(self, folder: Path, config: Config) -> None:
         self.folder, self.configs = folder, of_seeds(config)
         alone = len(self.configs) == 1
-        self.runs = [Run(folder if alone else folder / f"seed_{one.seed}", one) for one in self.configs]
+        folders = [folder] if alone else [folder / f"seed_{one.seed}" for one in self.configs]
+        self.runs = [Run(where, one, one.logging) for where, one in zip(folders, self.configs, strict=True)]
 
     def __enter__(self) -> Runs:
         return self
@@ -77,7 +79,7 @@ class Runs:
 class Report:
     """Gathers the metrics of an iteration and writes them to the folders of the seeds.
 
-    Logged: ``train_return/trajectory_l``, the mean reward of a step while exploring; ``return`` and ``success`` by
+    Logged: ``train/return/trajectory_l``, the mean reward of a step while exploring; ``eval/return`` and success by
     trajectory of the meta-test; success and share tested of each level; losses, KL among them; speed.
 
     Args:
@@ -103,7 +105,7 @@ class Report:
         seeds = self.config.seeds
         self.env_steps += batch.numel() // seeds
         reward = batch["next", "reward"].view(seeds, -1).mean(-1)
-        self._sums[f"train_return/trajectory_{trajectory + 1}"].append(reward)
+        self._sums[f"return/trajectory_{trajectory + 1}"].append(reward)
         found = [level_metrics(self.agent.hierarchy, part) for part in batch.chunk(seeds)]
         for name in found[0]:
             self._sums[name].append(torch.tensor([of_seed[name] for of_seed in found]))
@@ -120,7 +122,7 @@ class Report:
         """Writes the means since the last call, and from time to time a meta-test on the evaluation split."""
         seconds = time.perf_counter() - self._clock
         means = {name: torch.stack(values).float().mean(0) for name, values in sorted(self._sums.items())}
-        columns = {name: mean.expand(self.config.seeds).tolist() for name, mean in means.items()}
+        columns = {f"train/{name}": mean.expand(self.config.seeds).tolist() for name, mean in means.items()}
         tests = None
         if (phase.number + 1) % self.config.evaluation.every == 0:
             results = self.test(self.config.evaluation.split)
@@ -128,10 +130,13 @@ class Report:
             self._score = _score_of(results)
             if self._best is not None:
                 self._best.take(results, phase.number)
+            if self.config.logging.videos:
+                self.film(self.runs.runs[0].folder / "videos" / f"{self.env_steps}.gif")
+        tested = tests or [{}] * self.config.seeds
         for seed, run in enumerate(self.runs.runs):
             metrics: dict[str, float] = {name: values[seed] for name, values in columns.items()}
-            metrics |= {"top_updates": self.updates, "speed/seconds_per_iteration": seconds}
-            run.log(self.env_steps, metrics | (tests[seed] if tests else {}))
+            metrics |= {"time/updates/top": self.updates, "time/seconds/iteration": seconds}
+            run.log(self.env_steps, metrics | {f"eval/{name}": value for name, value in tested[seed].items()})
         if tests:
             returns = [name for name in tests[0] if name.startswith("return/")]
             means_of = [sum(test[name] for test in tests) / len(tests) for name in returns]
@@ -144,6 +149,28 @@ class Report:
         """A meta-test of each seed's current agent; draws of z depend on the run's seed only."""
         result = run_meta_test(self.agent, self.config, self.library, split, self.config.seed)
         return result.of_seeds(self.config.seeds, self.library.single.num_tasks)
+
+    def film(self, path: Path) -> None:
+        """A video of the first seed's meta-test on the first task of the evaluation split.
+
+        Raises:
+            ConfigError: where nothing can draw, or environments are not batched ones.
+        """
+        from peach_trl.envs.video import record_video  # here, as it chooses how MuJoCo draws
+
+        evaluation, config = self.config.evaluation, self.config
+        policy = copy.deepcopy(self.agent.make_policy(evaluation.trajectories, average=True, seed=config.seed)).to(
+            "cpu"
+        )
+        tasks = self.library.split(evaluation.split).view(config.seeds, -1)[:, 0]  # a row of each seed
+        env = make_env(config, self.library, tasks, policy)
+        path.parent.mkdir(exist_ok=True)
+        try:
+            record_video(env, policy, path, steps=evaluation.trajectories * config.env.horizon, width=240, height=240)
+        except (RuntimeError, TypeError, ValueError) as error:
+            raise ConfigError(f"logging.videos = True: {error}; set it to false") from None
+        finally:
+            env.close()
 
     def finish(self) -> float:
         """Checkpoint, plots and the meta-test of the final agents on ``evaluation.final``'s tasks, which it prints.
@@ -171,7 +198,8 @@ class Report:
         counts = {"env_steps": self.env_steps, "top_updates": self.updates, "seeds_at_once": len(results)}
         for seed, (run, config, result) in enumerate(zip(self.runs.runs, self.runs.configs, results, strict=True)):
             save_meta_test(run, config, library, result, split)
-            plot_curves(run.folder / "metrics.csv", run.folder / "curves.png", bounds, final=result.metrics())
+            final = {f"eval/{name}": value for name, value in result.metrics().items()}
+            plot_curves(run.folder / "metrics.csv", run.folder / "curves.png", bounds, final=final)
             chosen = {} if self._best is None else {"best_iteration": self._best.iterations[seed]}
             run.finish(**counts, **chosen, tasks=tasks, **{split: result.metrics()}, references=bounds)
             print_meta_test(result, split, bounds, None if alone else config.seed)

@@ -55,7 +55,7 @@ def main(config: VideoConfig, run_dir: Path) -> None:
     except (ValueError, ImportError, RuntimeError) as error:
         raise ConfigError(str(error)) from None
     steps = config.trajectories * trained.env.horizon
-    with video, Run(run_dir, config, tensorboard=False) as run:
+    with video, Run(run_dir, config) as run:
         with torch.no_grad(), set_exploration_type(ExplorationType.DETERMINISTIC):
             env.rollout(steps, video.watch(policy), break_when_any_done=False)
         run.finish(tasks=tasks.tolist(), frames=video.frames)

@@ -30,7 +30,7 @@ def runs(folder, name, seeds=3, depth=2, shift=0.0, metrics=True):
         (run / "config.yaml").write_text(yaml.safe_dump({"seed": seed, "seeds": 1, "hierarchy": {"depth": depth}}))
         if metrics:
             lines = "".join(f"{step},{0.1 * step + seed},{0.2 * step}\n" for step in (10, 20))
-            (run / "metrics.csv").write_text("step,return/trajectory_1,return/trajectory_2\n" + lines)
+            (run / "metrics.csv").write_text("step,eval/return/trajectory_1,eval/return/trajectory_2\n" + lines)
         found.append(run)
     return found
 

@@ -218,7 +218,7 @@ def test_an_encoder_is_handed_in_as_an_object_or_by_name():
 def test_an_agent_with_an_encoder_of_ones_own_is_loaded(tmp_path):
     config = tiny_config()
     agent = tiny_agent(config, encoder=OwnEncoder(SPEC, 2, 10))
-    run = Run(tmp_path, config, tensorboard=False)
+    run = Run(tmp_path, config)
     path = run.checkpoint("final", {"config": dataclasses.asdict(config), "agent": agent.state_dict()})
     _, _, loaded = load_agent(str(path), encoder=OwnEncoder(SPEC, 2, 10))
     for name, value in agent.state_dict().items():

@@ -156,7 +156,7 @@ def test_every_family_is_registered_with_gymnasium():
 def test_recipes_run_on_families(recipe, name, overrides, tmp_path, capsys):
     (folder,) = start(tmp_path, recipe, f"env={name}", *SMALL, *overrides, plots=False)
     rows = list(csv.DictReader(open(folder / "metrics.csv")))
-    assert math.isfinite(float(rows[-1]["return/trajectory_2"]))
+    assert math.isfinite(float(rows[-1]["eval/return/trajectory_2"]))
     assert "trajectory 2:" in capsys.readouterr().out
     assert (folder / "checkpoints" / "final.pt").exists()
 

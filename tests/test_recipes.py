@@ -140,7 +140,7 @@ def rows_of(run):
 
 
 def without_speed(run):
-    return [{name: cell for name, cell in row.items() if not name.startswith("speed/")} for row in rows_of(run)]
+    return [{name: cell for name, cell in row.items() if not name.startswith("time/seconds")} for row in rows_of(run)]
 
 
 def manifest_of(run):
@@ -177,18 +177,18 @@ def check_run(run, iterations, with_z, with_levels, top_updates, plots=True):
     rows = rows_of(run)
     assert [int(row["step"]) for row in rows] == [120 * (i + 1) for i in range(iterations)]  # 3 tasks, 2 x 20 steps
     filled = {name: [float(row[name]) for row in rows if row[name]] for name in rows[0]}
-    columns = {"speed/seconds_per_iteration", "train_return/trajectory_1", "train_return/trajectory_2"}
+    columns = {"time/seconds/iteration", "train/return/trajectory_1", "train/return/trajectory_2"}
     assert columns <= set(filled) and all(len(filled[name]) == iterations for name in columns)
-    assert min(filled["speed/seconds_per_iteration"]) > 0
+    assert min(filled["time/seconds/iteration"]) > 0
     for k in (1, 2):  # every second iteration
-        evaluated = [bool(row[f"return/trajectory_{k}"]) for row in rows]
+        evaluated = [bool(row[f"eval/return/trajectory_{k}"]) for row in rows]
         assert evaluated == [i % 2 == 1 for i in range(iterations)]
-    shares = [name for name in filled if name.split("/")[0] in ("return", "success", "tested", "train_return")]
+    shares = [name for name in filled if set(name.split("/")) & {"return", "success", "tested"}]
     assert all(0 <= value <= 1 for name in shares for value in filled[name])
-    assert max(filled["train_return/trajectory_1"] + filled["train_return/trajectory_2"]) > 0  # rewards were met
-    assert ("tested/level_0" in filled) == ("success/level_0" in filled) == with_levels
+    assert max(filled["train/return/trajectory_1"] + filled["train/return/trajectory_2"]) > 0  # rewards were met
+    assert ("train/tested/level_0" in filled) == ("train/success/level_0" in filled) == with_levels
     if top_updates:
-        assert (max(filled["loss_kl/top"]) > 0) == with_z
+        assert (max(filled["train/loss_kl/top"]) > 0) == with_z
     with open(run / "meta_test.csv", newline="") as file:
         tested = list(csv.DictReader(file))
     assert [(row["split"], int(row["task"]), int(row["rollout"]), int(row["trajectory"])) for row in tested] == [
@@ -197,11 +197,11 @@ def check_run(run, iterations, with_z, with_levels, top_updates, plots=True):
     for k in (1, 2):
         mean = sum(float(row["return"]) for row in tested if int(row["trajectory"]) == k) / 2
         assert mean == pytest.approx(manifest["test"][f"return/trajectory_{k}"], abs=1e-5)
-    assert len(filled.get("loss_qvalue/top", [])) == (2 if top_updates else 0)
+    assert len(filled.get("train/loss_qvalue/top", [])) == (2 if top_updates else 0)
 
     events = EventAccumulator(str(run / "tensorboard")).Reload()
     assert set(events.Tags()["scalars"]) == set(filled) - {"step"}
-    for name in ("top_updates", "return/trajectory_2"):
+    for name in ("time/updates/top", "eval/return/trajectory_2"):
         assert [event.value for event in events.Scalars(name)] == pytest.approx(filled[name])
     checkpoint = load_checkpoint(run / "checkpoints" / "final.pt")
     assert OmegaConf.create(checkpoint["config"]) == config
@@ -220,7 +220,7 @@ def peach(tmp_path_factory):
 def test_peach(peach):
     run, output = peach
     filled = check_run(run, iterations=4, with_z=True, with_levels=True, top_updates=4)
-    assert {"loss_actor/level_0", "loss_qvalue/level_0", "loss_actor/top", "entropy/top"} <= set(filled)
+    assert {f"train/{name}" for name in ("loss_actor/level_0", "loss_qvalue/level_0", "entropy/top")} <= set(filled)
     assert run.parent.parent.name == "runs" and run.parent.name == "peach"
     assert "meta-test on the test tasks, 2 rollouts" in output
     returned = manifest_of(run)["test"]["return/trajectory_2"]
@@ -323,9 +323,9 @@ def test_hac(tmp_path, overrides, updates, goal_levels, plots):
     expected = [*trajectories, "empty", *trajectories, *2 * [*trajectories, *["believe", "step"] * (updates // 2)]]
     assert names_of(log) == expected
     filled = check_run(run, iterations=4, with_z=False, with_levels=True, top_updates=updates, plots=plots)
-    learning = {name for name in filled if name.startswith("loss_qvalue/level")}
-    assert learning == {f"loss_qvalue/level_{level}" for level in range(goal_levels)}
-    assert ("success/level_1" in filled) == (goal_levels == 2)
+    learning = {name for name in filled if name.startswith("train/loss_qvalue/level")}
+    assert learning == {f"train/loss_qvalue/level_{level}" for level in range(goal_levels)}
+    assert ("train/success/level_1" in filled) == (goal_levels == 2)
 
 
 ABLATIONS = [
@@ -388,7 +388,7 @@ def test_evaluate_other_tasks_more_often(peach, tmp_path):
         tmp_path, "evaluate", checkpoint, "split=train", "rollouts=2", "trajectories=3", "seed=5", plots=False
     )
     assert OmegaConf.load(run / "config.yaml").split == "train"
-    assert {f"return/trajectory_{k}" for k in (1, 2, 3)} <= set(rows_of(run)[0])
+    assert {f"eval/return/trajectory_{k}" for k in (1, 2, 3)} <= set(rows_of(run)[0])
     assert manifest_of(run)["seeds"] == {"seed": 5}
 
 
@@ -400,8 +400,8 @@ def test_the_same_seed_gives_the_same_run(peach, tmp_path):
     run, _ = peach
     (again,) = start(tmp_path, "peach", *TINY, "evaluation.every=1", plots=False)
     expected, found = without_speed(run), without_speed(again)
-    assert [bool(row["return/trajectory_1"]) for row in expected] == [False, True, False, True]
-    assert [bool(row["return/trajectory_1"]) for row in found] == [True] * 4
+    assert [bool(row["eval/return/trajectory_1"]) for row in expected] == [False, True, False, True]
+    assert [bool(row["eval/return/trajectory_1"]) for row in found] == [True] * 4
     assert len(found) == len(expected)
     for row, other in zip(found, expected, strict=True):
         assert row.keys() == other.keys()
@@ -442,7 +442,8 @@ def test_sweep(tmp_path):
         has_z = any(name.startswith("top.belief.") for name in tensors)
         found[config.hierarchy.depth, config.context.latent_dim] = len(levels), has_z
         assert manifest_of(run)["finished"] is True
-        assert (float(rows_of(run)[-1]["loss_kl/top"]) > 0) == has_z and "loss_qvalue/top" in rows_of(run)[0]
+        assert (float(rows_of(run)[-1]["train/loss_kl/top"]) > 0) == has_z
+        assert "train/loss_qvalue/top" in rows_of(run)[0]
     assert found == {(depth, z): (depth - 1, z > 0) for depth in (1, 2, 3) for z in (0, 2)}
 
 

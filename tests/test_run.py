@@ -6,6 +6,7 @@ import runpy
 import shutil
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import numpy as np
@@ -17,11 +18,17 @@ from matplotlib.patches import Circle, Rectangle
 from omegaconf import OmegaConf
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
+from peach_trl.config import ConfigError
 from peach_trl.envs.video import LEVEL_COLOURS
 from peach_trl.utils import Run, load_checkpoint, plot_curves, plot_posterior, plot_trajectories, plots
+from peach_trl.utils.loggers import LoggingConfig
 from peach_trl.utils.plots import _ellipse, _project, plot_by_trajectory
 
 ROOT = Path(__file__).parent.parent
+
+
+def logging_with(*loggers):
+    return LoggingConfig(loggers=loggers, project="tests", online=False, videos=False)
 
 
 def rows(run):
@@ -34,7 +41,7 @@ def manifest(folder):
 
 
 def test_manifest_and_config(tmp_path):
-    with Run(tmp_path / "run", {"seed": 3, "eval": {"seeds": [1, 2]}, "lr": 1e-3}, tensorboard=False) as run:
+    with Run(tmp_path / "run", {"seed": 3, "eval": {"seeds": [1, 2]}, "lr": 1e-3}) as run:
         before = manifest(run.folder)
         sum(range(3_000_000))
         run.finish(env_steps=10)
@@ -52,23 +59,23 @@ def test_manifest_and_config(tmp_path):
 
 
 def test_an_error_is_noted(tmp_path):
-    with pytest.raises(ZeroDivisionError), Run(tmp_path, {}, tensorboard=False):
+    with pytest.raises(ZeroDivisionError), Run(tmp_path, {}):
         _ = 1 / 0
     assert manifest(tmp_path)["finished"] is False
     assert manifest(tmp_path)["error"].startswith("ZeroDivisionError")
 
 
 def test_runs_are_never_overwritten(tmp_path):
-    with Run(tmp_path, {"seed": 1}, tensorboard=False) as run:
+    with Run(tmp_path, {"seed": 1}) as run:
         run.log(0, a=1)
     with pytest.raises(FileExistsError, match="never overwritten; give another folder"):
-        Run(tmp_path, {"seed": 2}, tensorboard=False)
+        Run(tmp_path, {"seed": 2})
     assert manifest(tmp_path)["seeds"] == {"seed": 1}
     assert rows(run) == [{"step": "0", "a": "1"}]
 
 
 def test_late_columns_and_rows_on_disk_before_the_end(tmp_path):
-    run = Run(tmp_path, {}, tensorboard=False)
+    run = Run(tmp_path, {})
     run.log(1, {"loss/critic": 0.1})
     run.log(2, {"return/1": torch.tensor(2.0)}, speed=np.float32(0.5))
     run.log(3, {"loss/critic": 1 / 3, "speed": True})
@@ -83,12 +90,12 @@ def test_late_columns_and_rows_on_disk_before_the_end(tmp_path):
 
 @pytest.mark.parametrize("value", [torch.zeros(2), "1", None, [1.0]])
 def test_metrics_must_be_numbers(tmp_path, value):
-    with Run(tmp_path, {}, tensorboard=False) as run, pytest.raises(ValueError, match="metric a = "):
+    with Run(tmp_path, {}) as run, pytest.raises(ValueError, match="metric a = "):
         run.log(0, a=value)
 
 
 def test_tensorboard_has_the_same_numbers(tmp_path):
-    run = Run(tmp_path, {})
+    run = Run(tmp_path, {"seed": 0, "top": {"cells": [64, 64]}}, logging_with("tensorboard"))
     run.log(1, {"loss/critic": 0.5})
     run.log(2, {"loss/critic": 0.25})
     events = EventAccumulator(str(tmp_path / "tensorboard")).Reload()
@@ -96,8 +103,44 @@ def test_tensorboard_has_the_same_numbers(tmp_path):
     run.finish()
 
 
+@pytest.mark.parametrize("name", ["wandb", "mlflow", "trackio"])
+def test_other_loggers_have_the_same_numbers(tmp_path, monkeypatch, name):
+    """Without a network: what they keep in the run's folder, or in their own."""
+    monkeypatch.setenv("TRACKIO_DIR", str(tmp_path / "trackio"))  # read when it is imported
+    monkeypatch.setenv("WANDB_SILENT", "true")
+    pytest.importorskip(name)
+    run = Run(tmp_path / "run", {"seed": 7, "top": {"tau": 0.25}}, logging_with(name))
+    run.log(100, {"train/loss_kl/top": 0.5, "eval/return/trajectory_1": 0.125})
+    run.log(200, {"train/loss_kl/top": 0.0625})
+    run.finish()
+    assert [row["train/loss_kl/top"] for row in rows(run)] == ["0.5", "0.0625"]
+    if name == "wandb":
+        parts, until, kept = (b"train/loss_kl/top", b"0.0625", b"top.tau"), time.monotonic() + 20, b""
+        while time.monotonic() < until and not all(part in kept for part in parts):  # another process writes it
+            time.sleep(0.1)
+            kept = b"".join(path.read_bytes() for path in (tmp_path / "run").rglob("run-*.wandb"))
+        assert all(part in kept for part in parts)
+    if name == "mlflow":
+        import mlflow
+
+        client = mlflow.MlflowClient(f"sqlite:///{tmp_path / 'run' / 'mlflow.db'}")
+        (logged,) = client.search_runs([client.get_experiment_by_name("tests").experiment_id])
+        values = [(m.step, m.value) for m in client.get_metric_history(logged.info.run_id, "train/loss_kl/top")]
+        assert values == [(100, 0.5), (200, 0.0625)] and logged.data.params["top.tau"] == "0.25"
+        assert logged.info.status == "FINISHED"
+    if name == "trackio":
+        assert any((tmp_path / "trackio").rglob("*.db"))
+
+
+def test_a_logger_that_is_not_installed(monkeypatch):
+    monkeypatch.setattr("peach_trl.utils.loggers.find_spec", lambda name: None)
+    with pytest.raises(ConfigError, match="loggers = wandb: the package wandb is not installed; pip install wandb"):
+        logging_with("wandb").check()
+    logging_with("tensorboard").check()
+
+
 def test_checkpoints(tmp_path):
-    with Run(tmp_path, {}, tensorboard=False) as run:
+    with Run(tmp_path, {}) as run:
         path = run.checkpoint("last", {"weights": torch.arange(1000.0), "step": 3})
         with pytest.raises(FileExistsError, match="use another name"):
             run.checkpoint("last", {"step": 4})
@@ -113,7 +156,7 @@ def test_checkpoints(tmp_path):
 
 @pytest.mark.parametrize("damage", ["cut", "flipped", "empty", "text"])
 def test_damaged_checkpoints_are_refused(tmp_path, damage):
-    with Run(tmp_path, {}, tensorboard=False) as run:
+    with Run(tmp_path, {}) as run:
         path = run.checkpoint("last", {"weights": torch.arange(1000.0)})
     data = bytearray(path.read_bytes())
     at = data.index(torch.arange(1000.0).numpy().tobytes()) + 2000
@@ -151,19 +194,22 @@ def test_pictures_are_written_as_png_and_pdf(tmp_path):
 
 
 def test_plot_curves(tmp_path, figures):
-    with Run(tmp_path, {}, tensorboard=False) as run:
+    with Run(tmp_path, {}) as run:
         with pytest.raises(ValueError, match="no metrics"):
             plot_curves(tmp_path / "metrics.csv", tmp_path / "curves.png")
         for step in range(3):
-            run.log(step, {"kl": 1.0, "return/trajectory_1": step, "return/trajectory_2": step**2})
+            run.log(step, {"kl": 1.0, "eval/return/trajectory_1": step, "eval/return/trajectory_2": step**2})
         run.log(3, kl=2.0)
     references = {"oracle": 0.88, "search": [0.66, 0.77, 0.89]}
     plot_curves(
-        tmp_path / "metrics.csv", tmp_path / "curves.png", references, {"return/trajectory_2": 5.0, "found/1": 1}
+        tmp_path / "metrics.csv",
+        tmp_path / "curves.png",
+        references,
+        {"eval/return/trajectory_2": 5.0, "eval/success/1": 1},
     )
     (figure,) = figures
     returns, kl, found = figure.axes
-    assert [axes.get_title() for axes in figure.axes] == ["return", "kl", "found"]
+    assert [axes.get_title() for axes in figure.axes] == ["eval: return", "kl", "eval: success"]
     assert {axes.get_xlabel() for axes in figure.axes} == {"environment steps"}
     assert [axes.get_ylabel() for axes in figure.axes] == ["return / horizon", "no unit", "share of episodes"]
     drawn = lines(returns)
@@ -324,7 +370,7 @@ class Tiny:
 def main(config: Tiny, run_dir: Path) -> None:
     if config.seed == 99:
         raise ConfigError("seed = 99: found bad by the body; change seed")
-    with Run(run_dir, config, tensorboard=False) as run:
+    with Run(run_dir, config) as run:
         run.log(0, depth=config.level.depth)
 
 if __name__ == "__main__":

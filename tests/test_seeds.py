@@ -218,5 +218,5 @@ def test_a_run_keeps_its_best_agents(tmp_path):
         chosen = json.loads((folder / "manifest.json").read_text())["best_iteration"]
         with (folder / "metrics.csv").open() as file:
             rows = list(csv.DictReader(file))
-        returns = [float(row["return/trajectory_1"]) + float(row["return/trajectory_2"]) for row in rows]
+        returns = [float(row["eval/return/trajectory_1"]) + float(row["eval/return/trajectory_2"]) for row in rows]
         assert len(returns) == 4 and (chosen == -1 or returns[chosen] == max(returns))

@@ -12,8 +12,8 @@ import mujoco.gl_context
 import numpy as np
 import pytest
 import torch
-from test_recipes import manifest_of, start
-from tiny import record, tiny_agent, tiny_config
+from test_recipes import manifest_of, start, without_speed
+from tiny import TINY, record, tiny_agent, tiny_config
 from torchrl.envs import GymEnv, StepCounter, TransformedEnv
 from torchrl.envs.utils import ExplorationType, exploration_type, set_exploration_type
 
@@ -355,7 +355,7 @@ def test_other_environments_are_refused(tmp_path):
 @pytest.fixture(scope="module")
 def checkpoint(tmp_path_factory):
     config = tiny_config()
-    with Run(tmp_path_factory.mktemp("trained"), config, tensorboard=False) as run:
+    with Run(tmp_path_factory.mktemp("trained"), config) as run:
         state = {"config": dataclasses.asdict(config), "agent": tiny_agent(config).state_dict()}
         return run.checkpoint("final", state)
 
@@ -378,3 +378,16 @@ def test_the_recipe_refuses_bad_values(checkpoint, tmp_path, capsys, override, m
     errors = capsys.readouterr().err
     assert end.value.code == 2 and errors.startswith("Configuration error: ") and message in errors
     assert list(tmp_path.glob("runs/*/*")) == []
+
+
+def test_videos_and_loggers_while_training(tmp_path):
+    """A film at each evaluation changes nothing of the run."""
+    short = ["train.iterations=2", "train.warmup=0", "train.prefill=0", "evaluation.every=1"]
+    runs = [
+        start(tmp_path / name, "peach", *TINY, *short, "logging.loggers=[]", f"logging.videos={name}", plots=False)[0]
+        for name in ("true", "false")
+    ]
+    films = sorted((runs[0] / "videos").iterdir(), key=lambda path: int(path.stem))
+    assert [film.name for film in films] == ["120.gif", "240.gif"] and films[0].read_bytes()[:6] == b"GIF89a"
+    assert not (runs[1] / "videos").exists() and not (runs[0] / "tensorboard").exists()
+    assert without_speed(runs[0]) == without_speed(runs[1])

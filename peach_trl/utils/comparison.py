@@ -151,7 +151,7 @@ def _training(runs: Sequence[Result]) -> tuple[list[float], np.ndarray]:
     curves = []
     for run in runs:
         lines = read_metrics(run.folder / "metrics.csv") if (run.folder / "metrics.csv").is_file() else {}
-        returns = [lines[name] for name in lines if name.startswith("return/")]
+        returns = [lines[name] for name in lines if name.startswith("eval/return/")]
         sums: dict[float, float] = {}
         for steps, values in returns:
             for step, value in zip(steps, values, strict=True):

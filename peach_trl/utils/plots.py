@@ -34,16 +34,19 @@ SCALE = "viridis"
 GOAL_COLOR = "#009E73"
 #: what the numbers of a panel of ``metrics.csv`` are
 UNITS = {
-    "return": "return / horizon",
-    "train_return": "reward / environment step",
-    "success": "share of attempts or episodes",
-    "found": "share of episodes",
-    "tested": "share of proposals",
-    "speed": "seconds",
-    "top_updates": "gradient steps",
-    "entropy": "nats",
-    "loss_kl": "nats",
+    "eval/return": "return / horizon",
+    "eval/success": "share of episodes",
+    "eval/failures": "share of episodes",
+    "train/return": "reward / environment step",
+    "train/success": "share of attempts",
+    "train/tested": "share of proposals",
+    "train/entropy": "nats",
+    "train/loss_kl": "nats",
+    "train": "share of episodes",  # failures
+    "time/seconds": "seconds",
+    "time/updates": "gradient steps",
 }
+_FIRST = "eval/return"
 _GREYS = ("0.7", "0.0")  # of paths with coloured subgoals on them, first and last step
 
 
@@ -79,11 +82,11 @@ def plot_curves(
 
     Args:
         metrics_csv: as :class:`~peach_trl.utils.run.Run` writes it; ``step`` counts environment steps. The column
-            ``return/trajectory_2`` is the line ``trajectory_2`` of the panel ``return``; a column without a slash has a
-            panel of its own.
+            ``eval/return/trajectory_2`` is the line ``trajectory_2`` of the panel ``eval/return``; a column without a
+            slash has a panel of its own.
         png: the picture to write.
-        references: dashed lines in the panel ``return``, by name: what an oracle gets, say. Of a value by trajectory
-            number the last one is drawn.
+        references: dashed lines in the panel ``eval/return``, by name: what an oracle gets, say. Of a value by
+            trajectory number the last one is drawn.
         final: stars at the last step, by column: what the final agent gets, on held-out tasks, say.
 
     Raises:
@@ -92,8 +95,8 @@ def plot_curves(
     Examples:
         >>> import tempfile
         >>> with tempfile.TemporaryDirectory() as folder:
-        ...     _ = Path(folder, "metrics.csv").write_text("step,return/1,return/2\n100,0.1,0.1\n200,0.2,0.3\n")
-        ...     plot_curves(f"{folder}/metrics.csv", f"{folder}/curves.png", {"oracle": 0.88}, {"return/2": 0.4})
+        ...     _ = Path(folder, "metrics.csv").write_text("step,eval/return/1\n100,0.1\n200,0.2\n")
+        ...     plot_curves(f"{folder}/metrics.csv", f"{folder}/curves.png", {"oracle": 0.88}, {"eval/return/1": 0.4})
     """
     from matplotlib.figure import Figure
     from matplotlib.ticker import EngFormatter
@@ -101,9 +104,9 @@ def plot_curves(
     lines = read_metrics(metrics_csv)
     final = final or {}
     panels: dict[str, list[str]] = {}
-    for name in sorted({**lines, **final}, key=lambda name: not name.startswith("return/")):  # returns first
-        panels.setdefault(name.partition("/")[0], []).append(name)
-    labels = dict.fromkeys(name.partition("/")[2] for members in panels.values() for name in members)
+    for name in sorted({**lines, **final}, key=lambda name: not name.startswith(f"{_FIRST}/")):  # returns first
+        panels.setdefault(_split(name)[0], []).append(name)
+    labels = dict.fromkeys(_split(name)[1] for members in panels.values() for name in members)
     colors = {label: LINE_COLORS[i % len(LINE_COLORS)] for i, label in enumerate(labels)}  # the same in each panel
     columns = min(3, len(panels))
     rows = math.ceil(len(panels) / columns)
@@ -111,9 +114,10 @@ def plot_curves(
     for i, (panel, members) in enumerate(panels.items()):
         axes = figure.add_subplot(rows, columns, i + 1)
         _draw_curves(axes, members, lines, colors, final)
-        if panel == "return":
+        if panel == _FIRST:
             _draw_references(axes, references or {})
-        axes.set(title=panel.replace("_", " "), xlabel="environment steps", ylabel=UNITS.get(panel, "no unit"))
+        title = panel.replace("_", " ").replace("/", ": ")
+        axes.set(title=title, xlabel="environment steps", ylabel=UNITS.get(panel, "no unit"))
         axes.xaxis.set_major_formatter(EngFormatter(sep=""))
         axes.grid(alpha=0.3)
         _draw_legend_below(axes)
@@ -286,6 +290,12 @@ def plot_posterior(png: Path | str, loc: Any, scale: Any, task_values: Any, task
     return True
 
 
+def _split(name: str) -> tuple[str, str]:
+    """The panel and the line of a column."""
+    panel, _, line = name.rpartition("/")
+    return (panel, line) if panel else (name, "")
+
+
 def _draw_curves(
     axes: Axes, members: Sequence[str], lines: Mapping[str, Any], colors: Mapping[str, str], final: Mapping[str, float]
 ) -> None:
@@ -293,7 +303,7 @@ def _draw_curves(
     last = max((steps[-1] for steps, _ in lines.values() if steps), default=0.0)
     for name in members:
         steps, values = lines.get(name, ([], []))
-        label, marker = name.partition("/")[2], "." if len(steps) < 30 else None
+        label, marker = _split(name)[1], "." if len(steps) < 30 else None
         axes.plot(steps, values, marker=marker, color=colors[label], lw=1.2, label=label.replace("_", " "))
         if name in final:
             star: dict[str, Any] = {"markersize": 11, "markeredgecolor": "black", "clip_on": False, "zorder": 3}

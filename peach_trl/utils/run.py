@@ -1,6 +1,6 @@
 """The output folder of a run: configuration, manifest, metrics and checkpoints, and never over another run.
 
-A run's folder holds ``config.yaml``, ``manifest.json``, ``metrics.csv``, ``tensorboard/`` and ``checkpoints/``.
+A run's folder holds ``config.yaml``, ``manifest.json``, ``metrics.csv``, ``checkpoints/`` and what loggers write.
 Whatever was logged is on disk at once, so a run that was killed leaves its rows.
 """
 
@@ -26,6 +26,8 @@ import torch
 from omegaconf import OmegaConf
 from tqdm import tqdm
 
+from peach_trl.utils.loggers import LoggingConfig, close_logger, flat, make_logger
+
 PACKAGES = ("torch", "torchrl", "tensordict", "mujoco", "gymnasium", "hydra-core", "numpy", "peach-trl")
 
 
@@ -35,7 +37,7 @@ class Run:
     Args:
         folder: made if missing; it may hold files, but not those of another run.
         config: the resolved configuration, a nested mapping or a dataclass.
-        tensorboard: whether to write TensorBoard events beside the CSV file, from the first row on.
+        logging: loggers of TorchRL's that get the same as the CSV file, from the first row on; ``None`` for none.
 
     Raises:
         FileExistsError: if the folder already holds a run.
@@ -45,7 +47,7 @@ class Run:
     Examples:
         >>> import tempfile
         >>> with tempfile.TemporaryDirectory() as folder:
-        ...     with Run(Path(folder), {"seed": 0}, tensorboard=False) as run:
+        ...     with Run(Path(folder), {"seed": 0}) as run:
         ...         run.log(1, {"loss/critic": 0.5})
         ...         run.log(2, {"loss/critic": 0.25, "return/1": 3})
         ...     print(Path(folder, "metrics.csv").read_text())
@@ -55,7 +57,7 @@ class Run:
         <BLANKLINE>
     """
 
-    def __init__(self, folder: Path | str, config: Any, tensorboard: bool = True) -> None:
+    def __init__(self, folder: Path | str, config: Any, logging: LoggingConfig | None = None) -> None:
         self.folder = Path(folder)
         self.folder.mkdir(parents=True, exist_ok=True)
         values: dict[str, Any] = dict(config) if isinstance(config, Mapping) else dataclasses.asdict(config)
@@ -76,10 +78,10 @@ class Run:
         self._columns = ["step"]
         self._csv = open(self.folder / "metrics.csv", "w", newline="")  # noqa: SIM115
         self._append(self._columns)
-        self._with_tensorboard, self._tensorboard = tensorboard, None
+        self._values, self._logging, self._loggers = values, logging, None
 
     def log(self, step: int, metrics: Mapping[str, Any] | None = None, **more: Any) -> None:
-        """Writes one row of metrics to ``metrics.csv`` and TensorBoard, and flushes both.
+        """Writes one row of metrics to ``metrics.csv`` and the loggers.
 
         Args:
             step: the counter on the x axis of all curves, such as environment steps.
@@ -98,15 +100,21 @@ class Run:
             self._add_columns(late)
         row["step"] = int(step)
         self._append([row.get(name, "") for name in self._columns])
-        if self._with_tensorboard:
-            if self._tensorboard is None:  # imported when it is used, as that takes a while
-                from torchrl.record.loggers.tensorboard import TensorboardLogger
+        del row["step"]
+        for logger in self.loggers:
+            logger.log_metrics(row, step=int(step))
+            if hasattr(logger.experiment, "flush"):
+                logger.experiment.flush()
 
-                self._tensorboard = TensorboardLogger(exp_name="tensorboard", log_dir=str(self.folder))
-            for name, value in row.items():
-                if name != "step":
-                    self._tensorboard.log_scalar(name, value, step=row["step"])
-            self._tensorboard.experiment.flush()
+    @property
+    def loggers(self) -> list[Any]:
+        """TorchRL's loggers, which are made when they are first asked for; the configuration is logged at once."""
+        if self._loggers is None:
+            given = self._logging
+            self._loggers = [] if given is None else [make_logger(name, self.folder, given) for name in given.loggers]
+            for logger in self._loggers:
+                logger.log_hparams(flat(self._values))
+        return self._loggers
 
     def checkpoint(self, name: str, state: Mapping[str, Any]) -> Path:
         """Saves ``state`` to ``checkpoints/<name>.pt``, all of it or nothing.
@@ -164,8 +172,8 @@ class Run:
         self.manifest.update({name: round(seconds, 3) for name, seconds in spent.items()}, **facts)
         self._write_manifest()
         self._csv.close()
-        if self._tensorboard is not None:
-            self._tensorboard.experiment.close()
+        for logger in self._loggers or ():
+            close_logger(logger)
 
     def _append(self, cells: list[Any]) -> None:
         csv.writer(self._csv, lineterminator="\n").writerow(cells)
