@@ -75,7 +75,7 @@ def main(config: HacConfig, run_dir: Path) -> float:
                 for level in agent.levels:
                     level.anneal(phase.progress)
                 top.anneal(phase.progress, worth=best_so_far(config, exploration))
-                rare, costly = exploration.unsolved, exploration.behind_costs
+                rare, costly = exploration.unsolved & exploration.rare, exploration.behind_costs
                 for b_i in S.batches(T, train.meta_batch, phase.top_updates, rare):
                     report.losses("top", top.update(novelty(b_i, phase.progress, costly)))
 

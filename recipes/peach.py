@@ -75,7 +75,8 @@ def main(config: PeachConfig, run_dir: Path) -> float:
             for level in lower:
                 level.anneal(phase.progress)
             top.anneal(phase.progress, worth=best_so_far(config, exploration))
-            M, rare, costly = train.meta_batch, exploration.unsolved, exploration.behind_costs
+            M, costly = train.meta_batch, exploration.behind_costs
+            rare = exploration.unsolved & exploration.rare
             for b_i in S_c.batches(T, M, phase.top_updates, rare):  # b^i ~ S_c(B^i) of a meta-batch of M tasks T_i
                 b_i = novelty(b_i, phase.progress, costly)  # early on, where costs hide rewards, r has a bonus
                 b, q = top.believe(b_i)  # q(z | c^{0:t}) before and after each decision

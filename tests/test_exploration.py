@@ -30,19 +30,24 @@ def test_tasks_at_chance_are_unsolved_of_each_seed():
         assert exploration.unsolved.nonzero().flatten().tolist() == [0, 5, 7]
 
 
-def test_exploring_does_not_lead_elsewhere_where_something_costs():
-    for cost in (0.0, -1.0):
-        exploration = Exploration(torch.arange(3), often=0.0, elsewhere=0.75, seed=0)
-        reward = torch.zeros(3, 4, 1)
-        reward[2, 3], reward[0, 0] = 1.0, cost
-        batch = TensorDict(
-            {"task_id": torch.arange(3).view(3, 1, 1).expand(3, 4, 1), "next": {"reward": reward}}, [3, 4]
-        )
-        for at_random in (True, False):
-            exploration.collected(batch, at_random=at_random)
-            settings = exploration.settings()
-        assert exploration.unsolved.tolist() == [True, True, False]
-        assert settings["elsewhere"].tolist() == [0.0 if cost else 0.75] * 3
+@pytest.mark.parametrize(("met", "rare"), [(0, True), (1, True), (2, False), (5, False)])
+def test_rewards_are_rare_where_chance_meets_them_in_few_meta_episodes(met, rare):
+    """Of five tasks that play at random: in less than 40 % of the meta-episodes. Only else exploration leads elsewhere."""
+    exploration, tasks = Exploration(torch.arange(5), 7, often=0.0, elsewhere=0.75, seed=0), torch.arange(5)
+    assert exploration.rare.all(), "nothing is known yet"
+    exploration.collected(steps((tasks < met).float(), *torch.zeros(3, 5)), at_random=True)
+    _ = exploration.settings()
+    exploration.collected(steps((tasks < max(met, 1)).float(), *torch.zeros(3, 5)))
+    settings = exploration.settings()
+    assert exploration.rare[:5].tolist() == [rare] * 5 and exploration.rare[5:].all()
+    assert settings["elsewhere"].tolist() == [0.0 if rare else 0.75] * 5 + [0.0] * 2
+    assert not exploration.behind_costs.any()  # as nothing costs
+
+
+def test_each_seed_has_its_own_chance():
+    exploration = Exploration(torch.arange(8), elsewhere=0.5, seeds=2, seed=0)
+    exploration.collected(steps(torch.tensor([1.0, 1, 1, 1, 1, 0, 0, 0]), *torch.zeros(3, 8)), at_random=True)
+    assert exploration.settings()["elsewhere"].tolist() == [0.5] * 4 + [0.0] * 4
 
 
 def test_costs_that_are_avoided_solve_nothing():

@@ -47,8 +47,11 @@ class ExplorationConfig:
     costly: float = option(
         low=0, high=0.99, help="as often, of solved tasks where something costs; none after a third of training"
     )
+    rare_below: float = option(
+        low=0, high=1, help="rewards are rare if chance meets them in less than this share of the meta-episodes"
+    )
     elsewhere: float = option(
-        low=0, high=1, help="share of the uniform proposals that lead where the meta-episode has not been"
+        low=0, high=1, help="share of the uniform proposals that lead elsewhere, unless rewards are rare"
     )
 
 
@@ -72,10 +75,11 @@ class Exploration:
             before; 0: there are none.
         often: share of an unsolved task's meta-episodes that explore, below 1.
         margin: how much more than chance a task must show, as a share of what the best shows.
+        rare_below: share of the meta-episodes with uniform proposals, see :attr:`rare`.
         costly: share of the meta-episodes of a solved task that explore where something costs (:attr:`behind_costs`),
             at the start of training; it falls linearly, to 0 after a third of it.
         elsewhere: share of the uniform proposals that lead where the row has not been in this meta-episode, see
-            :class:`~peach_trl.hierarchy.elsewhere.Elsewhere`; none of tasks that are :attr:`behind_costs`.
+            :class:`~peach_trl.hierarchy.elsewhere.Elsewhere`; none of :attr:`rare` tasks.
         trajectories: of a meta-episode, L.
         decisions: of the top level in a trajectory.
         seeds: how many agents; tasks are compared with those of the same one.
@@ -104,6 +108,7 @@ class Exploration:
         often: float = 0.5,
         margin: float = 0.5,
         costly: float = 0.1,
+        rare_below: float = 0.4,
         elsewhere: float = 0.0,
         trajectories: int = 1,
         decisions: int = 1,
@@ -117,7 +122,7 @@ class Exploration:
                 "meta-episodes that do not explore can solve a task, 0 <= share <= 1, and as many tasks of each seed"
             )
         self.tasks, self.share, self.often, self.margin, self.seeds = tasks, share, often, margin, seeds
-        self.costly, self.elsewhere = costly, elsewhere
+        self.costly, self.rare_below, self.elsewhere = costly, rare_below, elsewhere
         self.num_tasks = int(tasks.max()) + 1 if num_tasks is None else num_tasks
         self.trajectories, self._from = trajectories, torch.full((self.num_tasks,), NEVER)
         self.decisions, self.since = decisions, torch.zeros(self.num_tasks, dtype=torch.int64)
@@ -193,18 +198,31 @@ class Exploration:
         return 0.0 if by_chance is None else by_chance.sum(0).mean(1).median().item()
 
     @property
-    def behind_costs(self) -> Tensor:
-        """Which tasks are of a kind whose rewards are rare and where something costs, bool by task id.
+    def rare(self) -> Tensor:
+        """Which tasks are of a kind whose rewards chance rarely meets, bool by task id; all, as long as it is not known.
 
-        Rare: chance meets rewards in less than half of the meta-episodes. Something costs: a step's reward was lower
-        than the usual one. Where nothing does, nothing keeps a policy from looking everywhere.
+        Where chance meets them often, exploration shows enough of them, and whatever else is preferred in replay
+        misleads: of the best of many meta-episodes critics learn that a goal is found whatever one does.
         """
-        behind, by_chance = torch.zeros_like(self.unsolved), self._met()
+        rare, by_chance = torch.ones_like(self.unsolved), self._met()
         if by_chance is not None:
-            rare = by_chance.mean((0, 2)) < 0.5
-            costs = (self._lowest < self._usual).squeeze(1)
-            behind[self.tasks] = (rare & costs).repeat_interleave(len(self.tasks) // self.seeds)
-        return behind
+            of_seeds = by_chance.mean((0, 2)) < self.rare_below
+            rare[self.tasks] = of_seeds.repeat_interleave(len(self.tasks) // self.seeds)
+        return rare
+
+    @property
+    def behind_costs(self) -> Tensor:
+        """Which tasks are :attr:`rare`, and of a kind where something costs, bool by task id; none before it is known.
+
+        Something costs: a step's reward was lower than the usual one. Where nothing does, nothing keeps a policy from
+        looking everywhere.
+        """
+        if self._met() is None:
+            return torch.zeros_like(self.unsolved)
+        costs = torch.zeros_like(self.unsolved)
+        of_seeds = (self._lowest < self._usual).squeeze(1)
+        costs[self.tasks] = of_seeds.repeat_interleave(len(self.tasks) // self.seeds)
+        return costs & self.rare
 
     def _met(self) -> Tensor | None:
         """In which meta-episodes with uniform proposals rewards were met, [n, S, T / S]; ``None`` before the first."""
@@ -236,8 +254,7 @@ class Exploration:
             progress: likewise.
         """
         shares = self.shares(trajectory, progress)
-        elsewhere = torch.zeros_like(shares)
-        elsewhere[self.tasks] = self.elsewhere * (~self.behind_costs[self.tasks]).float()
+        elsewhere = self.elsewhere * (~self.rare).float()
         return {"tasks": shares, "since": self.since, "elsewhere": elsewhere, "afresh": trajectory == 0}
 
     def _begin(self, costly: float) -> None:
