@@ -32,7 +32,7 @@ def test_tasks_at_chance_are_unsolved_of_each_seed():
 
 @pytest.mark.parametrize(("met", "rare"), [(0, True), (1, True), (2, False), (5, False)])
 def test_rewards_are_rare_where_chance_meets_them_in_few_meta_episodes(met, rare):
-    """Of five tasks that play at random: in less than 40 % of the meta-episodes. Only else exploration leads elsewhere."""
+    """Five tasks play at random: less than 40 % of the meta-episodes. Only else exploration leads elsewhere."""
     exploration, tasks = Exploration(torch.arange(5), 7, often=0.0, elsewhere=0.75, seed=0), torch.arange(5)
     assert exploration.rare.all(), "nothing is known yet"
     exploration.collected(steps((tasks < met).float(), *torch.zeros(3, 5)), at_random=True)

@@ -199,7 +199,7 @@ class Exploration:
 
     @property
     def rare(self) -> Tensor:
-        """Which tasks are of a kind whose rewards chance rarely meets, bool by task id; all, as long as it is not known.
+        """Which tasks are of a kind whose rewards chance rarely meets, bool by task id; all before it is known.
 
         Where chance meets them often, exploration shows enough of them, and whatever else is preferred in replay
         misleads: of the best of many meta-episodes critics learn that a goal is found whatever one does.
