@@ -2,7 +2,7 @@ VENV ?= .venv
 PYTHON ?= python
 BIN = $(VENV)/bin
 
-.PHONY: install format lint type test test-slow test-metaworld test-mazes clean
+.PHONY: install format lint type docs test test-slow test-metaworld test-mazes clean
 
 install:
 	$(PYTHON) -m venv $(VENV)
@@ -18,6 +18,9 @@ lint:
 
 type:
 	$(BIN)/pyright --pythonpath $(BIN)/python
+
+docs:
+	$(BIN)/sphinx-build -W -b html docs docs/_build
 
 test:
 	$(BIN)/pytest

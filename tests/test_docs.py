@@ -1,5 +1,6 @@
 """The Python examples of the documents run as they stand."""
 
+import json
 import re
 
 import pytest
@@ -40,3 +41,20 @@ def test_lines_that_are_named_say_so(path, line, code):
 
 def test_lines_are_named():
     assert len(NAMED) >= 30
+
+
+def test_the_reference_has_all_modules():
+    text = (ROOT / "docs" / "conf.py").read_text()
+    pages = re.search(r"^PAGES = \{.*?^\}", text, re.DOTALL | re.MULTILINE)[0]
+    named = set(re.findall(r'"(\w+)"', pages))
+    package = {
+        path.stem for path in (ROOT / "peach_trl").iterdir() if path.suffix == ".py" or (path / "__init__.py").is_file()
+    }
+    assert package - named == {"__init__", "__main__"}
+
+
+def test_notebooks_are_kept_without_outputs():
+    """The site's build carries them out."""
+    for path in (ROOT / "docs" / "notebooks").glob("*.ipynb"):
+        cells = json.loads(path.read_text())["cells"]
+        assert all(not cell.get("outputs") and cell.get("execution_count") is None for cell in cells), path

@@ -447,6 +447,20 @@ def test_sweep(tmp_path):
     assert found == {(depth, z): (depth - 1, z > 0) for depth in (1, 2, 3) for z in (0, 2)}
 
 
+def test_a_sweep_in_processes_of_its_own(tmp_path):
+    """Hydra's joblib launcher: the same folders as one after the other, named by what differs."""
+    pytest.importorskip("hydra_plugins.hydra_joblib_launcher")
+    tinier = ["train.iterations=0", "train.warmup=1", "train.prefill=0", "train.trajectories=1", "evaluation.every=9"]
+    short = [argument for argument in TINY if argument.split("=")[0] not in {other.split("=")[0] for other in tinier}]
+    launcher = ["hydra/launcher=joblib", "hydra.launcher.n_jobs=2"]
+    command = [sys.executable, str(ROOT / "recipes" / "peach.py"), "-m", *short, *tinier, *launcher, "seed=3,5"]
+    done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    runs = sorted(path.parent for path in tmp_path.glob("runs/peach/sweep_*/*/manifest.json"))
+    assert [run.name for run in runs] == ["0_seed-3", "1_seed-5"]
+    assert all(manifest_of(run)["finished"] for run in runs)
+
+
 # Bad values.
 
 

@@ -88,7 +88,7 @@ class Belief(nn.Module):
         self.encoder, self.latent_dim = encoder, latent_dim
 
     def initial(self, *batch_size: int) -> Tensor:
-        """The state where nothing is known, zeros [*batch_size, S]."""
+        """The state where nothing is known, zeros [..., S], of ``batch_size``."""
         return next(self.parameters()).new_zeros(*batch_size, self.state_dim)
 
     def update(self, state: Tensor, transition: Transition) -> Tensor:

@@ -192,7 +192,7 @@ class Tanh(nn.Module):
     A deterministic actor that was driven to x = -10 while its critic knew nothing puts out -1 whatever it reads, and
     learns no more: tanh has no slope there, and no noise of its own ever leaves. One goal-reaching level of twenty was
     lost like that. So the gradient of a loss that is a mean over n rows [..., n, P] is that of the same loss with a
-    penalty ``pull / 2 (|x| - flat)^2`` on each x beyond ``flat``, where |tanh(x)| is .995.
+    penalty ``pull / 2 (|x| - flat)^2`` on each x beyond ``flat``, where ``|tanh(x)|`` is .995.
 
     Examples:
         >>> x = torch.tensor([[-10.0, 1.0], [-10.0, 1.0]], requires_grad=True)

@@ -10,6 +10,7 @@ from __future__ import annotations
 import functools
 import inspect
 import itertools
+import os
 import re
 import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -32,6 +33,7 @@ from peach_trl.utils.installed import folder_of
 Schema = TypeVar("Schema")
 Body = Callable[[Any, Path], Any]
 
+_SWEEP = "PEACH_TRL_SWEEP"  # the environment variable with the command line of a sweep
 LONGEST = 200  # bytes of a folder's name; file systems take 255
 
 
@@ -84,6 +86,7 @@ def recipe(
                 _check_command_line(schema, folder, config_name)
             except ConfigError as error:
                 _exit(error)
+            os.environ[_SWEEP] = "\n".join(sys.argv[1:])
             run()
 
         return main
@@ -120,7 +123,8 @@ def folder_name(overrides: Sequence[str], given: Sequence[str] = ()) -> str:
 
 
 def _name_of_job(overrides: Any) -> str:
-    return folder_name([str(text) for text in overrides], sys.argv[1:])
+    given = os.environ.get(_SWEEP)  # launchers start other processes, whose command line is another
+    return folder_name([str(text) for text in overrides], sys.argv[1:] if given is None else given.split("\n"))
 
 
 OmegaConf.register_new_resolver("folder_name", _name_of_job, replace=True)
