@@ -216,6 +216,11 @@ class GaussianProduct(SummedBelief):
     ) -> None:
         if precision not in ("exponential", "softplus"):
             raise ValueError(f"precision = {precision!r}: use exponential or softplus")
+        if isinstance(encoder, ContextEncoder) and encoder.net.out != 2 * latent_dim:
+            raise ValueError(
+                f"out_features = {encoder.net.out} of the encoder: a product of Gaussians over latent_dim = "
+                f"{latent_dim} needs {2 * latent_dim}, mean and precision of each"
+            )
         super().__init__(encoder, latent_dim, 2 * latent_dim, decisions)
         self.precision = precision
 

@@ -152,6 +152,8 @@ class TaskWriter(Writer):
             return torch.zeros(len(data), dtype=torch.int64)
         if task is None:
             raise ValueError(f'rows lack the key "task_id", which a buffer of {self.num_tasks} tasks needs')
+        if task.numel() != len(data):
+            raise ValueError(f"task_id of shape {list(task.shape)}: one for each of the {len(data)} rows is needed")
         return self.partition(task.reshape(-1))
 
     def _order(self, columns: TensorDictBase, task: Tensor) -> Tensor:
@@ -197,6 +199,8 @@ class TaskWriter(Writer):
         """
         if not tasks.numel():
             return tasks
+        if tasks.is_floating_point():
+            raise ValueError(f"tasks of type {tasks.dtype}: ids are whole numbers, int64")
         last = self.num_tasks - 1 if self.partitions is None else len(self.partitions) - 1
         for task in (int(tasks.min()), int(tasks.max())):
             if not 0 <= task <= last:

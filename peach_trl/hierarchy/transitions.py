@@ -129,12 +129,14 @@ class LevelTransitions:
                 stopped in the batch before. Without ``task_id`` all is task 0.
 
         Raises:
-            ValueError: if the batch is neither.
+            ValueError: if the batch is neither, or was not recorded by a hierarchy.
         """
         if batch.ndim == 1:
             batch = batch.unsqueeze(0)
         if batch.ndim != 2:
             raise ValueError(f"a recorded batch must be [environments, time] or [time], got {list(batch.shape)}")
+        if batch.get(("hierarchy", "attempts"), None) is None:
+            raise ValueError("the batch has no ('hierarchy', 'attempts'): it was not recorded by a HierarchyPolicy")
         steps = self._recorded(batch)
         first = torch.zeros(steps.shape[0], 1, dtype=torch.int64)  # where each row's unconverted steps begin
         if self._tail is not None and self._tail_start is not None:

@@ -208,6 +208,9 @@ class TopLevel(Level):
             ``(b, q)``: the decisions [n] with the context that actor, critics and targets read, and the Gaussians
             ``z_loc`` and ``z_scale`` [m, Z] of all beliefs, the prior included, for L_KL; Z = 0 without a context.
         """
+        missing = {"observation", "action", "mask", "part", "next"}.difference(sequences.keys())
+        if missing:
+            raise ValueError(f"sequences have no {sorted(missing)}: draw them with a SequenceSampler")
         full = bool(sequences.get("mask").all())  # before they are moved: no waiting for a device
         sequences = on_device(sequences, self.device)
         mask, part, evidence = sequences.get("mask"), sequences.get("part"), Transition.of(sequences)

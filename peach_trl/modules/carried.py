@@ -68,7 +68,16 @@ class StepModule(TensorDictModuleBase):
         read = {key: value for key in self.in_keys if (value := tensordict.get(key, None)) is not None}
         arrays = {key: value.detach().numpy() for key, value in read.items()}
         frame = Frame(dict(arrays), tensordict.batch_size)
-        self.advance(frame)
+        try:
+            self.advance(frame)
+        except KeyError as error:
+            if (key := error.args[0]) not in self.in_keys or key in frame.arrays:
+                raise
+            raise ValueError(
+                f"{type(self).__name__} reads {key!r}, which is not there: what it carries from step to step is added "
+                "to an environment by torchrl.modules.get_primers_from_module(policy), by collectors with "
+                "auto_register_policy_transforms=True, and by peach_trl.collectors.rollout"
+            ) from None
         for key in self.out_keys:
             if (value := frame.arrays[key]) is not arrays.get(key):
                 tensordict.set(key, torch.from_numpy(value.copy()))  # a module may hand out an array twice

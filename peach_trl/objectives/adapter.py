@@ -134,8 +134,18 @@ class PlainMixin(_Loss):
         return (
             self._fits
             and tensordict.get(cast(Any, self.tensor_keys).priority_weight, None) is None
-            and not any(tensordict.get(key).requires_grad for key in self.plain_keys[: self._scaled])
+            and not any(column.requires_grad for column in self._of(tensordict, self.plain_keys[: self._scaled]))
         )
+
+    def _of(self, tensordict: TensorDictBase, keys: Sequence[NestedKey]) -> list[Tensor]:
+        """Entries of a batch; a ValueError that names those that are missing."""
+        found = [tensordict.get(key, None) for key in keys]
+        if any(column is None for column in found):
+            every = [*self.plain_keys, self.tensor_keys.action, "next"]  # type: ignore[attr-defined]
+            missing = [key for key in every if tensordict.get(key, None) is None]
+            known = sorted(map(str, tensordict.keys()))
+            raise ValueError(f"the batch has no {missing}, which {type(self).__name__} reads; it has {known}")
+        return cast(list[Tensor], found)
 
     def _has_plain_networks(self) -> bool:
         actor, critic = _inner(self.actor_network), _inner(self.qvalue_network)

@@ -194,7 +194,7 @@ class ContextSACLoss(ContextMixin, PlainSACLoss):
 
     def held_inputs(self, tensordict: TensorDictBase) -> list[Tensor]:
         """What actor and critics read: only the context may have a gradient, which L_actor does not reach."""
-        key, inputs = self.tensor_keys.context, self.inputs(tensordict)
+        key, inputs = self.tensor_keys.context, self._of(tensordict, self.plain_keys)
         for name, column in zip(self.plain_keys, inputs, strict=True):
             if column.requires_grad and name != key:
                 raise self.refused(name)
