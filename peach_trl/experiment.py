@@ -8,18 +8,20 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
+from importlib.util import find_spec
 from typing import Any, cast
 
 import torch
 from tensordict import TensorDictBase
 from tensordict.nn import TensorDictModuleBase
 from torch import Tensor, nn
-from torchrl.collectors import MultiSyncCollector
+from torchrl.collectors import BaseCollector
 from torchrl.envs import EnvBase, Transform, TransformedEnv
 from torchrl.modules import get_primers_from_module
 
 from peach_trl.agent import Agent
 from peach_trl.collectors.lockstep import LockstepCollector
+from peach_trl.collectors.workers import ENGINES, worker_collector
 from peach_trl.config import ConfigError, build, option
 from peach_trl.context.belief import Belief
 from peach_trl.context.contexts import ContextConfig, ContextSampler
@@ -76,7 +78,8 @@ class TrainConfig:
 class CollectorConfig:
     """How experience is collected; see ``configs/`` for values."""
 
-    workers: int = option(low=0, help="0 collects in this process, more in as many worker processes")
+    workers: int = option(low=0, help="0 collects in this process, more in as many workers")
+    engine: str = option(choices=ENGINES, help="what workers are: processes of this machine, or actors of Ray")
 
 
 @dataclass(frozen=True)
@@ -141,6 +144,14 @@ class Config:
             raise ConfigError(f"device = {self.device!r}: {str(error).splitlines()[0]}") from None
         if torch.device(self.device).type == "cuda" and not torch.cuda.is_available():
             raise ConfigError(f"device = {self.device!r}: there is none here; set device=cpu")
+        if self.collector.engine == "ray" and self.collector.workers:
+            if find_spec("ray") is None:
+                raise ConfigError("collector.engine = 'ray': it is not installed; pip install peach-trl[ray]")
+            if self.env.train_tasks % self.collector.workers:
+                raise ConfigError(
+                    f"collector.workers = {self.collector.workers}: those of Ray play as many tasks each; choose a "
+                    f"number that divides env.train_tasks = {self.env.train_tasks}"
+                )
         if self.device != "cpu" and self.collector.workers > 0:
             raise ConfigError(
                 f"device = {self.device!r}, collector.workers = {self.collector.workers}: workers play on the CPU; set "
@@ -452,9 +463,7 @@ def load_levels(checkpoint: str) -> tuple[Hierarchy, Sequence[GoalLevel]]:
     return agent.hierarchy, agent.levels
 
 
-def make_collector(
-    config: Config, library: TaskLibrary, policy: TensorDictModuleBase
-) -> LockstepCollector | MultiSyncCollector:
+def make_collector(config: Config, library: TaskLibrary, policy: TensorDictModuleBase) -> BaseCollector:
     """Collects a trajectory of each row a batch, [tasks * envs_per_task, horizon], in this or in worker processes."""
     tasks = library.split("train").repeat_interleave(config.train.envs_per_task)
     workers = config.collector.workers
@@ -463,18 +472,10 @@ def make_collector(
         factory = partial(make_env, config, library, tasks, policy)
         collector = LockstepCollector(factory, policy, frames_per_batch=frames, total_frames=-1)
     else:
-        shards = [shard for shard in tasks.tensor_split(workers)]
-        collector = MultiSyncCollector(
-            [partial(make_env, config, library, shard, policy) for shard in shards],
-            policy,
-            frames_per_batch=[len(shard) * config.env.horizon for shard in shards],
-            total_frames=-1,
-            collector_class=LockstepCollector,
-            use_buffers=True,
-            cat_results=0,
-            auto_register_policy_transforms=False,
-            update_at_each_batch=True,
-        )
+        shards = tasks.tensor_split(workers)
+        factories = [partial(make_env, config, library, shard, policy) for shard in shards]
+        steps = [len(shard) * config.env.horizon for shard in shards]
+        collector = worker_collector(config.collector.engine, factories, policy, steps)
     collector.set_seed(config.seed)
     return collector
 

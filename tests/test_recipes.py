@@ -447,6 +447,19 @@ def test_sweep(tmp_path):
     assert found == {(depth, z): (depth - 1, z > 0) for depth in (1, 2, 3) for z in (0, 2)}
 
 
+def test_workers_of_ray_are_as_those_of_processes(tmp_path, monkeypatch):
+    """A local Ray of two workers: the same metrics, bit for bit, as with two processes."""
+    pytest.importorskip("ray")
+    monkeypatch.setenv("RAY_ADDRESS", "local")
+    short = [argument for argument in TINY if not argument.startswith("env.train_tasks")]
+    short += ["env.train_tasks=4", "collector.workers=2"]
+    runs = [
+        start(tmp_path / engine, "peach", *short, f"collector.engine={engine}", plots=False)[0]
+        for engine in ("processes", "ray")
+    ]
+    assert without_speed(runs[0]) == without_speed(runs[1])
+
+
 def test_a_sweep_in_processes_of_its_own(tmp_path):
     """Hydra's joblib launcher: the same folders as one after the other, named by what differs."""
     pytest.importorskip("hydra_plugins.hydra_joblib_launcher")
@@ -482,6 +495,7 @@ def test_a_sweep_in_processes_of_its_own(tmp_path):
         (["top.actor_cells=[64,-64]"], ["top.actor_cells[1] = -64: must be >= 1", "set top.actor_cells"]),
         (["context.latent_dim=-1"], ["context.latent_dim = -1: must be >= 0", "set context.latent_dim"]),
         (["hierarchy.clock=mine"], ["hierarchy.clock = 'mine': must be one of higher_goal, own_goal, time"]),
+        (["collector.engine=threads"], ["collector.engine = 'threads': must be one of processes, ray"]),
         (["env=Wnd"], ["env = Wnd: no such file in env/; did you mean env=Wind?"]),
         (["env=xyz"], ["env = xyz: no such file in env/; there are AntDir, "]),
         (["hierarchy.dept=2"], ["hierarchy.dept = 2: unknown key", "did you mean hierarchy.depth?"]),

@@ -2,5 +2,6 @@
 
 from peach_trl.collectors.lockstep import Lockstep, LockstepCollector, PlainSteps
 from peach_trl.collectors.rollout import rollout
+from peach_trl.collectors.workers import worker_collector
 
-__all__ = ["Lockstep", "LockstepCollector", "PlainSteps", "rollout"]
+__all__ = ["Lockstep", "LockstepCollector", "PlainSteps", "rollout", "worker_collector"]

@@ -202,7 +202,7 @@ class LockstepCollector(Collector):
 
     def __init__(self, create_env_fn: Any, policy: Any = None, **kwargs: Any) -> None:
         for name in self._unsupported:
-            if kwargs.get(name):
+            if kwargs.get(name) not in (None, False, 0, -1):  # -1 is TorchRL's for none
                 raise ValueError(
                     f"{name} = {kwargs[name]!r}: LockstepCollector has none; use torchrl.collectors.Collector"
                 )
