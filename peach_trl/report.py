@@ -25,6 +25,7 @@ from peach_trl.envs.tasks import TaskLibrary
 from peach_trl.evaluation import MetaTest, meta_test
 from peach_trl.experiment import Config, Phase, make_agent, make_env, of_seeds, passes
 from peach_trl.hierarchy.metrics import level_metrics
+from peach_trl.levels.errors import NotFiniteLossError
 from peach_trl.levels.top_level import LOSSES
 from peach_trl.references import references
 from peach_trl.rules import explained
@@ -63,7 +64,7 @@ class Runs:
     """
 
     def __init__(self, folder: Path, config: Config) -> None:
-        self.folder, self.configs = folder, of_seeds(config)
+        self.folder, self.configs, self.iterations = folder, of_seeds(config), 0
         alone = len(self.configs) == 1
         folders = [folder] if alone else [folder / f"seed_{one.seed}" for one in self.configs]
         self.runs = [Run(where, one, one.logging) for where, one in zip(folders, self.configs, strict=True)]
@@ -72,6 +73,11 @@ class Runs:
         return self
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: Any) -> None:
+        if isinstance(error, NotFiniteLossError):
+            error.add_note(f"in iteration {self.iterations}, counted from 0")
+            if error.batch is not None:
+                path = self.runs[0].checkpoint("post_mortem", {"batch": error.batch.to_dict(), "losses": error.losses})
+                error.add_note(f"the batch: {path}")
         for run in self.runs:
             run.__exit__(kind, error, trace)
 
@@ -142,6 +148,7 @@ class Report:
             means_of = [sum(test[name] for test in tests) / len(tests) for name in returns]
             self._bar.set_postfix_str("return by trajectory " + " ".join(f"{value:.2f}" for value in means_of))
         self._bar.update()
+        self.runs.iterations = phase.number + 1
         self._sums.clear()
         self._clock = time.perf_counter()
 

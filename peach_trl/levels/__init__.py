@@ -1,5 +1,6 @@
 """How a level learns: goal-reaching levels and the top level, each behind ``update(batch) -> losses``."""
 
+from peach_trl.levels.errors import NotFiniteLossError
 from peach_trl.levels.goal_level import GoalLevel, LowerConfig, make_goal_networks
 from peach_trl.levels.novelty import Novelty, NoveltyConfig
 from peach_trl.levels.top_level import ReadingConfig, TopConfig, TopLevel, make_top_networks
@@ -7,6 +8,7 @@ from peach_trl.levels.top_level import ReadingConfig, TopConfig, TopLevel, make_
 __all__ = [
     "GoalLevel",
     "LowerConfig",
+    "NotFiniteLossError",
     "Novelty",
     "NoveltyConfig",
     "ReadingConfig",

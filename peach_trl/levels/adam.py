@@ -8,6 +8,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from peach_trl.levels.errors import NotFiniteGradients, all_finite
+
 
 class FusedAdam(torch.optim.Adam):
     """torch's Adam (Kingma and Ba 2015, arXiv 1412.6980) with one call a group and little around it.
@@ -35,12 +37,19 @@ class FusedAdam(torch.optim.Adam):
 
     @torch.no_grad()
     def step(self, closure: Callable[[], float] | None = None) -> None:  # type: ignore[override]
-        """One step; parameters without a gradient stay as they are."""
+        """One step; parameters without a gradient stay as they are.
+
+        Raises:
+            NotFiniteGradients: if a gradient is not finite, before anything is changed.
+        """
         if closure is not None:
             raise ValueError("closure: FusedAdam takes none; compute the gradient first")
         lists = self._lists
         if lists is None:
             lists = self._lists = [self._group(group["params"]) for group in self.param_groups]
+        every = [grad for columns in lists for param in columns[0] if (grad := param.grad) is not None]
+        if every and not all_finite(every):
+            raise NotFiniteGradients("gradients are not finite; the step is not taken")
         for group, columns in zip(self.param_groups, lists, strict=True):
             grads: list[Any] = [param.grad for param in columns[0]]
             if any(grad is None for grad in grads):

@@ -81,6 +81,7 @@ class GoalLevel(Level):
     ) -> None:
         super().__init__()
         self.config = config = default(LowerConfig) if config is None else config
+        self.name = f"level_{level}"
         stochastic = config.algorithm == "sac"
         self.actor, critics = make_goal_networks(
             hierarchy, level, observation_spec, stochastic, config, seeds, view, normalise > 0
@@ -92,10 +93,14 @@ class GoalLevel(Level):
         self.optimiser = FusedAdam(learnt, lr=config.learning_rate)
 
     def update(self, batch: TensorDictBase) -> TensorDictBase:
-        """One gradient step on a batch [B] of the level's transitions; returns the losses, detached."""
+        """One gradient step on a batch [B] of the level's transitions; returns the losses, detached.
+
+        Raises:
+            NotFiniteLossError: if a gradient is not finite; weights are as they were then.
+        """
         losses = self.loss.learn(on_device(batch, self.device))
-        self.optimiser.step()
-        self.optimiser.zero_grad()
+        self._doing = batch, losses
+        self._descend()
         self.targets.step()
         return losses.select("loss_actor", "loss_qvalue")
 

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from torchrl.objectives import LossModule
 
 from peach_trl.levels.adam import FusedAdam
+from peach_trl.levels.errors import NotFiniteGradients, NotFiniteLossError
 from peach_trl.modules.networks import Features
 from peach_trl.modules.normaliser import Normaliser
 from peach_trl.modules.slow_copy import follow
@@ -93,6 +94,21 @@ class Level(nn.Module):
     optimiser: FusedAdam
     targets: Targets
     normalisers: nn.ModuleList
+    name = "level"
+    _doing: tuple[Any, Any] = (None, {})  # the batch and the losses of the gradient step that is under way
+
+    def _descend(self) -> None:
+        """The optimiser's step.
+
+        Raises:
+            NotFiniteLossError: if a gradient is not finite; nothing is changed then.
+        """
+        (batch, losses), self._doing = self._doing, (None, {})
+        try:
+            self.optimiser.step()
+        except NotFiniteGradients:
+            raise NotFiniteLossError(self.name, losses, batch) from None
+        self.optimiser.zero_grad()
 
     def see(self, observation: Tensor) -> None:
         """Takes observations [..., D] into the statistics by which the networks normalise what has no bounds."""

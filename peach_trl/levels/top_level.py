@@ -124,6 +124,7 @@ class TopLevel(Level):
     """
 
     belief: Belief | None
+    name = "top"
 
     def __init__(
         self,
@@ -211,6 +212,7 @@ class TopLevel(Level):
         missing = {"observation", "action", "mask", "part", "next"}.difference(sequences.keys())
         if missing:
             raise ValueError(f"sequences have no {sorted(missing)}: draw them with a SequenceSampler")
+        self._doing = sequences, {}
         full = bool(sequences.get("mask").all())  # before they are moved: no waiting for a device
         sequences = on_device(sequences, self.device)
         mask, part, evidence = sequences.get("mask"), sequences.get("part"), Transition.of(sequences)
@@ -313,6 +315,7 @@ class TopLevel(Level):
             ``(b, q)`` as :meth:`believe` gives them: the batch with its context, which targets read too.
         """
         assert self.belief is not None
+        self._doing = batch, {}
         batch, context = on_device(batch, self.device), on_device(context, self.device)
         loc, scale = self.belief(Transition.of(context), context.get("mask"))
         key = self.loss.tensor_keys.context
@@ -323,13 +326,17 @@ class TopLevel(Level):
 
     def weigh(self, losses: TensorDictBase) -> Tensor:
         """The sum of the losses, each times its coefficient."""
+        self._doing = self._doing[0], losses
         names = [name for name in self.coefficients if name in losses.keys()]
         return torch.stack([self.coefficients[name] * losses.get(name) for name in names]).sum()
 
     def step(self) -> None:
-        """phi, theta_pi and theta_Q take a step down their gradients; then the targets and the averaged weights."""
-        self.optimiser.step()
-        self.optimiser.zero_grad()
+        """phi, theta_pi and theta_Q take a step down their gradients; then the targets and the averaged weights.
+
+        Raises:
+            NotFiniteLossError: if a gradient is not finite; weights are as they were then.
+        """
+        self._descend()
         self.targets.step()
         if self.slow is not None:
             self.slow.update(self.belief)  # type: ignore[arg-type]
@@ -349,8 +356,9 @@ class TopLevel(Level):
         b, q = self.believe(batch) if context is None else self.infer(batch, context)
         kl = self.kl_loss(q).get("loss_kl")
         losses = self.loss.learn(b, self.coefficients, [self.coefficients["loss_kl"] * kl])
-        self.step()
         losses.set("loss_kl", kl.detach())
+        self._doing = self._doing[0], losses
+        self.step()
         return losses.select(*LOSSES, "entropy", strict=False)
 
     def anneal(self, progress: float, worth: Tensor | float = PERFECT) -> None:

@@ -162,7 +162,8 @@ class Run:
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: Any) -> None:
         if error is not None:
-            self._close(error=f"{type(error).__name__}: {error}")
+            notes = "".join(f"; {note}" for note in getattr(error, "__notes__", ()))
+            self._close(error=f"{type(error).__name__}: {error}{notes}")
         elif not self.manifest["finished"]:
             self.finish()
 

@@ -1,0 +1,61 @@
+"""Losses and gradients that are not finite change no weight, and say where they come from."""
+
+import json
+
+import pytest
+import torch
+from test_recipes import start
+from tiny import TINY, record, tiny_agent, tiny_config
+
+from peach_trl.hierarchy import LevelTransitions
+from peach_trl.levels import NotFiniteLossError
+from peach_trl.levels.adam import FusedAdam
+from peach_trl.levels.errors import NotFiniteGradients
+from peach_trl.utils import load_checkpoint
+
+
+@pytest.mark.parametrize("bad", [torch.nan, torch.inf, -torch.inf])
+def test_the_optimiser_takes_no_step(bad):
+    weights = [torch.nn.Parameter(torch.ones(3)) for _ in range(2)]
+    adam, plain = FusedAdam(weights, lr=0.1), torch.optim.Adam([torch.nn.Parameter(torch.ones(3))], lr=0.1, fused=True)
+    weights[0].grad, weights[1].grad = torch.ones(3), torch.tensor([1.0, bad, 1.0])
+    with pytest.raises(NotFiniteGradients):
+        adam.step()
+    assert all(torch.equal(weight, torch.ones(3)) for weight in weights) and adam.state[weights[0]]["step"] == 0
+    weights[1].grad = torch.full((3,), 1e30)  # large, but finite
+    adam.step()
+    plain.param_groups[0]["params"][0].grad = torch.ones(3)
+    plain.step()
+    assert torch.equal(weights[0], plain.param_groups[0]["params"][0])
+
+
+def batches(config):
+    agent = tiny_agent(config)
+    batch = record(config, agent.make_policy(trajectories=2), [0, 1, 2], 40)
+    lower, top = LevelTransitions(agent.hierarchy, config.transitions, seed=0, evidence=agent.evidence)(batch)
+    return agent, lower, top
+
+
+def test_a_level_names_loss_entry_and_task():
+    agent, rows, _ = batches(tiny_config())
+    level, state = agent.levels[0], {name: value.clone() for name, value in agent.levels[0].state_dict().items()}
+    rows["next", "reward"][rows["task_id"] == 1] = torch.nan
+    with pytest.raises(
+        NotFiniteLossError, match=r"level_0: loss_qvalue.* is not finite; .*next/reward is not \(tasks \[1\]\)"
+    ):
+        level.update(rows)
+    assert all(torch.equal(value, level.state_dict()[name]) for name, value in state.items())
+    level.optimiser.zero_grad()
+    level.update(rows[rows["task_id"].squeeze(-1) != 1])  # goes on as if nothing had been
+
+
+def test_a_run_ends_with_the_cause_and_the_batch(tmp_path, capfd):
+    """A learning rate that is absurd: no checkpoint that looks finished, and a batch to look at."""
+    with pytest.raises(BaseException):  # noqa: B017  # hydra ends the program
+        start(tmp_path, "peach", *TINY, "top.alpha_3=1e30", plots=False)
+    (folder,) = [path.parent for path in tmp_path.rglob("manifest.json")]
+    manifest = json.loads((folder / "manifest.json").read_text())
+    assert manifest["finished"] is False and manifest["error"].startswith("NotFiniteLossError: top: ")
+    assert "in iteration " in manifest["error"] and "post_mortem.pt" in manifest["error"]
+    assert [path.name for path in (folder / "checkpoints").iterdir()] == ["post_mortem.pt"]
+    assert "observation" in load_checkpoint(folder / "checkpoints" / "post_mortem.pt")["batch"]
