@@ -96,6 +96,14 @@ class EvaluationConfig:
     trajectories: int = option(low=1, help="trajectories of a meta-test")
 
 
+@dataclass(frozen=True)
+class CheckpointConfig:
+    """Checkpoints while training, besides the final one; see ``configs/`` for values."""
+
+    every: int | None = option(low=1, help="iterations between checkpoints of the agent; null: none")
+    keep: int = option(low=1, help="how many of the latest are kept")
+
+
 @dataclass(frozen=True, kw_only=True)
 class Config:
     """What the configurations of all recipes have in common, one group for each component."""
@@ -117,6 +125,7 @@ class Config:
     exploration: ExplorationConfig
     collector: CollectorConfig
     evaluation: EvaluationConfig
+    checkpoint: CheckpointConfig
     logging: LoggingConfig
 
     def resolved(self) -> Config:

@@ -6,7 +6,7 @@ import copy
 import math
 import time
 from collections import defaultdict
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any, cast
@@ -31,6 +31,7 @@ from peach_trl.references import references
 from peach_trl.rules import explained
 from peach_trl.utils.plots import plot_curves, plot_posterior, plot_trajectories
 from peach_trl.utils.run import Run, progress
+from peach_trl.utils.signals import stopping
 
 LOGGED = (*LOSSES, "entropy")
 
@@ -56,7 +57,8 @@ class Runs:
     """The folders of the seeds that are trained at once: the run's own, or with several seeds ``seed_<number>`` in it.
 
     Each is what the seed's run alone would leave behind, with its own configuration. As a context manager it is like
-    :class:`~peach_trl.utils.run.Run`.
+    :class:`~peach_trl.utils.run.Run`; and whatever ends it early, SIGTERM included, leaves the agents as they were then
+    in ``checkpoints/interrupted.pt``.
 
     Args:
         folder: of the run.
@@ -65,11 +67,14 @@ class Runs:
 
     def __init__(self, folder: Path, config: Config) -> None:
         self.folder, self.configs, self.iterations = folder, of_seeds(config), 0
+        self.rescue: Callable[[], None] | None = None  # what saves the agents, once there are any
+        self._stopping = stopping()
         alone = len(self.configs) == 1
         folders = [folder] if alone else [folder / f"seed_{one.seed}" for one in self.configs]
         self.runs = [Run(where, one, one.logging) for where, one in zip(folders, self.configs, strict=True)]
 
     def __enter__(self) -> Runs:
+        self._stopping.__enter__()
         return self
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: Any) -> None:
@@ -78,8 +83,14 @@ class Runs:
             if error.batch is not None:
                 path = self.runs[0].checkpoint("post_mortem", {"batch": error.batch.to_dict(), "losses": error.losses})
                 error.add_note(f"the batch: {path}")
+        if error is not None and self.rescue is not None:
+            try:
+                self.rescue()
+            except Exception as problem:
+                error.add_note(f"the agents could not be saved: {problem}")
         for run in self.runs:
             run.__exit__(kind, error, trace)
+        self._stopping.__exit__(None, None, None)
 
 
 class Report:
@@ -105,6 +116,7 @@ class Report:
         print(f"run folder: {runs.folder}")
         print("values by rule (peach_trl.rules):", *explained(config), sep="\n  ")
         self._bar = progress(passes(config, agent), "meta-training")
+        runs.rescue = lambda: self.save("interrupted")
 
     def collected(self, batch: TensorDictBase, trajectory: int) -> None:
         """Takes in a recorded batch [S N, T], the ``trajectory``-th (from 0) of an iteration."""
@@ -147,6 +159,12 @@ class Report:
             returns = [name for name in tests[0] if name.startswith("return/")]
             means_of = [sum(test[name] for test in tests) / len(tests) for name in returns]
             self._bar.set_postfix_str("return by trajectory " + " ".join(f"{value:.2f}" for value in means_of))
+        every, keep = self.config.checkpoint.every, self.config.checkpoint.keep
+        if every is not None and (phase.number + 1) % every == 0:
+            self.save(f"iteration_{phase.number + 1:06d}")
+            for run in self.runs.runs:
+                for old in sorted((run.folder / "checkpoints").glob("iteration_*.pt"))[:-keep]:
+                    old.unlink()
         self._bar.update()
         self.runs.iterations = phase.number + 1
         self._sums.clear()
@@ -156,6 +174,19 @@ class Report:
         """A meta-test of each seed's current agent; draws of z depend on the run's seed only."""
         result = run_meta_test(self.agent, self.config, self.library, split, self.config.seed)
         return result.of_seeds(self.config.seeds, self.library.single.num_tasks)
+
+    def save(self, name: str, levels: str | None = None) -> None:
+        """Writes a checkpoint of each seed's agent, and with ``levels`` one of its goal-reaching levels alone.
+
+        The latter are skills for others (``lower.checkpoint``).
+        """
+        single = self.agent if len(self.runs.runs) == 1 else make_agent(self.runs.configs[0], self.library.single)
+        for seed, (run, config) in enumerate(zip(self.runs.runs, self.runs.configs, strict=True)):
+            state = self.agent.state_of(seed, single)
+            run.checkpoint(name, {"config": asdict(config), "agent": state})
+            if levels is not None and len(single.levels):
+                parts = {name: value for name, value in state.items() if name.startswith("levels.")}
+                run.checkpoint(levels, {"config": asdict(config), "agent": parts})
 
     def film(self, path: Path) -> None:
         """A video of the first seed's meta-test on the first task of the evaluation split.
@@ -192,13 +223,8 @@ class Report:
             self._best.take(self.test(self.config.evaluation.split), -1)
             self._best.restore()
         alone = len(self.runs.runs) == 1
-        single = self.agent if alone else make_agent(self.runs.configs[0], library)
-        for seed, (run, config) in enumerate(zip(self.runs.runs, self.runs.configs, strict=True)):  # first of all
-            state = self.agent.state_of(seed, single)
-            run.checkpoint("final", {"config": asdict(config), "agent": state})
-            if len(single.levels):  # alone, as a skill for others: lower.checkpoint
-                levels = {name: value for name, value in state.items() if name.startswith("levels.")}
-                run.checkpoint("levels", {"config": asdict(config), "agent": levels})
+        self.save("final", "levels")  # first of all
+        self.runs.rescue = None
         results = self.test(split)
         bounds = bounds_of(self.runs.configs[0], library, split)
         tasks = {"list": library.name, "fingerprint": library.fingerprint()}
