@@ -1,14 +1,13 @@
-"""What the recipes share: schemas of their configurations, and what is built from them."""
+"""What the recipes share: what is built from their configurations."""
 
 from __future__ import annotations
 
 import copy
 import dataclasses
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
-from importlib.util import find_spec
 from typing import Any, cast
 
 import torch
@@ -21,264 +20,28 @@ from torchrl.modules import get_primers_from_module
 
 from peach_trl.agent import Agent
 from peach_trl.collectors.lockstep import LockstepCollector
-from peach_trl.collectors.workers import ENGINES, worker_collector
-from peach_trl.config import ConfigError, build, option
+from peach_trl.collectors.workers import worker_collector
+from peach_trl.config import ConfigError
 from peach_trl.context.belief import Belief
-from peach_trl.context.contexts import ContextConfig, ContextSampler
-from peach_trl.context.sequences import SequenceConfig, SequenceSampler
+from peach_trl.context.contexts import ContextSampler
+from peach_trl.context.sequences import SequenceSampler
 from peach_trl.data.task_replay import TaskReplayBuffer
-from peach_trl.envs.families import BodyFamilyConfig, FamilyConfig, PackageFamilyConfig, PlaceFamilyConfig
-from peach_trl.envs.made import MadeConfig
-from peach_trl.envs.point import PointConfig
 from peach_trl.envs.tasks import TaskLibrary
-from peach_trl.hierarchy.exploration import Exploration, ExplorationConfig
+from peach_trl.hierarchy.exploration import Exploration
 from peach_trl.hierarchy.policy import HierarchyPolicy
-from peach_trl.hierarchy.structure import Hierarchy, HierarchyConfig
-from peach_trl.hierarchy.transitions import LevelTransitions, TransitionsConfig
-from peach_trl.levels.goal_level import GoalLevel, LowerConfig
-from peach_trl.levels.novelty import Novelty, NoveltyConfig
-from peach_trl.levels.top_level import ReadingConfig, TopConfig
+from peach_trl.hierarchy.structure import Hierarchy
+from peach_trl.hierarchy.transitions import LevelTransitions
+from peach_trl.levels.goal_level import GoalLevel
+from peach_trl.levels.novelty import Novelty
 from peach_trl.modules.execution import set_execution
-from peach_trl.modules.views import ViewsConfig
 from peach_trl.objectives.context import ContextSACLoss
-from peach_trl.rules import PERFECT, resolved
+from peach_trl.rules import PERFECT
+from peach_trl.schemas import Config, common_config
+from peach_trl.schemas import HacConfig as HacConfig
+from peach_trl.schemas import PeachConfig as PeachConfig
+from peach_trl.schemas import SourceConfig as SourceConfig
 from peach_trl.seeding import named_generator
-from peach_trl.utils.loggers import LoggingConfig
 from peach_trl.utils.run import load_checkpoint
-
-
-@dataclass(frozen=True)
-class ReplayConfig:
-    """Sizes of the buffers; see ``configs/`` for values."""
-
-    top_capacity: int = option(low=1, help="top-level transitions kept of each task")
-    lower_capacity: int = option(low=1, help="transitions kept of each goal-reaching level")
-    episodes: int = option(low=1, help="episodes of each task that are remembered as such")
-
-
-@dataclass(frozen=True)
-class TrainConfig:
-    """Length and batch sizes of meta-training; see ``configs/`` for values."""
-
-    iterations: int = option(low=0, auto=True, help="passes through the outer loop of Algorithm 1; 0: no top level")
-    warmup: int = option(low=0, help="iterations before those, in which only the goal-reaching levels learn")
-    prefill: int = option(low=0, help="iterations after the warm-up with proposals at random, at least")
-    prefill_met: float = option(low=0, help="they go on until a task met rewards so often, on average; 0: they do not")
-    prefill_most: float = option(low=0, high=1, help="share of all iterations that they may take at most")
-    envs_per_task: int = option(low=1, auto=True, help="environments that play each task side by side")
-    trajectories: int = option(low=1, help="L, successive trajectories of each task per iteration")
-    warmup_updates: int = option(low=0, help="gradient steps of each goal-reaching level an iteration in the warm-up")
-    lower_updates: int = option(low=0, help="gradient steps of each goal-reaching level an iteration, from then on")
-    top_updates: int = option(low=0, help="gradient steps of encoder and top level per iteration")
-    lower_batch: int = option(low=1, help="batch size of the goal-reaching levels")
-    meta_batch: int = option(low=1, help="tasks in a gradient step of the top level, M")
-
-
-@dataclass(frozen=True)
-class CollectorConfig:
-    """How experience is collected; see ``configs/`` for values."""
-
-    workers: int = option(low=0, help="0 collects in this process, more in as many workers")
-    engine: str = option(choices=ENGINES, help="what workers are: processes of this machine, or actors of Ray")
-
-
-@dataclass(frozen=True)
-class EvaluationConfig:
-    """Meta-test during and after training; see ``configs/`` for values."""
-
-    every: int = option(low=1, help="iterations between evaluations")
-    split: str = option(choices=("train", "validation", "test"), help="tasks to evaluate on while training")
-    final: str = option(choices=("train", "validation", "test"), help="tasks that the final agent is tested on")
-    agent: str = option(
-        choices=("last", "best"), help="the final agent: after the last update, or the best while training"
-    )
-    rollouts: int = option(low=1, help="independent meta-tests of each task")
-    trajectories: int = option(low=1, help="trajectories of a meta-test")
-
-
-@dataclass(frozen=True)
-class CheckpointConfig:
-    """Checkpoints while training, besides the final one; see ``configs/`` for values."""
-
-    every: int | None = option(low=1, help="iterations between checkpoints of the agent; null: none")
-    keep: int = option(low=1, help="how many of the latest are kept")
-
-
-@dataclass(frozen=True, kw_only=True)
-class Config:
-    """What the configurations of all recipes have in common, one group for each component."""
-
-    seed: int = option(low=0, help="the seed of the run")
-    seeds: int = option(low=1, help="how many agents are trained at once, with the seeds seed, seed + 1, ...")
-    torch_threads: int = option(low=1, help="threads of torch, one for small networks; of several seeds side by side")
-    device: str = option(help="where networks learn: cpu, cuda, cuda:1, ...; environments stay on the CPU")
-    compile: str = option(choices=("trace", "none"), help="how gradient steps are carried out")
-    env: PointConfig | FamilyConfig | BodyFamilyConfig | PlaceFamilyConfig | PackageFamilyConfig | MadeConfig
-    views: ViewsConfig
-    hierarchy: HierarchyConfig
-    transitions: TransitionsConfig
-    context: ReadingConfig
-    top: TopConfig
-    lower: LowerConfig
-    replay: ReplayConfig
-    train: TrainConfig
-    exploration: ExplorationConfig
-    collector: CollectorConfig
-    evaluation: EvaluationConfig
-    checkpoint: CheckpointConfig
-    logging: LoggingConfig
-
-    def resolved(self) -> Config:
-        """With values by rule in place of ``auto``, see :mod:`peach_trl.rules`."""
-        return resolved(self)
-
-    def check(self) -> None:
-        """Checks what involves several groups, before anything runs."""
-        if self.train.meta_batch > self.env.train_tasks:
-            raise ConfigError(
-                f"train.meta_batch = {self.train.meta_batch}: only env.train_tasks = {self.env.train_tasks} tasks can "
-                "be drawn without replacement; lower train.meta_batch"
-            )
-        if self.collector.workers > self.env.train_tasks:
-            raise ConfigError(
-                f"collector.workers = {self.collector.workers}: each worker needs a task of its own; lower it to "
-                f"env.train_tasks = {self.env.train_tasks} at most"
-            )
-        if self.transitions.reward == "dense" and not self.env.has_dense_reward:
-            family = getattr(self.env, "family", "this family")
-            raise ConfigError(f"transitions.reward = 'dense': {family} has no dense reward; set it to task")
-        try:
-            torch.device(self.device)
-        except RuntimeError as error:
-            raise ConfigError(f"device = {self.device!r}: {str(error).splitlines()[0]}") from None
-        if torch.device(self.device).type == "cuda" and not torch.cuda.is_available():
-            raise ConfigError(f"device = {self.device!r}: there is none here; set device=cpu")
-        if self.collector.engine == "ray" and self.collector.workers:
-            if find_spec("ray") is None:
-                raise ConfigError("collector.engine = 'ray': it is not installed; pip install peach-trl[ray]")
-            if self.env.train_tasks % self.collector.workers:
-                raise ConfigError(
-                    f"collector.workers = {self.collector.workers}: those of Ray play as many tasks each; choose a "
-                    f"number that divides env.train_tasks = {self.env.train_tasks}"
-                )
-        if self.device != "cpu" and self.collector.workers > 0:
-            raise ConfigError(
-                f"device = {self.device!r}, collector.workers = {self.collector.workers}: workers play on the CPU; set "
-                "one of them to cpu or 0"
-            )
-        if self.seeds > 1 and self.collector.workers > 0:
-            raise ConfigError(
-                f"collector.workers = {self.collector.workers}: several seeds share one simulator; set it to 0, or "
-                "seeds=1"
-            )
-        if self.seeds > 1 and "mlflow" in self.logging.loggers:
-            raise ConfigError("logging.loggers = mlflow: it knows one run at a time; set seeds=1, or leave it out")
-        if self.top.objective == "goal" and not self.top.observe_goal:
-            raise ConfigError(
-                "top.objective = 'goal': the top level cannot reach for a hidden goal; set top.observe_goal=true"
-            )
-        if self.top.observe_goal and self.context.latent_dim > 0:
-            raise ConfigError(
-                f"context.latent_dim = {self.context.latent_dim}: a known goal leaves nothing to infer; set "
-                "context.latent_dim=0"
-            )
-
-
-@dataclass(frozen=True, kw_only=True)
-class PeachConfig(Config):
-    """The configuration of ``recipes/peach.py``."""
-
-    sequences: SequenceConfig
-    novelty: NoveltyConfig
-
-    def check(self) -> None:
-        """Refuses what the recipe cannot run."""
-        super().check()
-        if self.top.objective == "goal":
-            raise ConfigError("top.objective = 'goal': this top level follows the reward; use recipes/hac.py")
-        if self.sequences.consecutive > 0 and self.train.trajectories > self.sequences.episodes:
-            raise ConfigError(
-                f"sequences.episodes = {self.sequences.episodes}: a meta-episode has train.trajectories = "
-                f"{self.train.trajectories}, whose later ones would never be trained on; raise sequences.episodes"
-            )
-
-
-@dataclass(frozen=True, kw_only=True)
-class HacConfig(Config):
-    """The configuration of ``recipes/hac.py``."""
-
-    sequences: SequenceConfig
-    novelty: NoveltyConfig
-
-    def check(self) -> None:
-        """Refuses a context variable."""
-        if self.context.latent_dim > 0:
-            raise ConfigError(f"context.latent_dim = {self.context.latent_dim}: HAC has no z; use recipes/peach.py")
-        super().check()
-
-
-@dataclass(frozen=True)
-class SourceGroup(ContextConfig):
-    """Contexts and RL batches as the source and PEARL draw them, apart from each other."""
-
-    transitions: int | None = option(low=1, help="most transitions in a context, C; null for `episodes` whole episodes")
-    batch: int = option(low=1, help="transitions of each task in the RL batch b^i, B")
-    best_fraction: float = option(low=0, high=1, help="share of the RL batch from good episodes")
-    kl_annealing: int = option(low=0, help="gradient steps over which beta grows from 0 to its value")
-
-    def __post_init__(self) -> None:
-        if self.transitions is not None:
-            super().__post_init__()
-
-    def sampler(self, decisions: int) -> ContextConfig:
-        """What the sampler needs; an open C becomes ``episodes`` x ``decisions``, the decisions of an episode."""
-        values = {field.name: getattr(self, field.name) for field in dataclasses.fields(ContextConfig)}
-        if self.transitions is None:
-            values["transitions"] = self.episodes * decisions
-        return ContextConfig(**values)
-
-
-@dataclass(frozen=True, kw_only=True)
-class SourceConfig(Config):
-    """The configuration of ``recipes/source.py`` and ``recipes/pearl.py``."""
-
-    source: SourceGroup
-
-    def check(self) -> None:
-        """Refuses what the literal algorithm does not have."""
-        super().check()
-        if self.context.latent_dim == 0:
-            raise ConfigError("context.latent_dim = 0: this recipe needs a context variable; use recipes/hac.py")
-        if self.context.update != "trajectory" or self.context.next != "same":
-            raise ConfigError(
-                f"context.update = {self.context.update!r}, context.next = {self.context.next!r}: contexts drawn from "
-                "B^i tell what is known for a whole trajectory; set trajectory and same, or use recipes/peach.py"
-            )
-        if self.context.bootstrap or self.top.batch is not None:
-            raise ConfigError(
-                f"context.bootstrap = {self.context.bootstrap}, top.batch = {self.top.batch}: decisions are drawn one "
-                "by one here, source.batch of each task; set false and null, or use recipes/peach.py"
-            )
-        if self.top.n_step > 1:
-            raise ConfigError(
-                f"top.n_step = {self.top.n_step}: decisions are drawn one by one here; set it to 1, or use "
-                "recipes/peach.py"
-            )
-        if self.source.recent > self.replay.episodes:
-            raise ConfigError(
-                f"source.recent = {self.source.recent}: only replay.episodes = {self.replay.episodes} episodes are "
-                "remembered; lower source.recent"
-            )
-
-
-def common_config(values: Mapping[str, Any]) -> Config:
-    """The common part of any recipe's configuration, as a checkpoint holds it: enough to act and to test.
-
-    Raises:
-        ConfigError: for a key or a value that this version does not know.
-    """
-    names = {field.name for field in dataclasses.fields(Config)}
-    return build(Config, {name: value for name, value in values.items() if name in names})
 
 
 @dataclass(frozen=True)

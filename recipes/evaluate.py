@@ -42,7 +42,7 @@ def main(config: EvaluateConfig, run_dir: Path) -> None:
         result = run_meta_test(agent, trained, library, config.split, config.seed)
         save_meta_test(run, trained, library, result, config.split)
         bounds = bounds_of(trained, library, config.split)
-        run.log(0, result.metrics())
+        run.log(0, {f"eval/{name}": value for name, value in result.metrics().items()})
         trained_run = {"seed": trained.seed, **training_facts(config.checkpoint)}
         tasks = {"list": library.name, "fingerprint": library.fingerprint()}
         run.finish(**result.metrics(), references=bounds, tasks=tasks, trained=trained_run)

@@ -370,7 +370,7 @@ def test_evaluate_repeats_the_final_meta_test(peach, tmp_path):
     trained, _ = peach
     checkpoint = f"checkpoint={trained / 'checkpoints' / 'final.pt'}"
     (run,) = start(tmp_path, "evaluate", checkpoint, "rollouts=1", "trajectories=2")
-    names = {"config.yaml", "manifest.json", "metrics.csv", "meta_test.csv", "tensorboard"}
+    names = {"config.yaml", "manifest.json", "metrics.csv", "meta_test.csv"}
     pictures = {f"{name}.{kind}" for name in ("trajectories", "posterior") for kind in ("png", "pdf")}
     assert {path.name for path in run.iterdir()} == names | pictures
     assert (run / "meta_test.csv").read_text() == (trained / "meta_test.csv").read_text()
@@ -378,7 +378,8 @@ def test_evaluate_repeats_the_final_meta_test(peach, tmp_path):
     assert (one.seed, one.fingerprint, one.minutes) == (other.seed, other.fingerprint, other.minutes)
     expected, found = manifest_of(trained)["test"], manifest_of(run)
     assert found["finished"] is True and {name: found[name] for name in expected} == expected
-    assert {name: float(cell) for name, cell in rows_of(run)[0].items() if name != "step"} == pytest.approx(expected)
+    logged = {name.removeprefix("eval/"): float(cell) for name, cell in rows_of(run)[0].items() if name != "step"}
+    assert logged == pytest.approx(expected)
 
 
 def test_evaluate_other_tasks_more_often(peach, tmp_path):
@@ -496,6 +497,13 @@ def test_a_sweep_in_processes_of_its_own(tmp_path):
         (["context.latent_dim=-1"], ["context.latent_dim = -1: must be >= 0", "set context.latent_dim"]),
         (["hierarchy.clock=mine"], ["hierarchy.clock = 'mine': must be one of higher_goal, own_goal, time"]),
         (["collector.engine=threads"], ["collector.engine = 'threads': must be one of processes, ray"]),
+        (
+            ["hierarchy.decision_steps=300"],
+            ["hierarchy.decision_steps = 300: a decision of the top level takes up to 300", "200"],
+        ),
+        (["hierarchy.depth=3", "hierarchy.decision_steps=1"], ["hierarchy.depth = 3, hierarchy.decision_steps = 1"]),
+        (["replay.top_capacity=29"], ["replay.top_capacity = 29: a meta-episode of a task has 30 decisions"]),
+        (["seed=9223372036854775807"], ["seed = 9223372036854775807: must be <= 4611686018427387904"]),
         (["env=Wnd"], ["env = Wnd: no such file in env/; did you mean env=Wind?"]),
         (["env=xyz"], ["env = xyz: no such file in env/; there are AntDir, "]),
         (["hierarchy.dept=2"], ["hierarchy.dept = 2: unknown key", "did you mean hierarchy.depth?"]),
