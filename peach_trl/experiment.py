@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 import dataclasses
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
@@ -176,12 +176,32 @@ def of_seeds(config: Config) -> list[Config]:
     return [dataclasses.replace(config, seed=config.seed + number, seeds=1) for number in range(config.seeds)]
 
 
+FORMAT = 1  # of the checkpoints of agents
+
+
+def checkpoint_of(config: Config, library: TaskLibrary, agent: Mapping[str, Tensor]) -> dict[str, Any]:
+    """What a checkpoint of an agent holds, by its ``state_dict()``; :func:`load_agent` reads it."""
+    tasks = {"list": library.name, "fingerprint": library.fingerprint()}
+    return {"format": FORMAT, "config": dataclasses.asdict(config), "tasks": tasks, "agent": dict(agent)}
+
+
 def _read_checkpoint(path: str, key: str = "checkpoint") -> dict[str, Any]:
     """A checkpoint's content; a ConfigError that names the key where it cannot be read."""
     try:
-        return load_checkpoint(path)
+        state = load_checkpoint(path)
     except (FileNotFoundError, ValueError) as error:
         raise ConfigError(f"{key} = {path}: {error}") from None
+    if not isinstance(state, Mapping) or not {"config", "agent"} <= state.keys():
+        raise ConfigError(f"{key} = {path}: no agent is in it; give final.pt or levels.pt of a run")
+    if (found := state.get("format", FORMAT)) != FORMAT:
+        raise ConfigError(
+            f"{key} = {path}: its format is {found}, this version reads {FORMAT}; use the version of peach_trl that is "
+            "named in the run's manifest.json"
+        )
+    broken = [name for name, value in state["agent"].items() if value.is_floating_point() and value.isnan().any()]
+    if broken:
+        raise ConfigError(f"{key} = {path}: {broken[0]} holds NaN, and so do {len(broken) - 1} more; use another one")
+    return state
 
 
 def load_agent(
@@ -202,13 +222,31 @@ def load_agent(
     config = dataclasses.replace(config, lower=dataclasses.replace(config.lower, checkpoint=None))  # it has them itself
     seed_everything(config)
     library = make_library(config)
+    if (tasks := state.get("tasks")) is not None and tasks["fingerprint"] != library.fingerprint():
+        raise ConfigError(
+            f"checkpoint = {checkpoint}: it was trained on other tasks, {tasks['list']}, fingerprint "
+            f"{tasks['fingerprint']}; those of this version are {library.name}, {library.fingerprint()}"
+        )
     agent = make_agent(config, library, encoder, belief)
-    try:
-        agent.load_state_dict(state["agent"])
-    except RuntimeError as error:
-        first = " ".join(str(error).split())[:300]
-        raise ConfigError(f"checkpoint = {checkpoint}: {first}; hand over the encoder it was trained with") from None
+    found, wanted = (
+        {name: (value.shape, value.dtype) for name, value in part.items()} for part in _states(state, agent)
+    )
+    if found != wanted:
+        name = min(name for name in found.keys() | wanted.keys() if found.get(name) != wanted.get(name))
+        raise ConfigError(
+            f"checkpoint = {checkpoint}: {name} is {_said(found.get(name))} there and {_said(wanted.get(name))} in an "
+            "agent of its configuration; hand over the encoder or belief that it was trained with"
+        )
+    agent.load_state_dict(state["agent"])
     return config, library, agent
+
+
+def _states(state: Mapping[str, Any], agent: Agent) -> tuple[Mapping[str, Tensor], Mapping[str, Tensor]]:
+    return state["agent"], agent.state_dict()
+
+
+def _said(kind: tuple[torch.Size, torch.dtype] | None) -> str:
+    return "missing" if kind is None else f"{list(kind[0])} {str(kind[1]).removeprefix('torch.')}"
 
 
 def load_levels(checkpoint: str) -> tuple[Hierarchy, Sequence[GoalLevel]]:

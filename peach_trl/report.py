@@ -7,7 +7,6 @@ import math
 import time
 from collections import defaultdict
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict
 from pathlib import Path
 from typing import Any, cast
 
@@ -23,7 +22,7 @@ from peach_trl.envs.families.wind import Wind
 from peach_trl.envs.goal_space import GoalSpace
 from peach_trl.envs.tasks import TaskLibrary
 from peach_trl.evaluation import MetaTest, meta_test
-from peach_trl.experiment import Config, Phase, make_agent, make_env, of_seeds, passes
+from peach_trl.experiment import Config, Phase, checkpoint_of, make_agent, make_env, of_seeds, passes
 from peach_trl.hierarchy.metrics import level_metrics
 from peach_trl.levels.errors import NotFiniteLossError
 from peach_trl.levels.top_level import LOSSES
@@ -183,10 +182,10 @@ class Report:
         single = self.agent if len(self.runs.runs) == 1 else make_agent(self.runs.configs[0], self.library.single)
         for seed, (run, config) in enumerate(zip(self.runs.runs, self.runs.configs, strict=True)):
             state = self.agent.state_of(seed, single)
-            run.checkpoint(name, {"config": asdict(config), "agent": state})
+            run.checkpoint(name, checkpoint_of(config, self.library.single, state))
             if levels is not None and len(single.levels):
                 parts = {name: value for name, value in state.items() if name.startswith("levels.")}
-                run.checkpoint(levels, {"config": asdict(config), "agent": parts})
+                run.checkpoint(levels, checkpoint_of(config, self.library.single, parts))
 
     def film(self, path: Path) -> None:
         """A video of the first seed's meta-test on the first task of the evaluation split.
