@@ -228,9 +228,8 @@ def load_agent(
             f"{tasks['fingerprint']}; those of this version are {library.name}, {library.fingerprint()}"
         )
     agent = make_agent(config, library, encoder, belief)
-    found, wanted = (
-        {name: (value.shape, value.dtype) for name, value in part.items()} for part in _states(state, agent)
-    )
+    parts = state["agent"], agent.state_dict()
+    found, wanted = ({name: (value.shape, value.dtype) for name, value in part.items()} for part in parts)
     if found != wanted:
         name = min(name for name in found.keys() | wanted.keys() if found.get(name) != wanted.get(name))
         raise ConfigError(
@@ -239,10 +238,6 @@ def load_agent(
         )
     agent.load_state_dict(state["agent"])
     return config, library, agent
-
-
-def _states(state: Mapping[str, Any], agent: Agent) -> tuple[Mapping[str, Tensor], Mapping[str, Tensor]]:
-    return state["agent"], agent.state_dict()
 
 
 def _said(kind: tuple[torch.Size, torch.dtype] | None) -> str:

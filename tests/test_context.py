@@ -223,7 +223,7 @@ def test_an_agent_with_an_encoder_of_ones_own_is_loaded(tmp_path):
     _, _, loaded = load_agent(str(path), encoder=OwnEncoder(SPEC, 2, 10))
     for name, value in agent.state_dict().items():
         assert torch.equal(loaded.state_dict()[name], value), name
-    with pytest.raises(ConfigError, match="hand over the encoder it was trained with"):
+    with pytest.raises(ConfigError, match="hand over the encoder or belief that it was trained with"):
         load_agent(str(path))
 
 
