@@ -29,10 +29,6 @@ def default(schema: type[Schema], **changes: Any) -> Schema:
         >>> from peach_trl.hierarchy import HierarchyConfig
         >>> default(HierarchyConfig, depth=3).decision_steps
         20
-        >>> default(HierarchyConfig, depth=0)
-        Traceback (most recent call last):
-        ...
-        peach_trl.config.ConfigError: depth = 0: must be at least 1
     """
     from peach_trl.experiment import PeachConfig
     from peach_trl.utils.cli import load_config

@@ -147,11 +147,6 @@ def _check_tasks(config: Config) -> None:
 def _check_sizes(config: Config) -> None:
     """Clocks that fit into an episode, and buffers that hold what one pass collects."""
     hierarchy, horizon, train = config.hierarchy, config.env.horizon, config.train
-    if hierarchy.depth > 1 and hierarchy.k < 2:
-        raise ConfigError(
-            f"hierarchy.depth = {hierarchy.depth}, hierarchy.decision_steps = {hierarchy.decision_steps}: leaves a "
-            "level one decision for a goal; raise decision_steps, or set depth=1"
-        )
     if hierarchy.top_steps > horizon:
         raise ConfigError(
             f"hierarchy.decision_steps = {hierarchy.decision_steps}: a decision of the top level takes up to "

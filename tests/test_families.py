@@ -100,7 +100,7 @@ def test_a_recipes_own_values_stand_over_those_of_the_task():
     assert config_of("AntGoal", recipe="pearl").hierarchy.depth == 1
     assert config_of("AntGoal").hierarchy.decision_steps == 20
     assert config_of("AntGoal", "hierarchy.decision_steps=7").hierarchy.decision_steps == 7
-    assert config_of("AntGoal", "env.horizon=7").env.horizon == 7
+    assert config_of("AntGoal", "env.horizon=70").env.horizon == 70
 
 
 @pytest.mark.parametrize(
@@ -126,7 +126,7 @@ def test_a_task_that_is_no_state_to_reach_cannot_be_a_observe_goal():
 def test_environments_follow_the_configuration():
     config = config_of(
         "AntGoal", "env.horizon=3", "env.train_tasks=2", "env.not_finite=raise", "top.observe_goal=true",
-        "train.meta_batch=2", "context.latent_dim=0",
+        "train.meta_batch=2", "hierarchy.decision_steps=3", "context.latent_dim=0",
     )  # fmt: skip
     library = make_library(config)
     env = make_env(config, library, library.split("test")[:2])

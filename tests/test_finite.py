@@ -57,5 +57,5 @@ def test_a_run_ends_with_the_cause_and_the_batch(tmp_path, capfd):
     manifest = json.loads((folder / "manifest.json").read_text())
     assert manifest["finished"] is False and manifest["error"].startswith("NotFiniteLossError: top: ")
     assert "in iteration " in manifest["error"] and "post_mortem.pt" in manifest["error"]
-    assert [path.name for path in (folder / "checkpoints").iterdir()] == ["post_mortem.pt"]
+    assert sorted(path.name for path in (folder / "checkpoints").iterdir()) == ["interrupted.pt", "post_mortem.pt"]
     assert "observation" in load_checkpoint(folder / "checkpoints" / "post_mortem.pt")["batch"]

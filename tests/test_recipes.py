@@ -501,7 +501,6 @@ def test_a_sweep_in_processes_of_its_own(tmp_path):
             ["hierarchy.decision_steps=300"],
             ["hierarchy.decision_steps = 300: a decision of the top level takes up to 300", "200"],
         ),
-        (["hierarchy.depth=3", "hierarchy.decision_steps=1"], ["hierarchy.depth = 3, hierarchy.decision_steps = 1"]),
         (["replay.top_capacity=29"], ["replay.top_capacity = 29: a meta-episode of a task has 30 decisions"]),
         (["seed=9223372036854775807"], ["seed = 9223372036854775807: must be <= 4611686018427387904"]),
         (["env=Wnd"], ["env = Wnd: no such file in env/; did you mean env=Wind?"]),

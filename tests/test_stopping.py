@@ -14,7 +14,7 @@ from tiny import ROOT, TINY
 
 from peach_trl.experiment import load_agent
 
-LONG = ["train.iterations=50", "evaluation.every=90"]  # of TINY, whose last say is the first
+LONG = ["train.iterations=5000", "evaluation.every=90"]  # of TINY, whose last say is the first
 
 
 def started(folder, *arguments):
