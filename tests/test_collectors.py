@@ -117,7 +117,7 @@ def test_goes_on_where_it_stopped():
     assert (torch.cat([whole.run(7), whole.run(13)], 1) == once).all()
 
 
-@pytest.mark.parametrize("kind", [MultiSyncCollector, MultiAsyncCollector])
+@pytest.mark.parametrize("kind", [MultiSyncCollector, pytest.param(MultiAsyncCollector, marks=pytest.mark.slow)])
 def test_in_the_workers_of_multi_process_collectors(kind):
     config, library, policy = make_parts({})
     shards = library.split("train").tensor_split(2)

@@ -461,6 +461,7 @@ def test_workers_of_ray_are_as_those_of_processes(tmp_path, monkeypatch):
     assert without_speed(runs[0]) == without_speed(runs[1])
 
 
+@pytest.mark.slow
 def test_a_sweep_in_processes_of_its_own(tmp_path):
     """Hydra's joblib launcher: the same folders as one after the other, named by what differs."""
     pytest.importorskip("hydra_plugins.hydra_joblib_launcher")
