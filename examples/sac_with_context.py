@@ -75,5 +75,5 @@ def train(env: EnvBase, frames: int, batch: int = 256, updates: int = 100) -> li
 
 if __name__ == "__main__":
     torch.manual_seed(0)
-    for number, reward in enumerate(train(PointRobot(num_envs=80, split="train", seed=0), frames=64_000)):
+    for number, reward in enumerate(train(PointRobot(num_envs=80, split="train", seed=0), frames=192_000)):
         print(f"batch {number}: reward a step {reward:.3f}")

@@ -30,7 +30,7 @@ from peach_trl.references import references
 from peach_trl.rules import explained
 from peach_trl.utils.plots import plot_curves, plot_posterior, plot_trajectories
 from peach_trl.utils.run import Run, progress
-from peach_trl.utils.signals import stopping
+from peach_trl.utils.signals import Stopping
 
 LOGGED = (*LOSSES, "entropy")
 
@@ -67,7 +67,7 @@ class Runs:
     def __init__(self, folder: Path, config: Config) -> None:
         self.folder, self.configs, self.iterations = folder, of_seeds(config), 0
         self.rescue: Callable[[], None] | None = None  # what saves the agents, once there are any
-        self._stopping = stopping()
+        self._stopping = Stopping()
         alone = len(self.configs) == 1
         folders = [folder] if alone else [folder / f"seed_{one.seed}" for one in self.configs]
         self.runs = [Run(where, one, one.logging) for where, one in zip(folders, self.configs, strict=True)]
@@ -77,6 +77,7 @@ class Runs:
         return self
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: Any) -> None:
+        cause = self._stopping.cause(error)
         if isinstance(error, NotFiniteLossError):
             error.add_note(f"in iteration {self.iterations}, counted from 0")
             if error.batch is not None:
@@ -88,8 +89,8 @@ class Runs:
             except Exception as problem:
                 error.add_note(f"the agents could not be saved: {problem}")
         for run in self.runs:
-            run.__exit__(kind, error, trace)
-        self._stopping.__exit__(None, None, None)
+            run.__exit__(kind, cause, trace)
+        self._stopping.__exit__(kind, error, trace)
 
 
 class Report:

@@ -4,9 +4,8 @@ from __future__ import annotations
 
 import signal
 import threading
-from collections.abc import Iterator
-from contextlib import contextmanager
 from types import FrameType
+from typing import Any
 
 
 class Terminated(SystemExit):
@@ -28,19 +27,50 @@ class Terminated(SystemExit):
         return f"stopped by {signal.Signals(self.number).name}"
 
 
-@contextmanager
-def stopping() -> Iterator[None]:
-    """SIGTERM raises :class:`Terminated` here, once; outside of the main thread nothing is changed."""
-    if threading.current_thread() is not threading.main_thread():
-        yield
-        return
+class Stopping:
+    """SIGTERM raises :class:`Terminated` here, and SIGINT ``KeyboardInterrupt``, each once; a context manager.
 
-    def stop(number: int, frame: FrameType | None) -> None:
-        signal.signal(number, signal.SIG_IGN)  # what follows is not to be interrupted
-        raise Terminated(number)
+    Raised within torch's compiled code, they come out as a ``RuntimeError``; on the way out of the context, what it was
+    is raised instead. Outside of the main thread nothing is changed.
 
-    before = signal.signal(signal.SIGTERM, stop)
-    try:
-        yield
-    finally:
-        signal.signal(signal.SIGTERM, before)
+    Attributes:
+        stopped: what was raised, if a signal came.
+
+    Examples:
+        >>> import os
+        >>> try:
+        ...     with Stopping():
+        ...         try:
+        ...             os.kill(os.getpid(), signal.SIGTERM)
+        ...         except BaseException as error:
+        ...             raise RuntimeError("in compiled code") from error
+        ... except Terminated as error:
+        ...     print(error)
+        stopped by SIGTERM
+    """
+
+    def __init__(self) -> None:
+        self.stopped: BaseException | None = None
+        self._before: dict[int, Any] = {}
+
+    def __enter__(self) -> Stopping:
+        if threading.current_thread() is threading.main_thread():
+            for number in (signal.SIGTERM, signal.SIGINT):
+                self._before[number] = signal.signal(number, self._stop)
+        return self
+
+    def _stop(self, number: int, frame: FrameType | None) -> None:
+        for each in self._before:
+            signal.signal(each, signal.SIG_IGN)  # what follows is not to be interrupted
+        self.stopped = KeyboardInterrupt() if number == signal.SIGINT else Terminated(number)
+        raise self.stopped
+
+    def cause(self, error: BaseException | None) -> BaseException | None:
+        """What an error was at first: the signal, if one came."""
+        return error if error is None or self.stopped is None else self.stopped
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: Any) -> None:
+        for number, handler in self._before.items():
+            signal.signal(number, handler)
+        if (cause := self.cause(error)) is not None and cause is not error:
+            raise cause from error
