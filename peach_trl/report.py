@@ -87,7 +87,7 @@ class Runs:
             try:
                 self.rescue()
             except Exception as problem:
-                error.add_note(f"the agents could not be saved: {problem}")
+                (cause or error).add_note(f"the agents could not be saved: {problem}")
         for run in self.runs:
             run.__exit__(kind, cause, trace)
         self._stopping.__exit__(kind, error, trace)

@@ -204,11 +204,10 @@ class Exploration:
         Where chance meets them often, exploration shows enough of them, and whatever else is preferred in replay
         misleads: of the best of many meta-episodes critics learn that a goal is found whatever one does.
         """
-        rare, by_chance = torch.ones_like(self.unsolved), self._met()
-        if by_chance is not None:
-            of_seeds = by_chance.mean((0, 2)) < self.rare_below
-            rare[self.tasks] = of_seeds.repeat_interleave(len(self.tasks) // self.seeds)
-        return rare
+        by_chance = self._met()
+        if by_chance is None:
+            return torch.ones_like(self.unsolved)
+        return self._by_task(by_chance.mean((0, 2)) < self.rare_below, otherwise=True)
 
     @property
     def behind_costs(self) -> Tensor:
@@ -219,10 +218,13 @@ class Exploration:
         """
         if self._met() is None:
             return torch.zeros_like(self.unsolved)
-        costs = torch.zeros_like(self.unsolved)
-        of_seeds = (self._lowest < self._usual).squeeze(1)
-        costs[self.tasks] = of_seeds.repeat_interleave(len(self.tasks) // self.seeds)
-        return costs & self.rare
+        return self._by_task((self._lowest < self._usual).squeeze(1), otherwise=False) & self.rare
+
+    def _by_task(self, of_seeds: Tensor, otherwise: bool) -> Tensor:
+        """What is so of each seed [S], by the ids of its tasks; other tasks have ``otherwise``."""
+        found = torch.full_like(self.unsolved, otherwise)
+        found[self.tasks] = of_seeds.repeat_interleave(len(self.tasks) // self.seeds)
+        return found
 
     def _met(self) -> Tensor | None:
         """In which meta-episodes with uniform proposals rewards were met, [n, S, T / S]; ``None`` before the first."""
