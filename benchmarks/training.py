@@ -19,10 +19,10 @@ from typing import Any
 import torch
 from tensordict import TensorDictBase
 
+from peach_trl.collecting import make_collector
 from peach_trl.experiment import (
     PeachConfig,
     make_agent,
-    make_collector,
     make_level_buffer,
     make_library,
     make_sequence_sampler,

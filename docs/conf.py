@@ -42,7 +42,8 @@ napoleon_use_ivar = True
 PAGES = {  # of the reference: packages and modules, each with all of its modules
     "agent": (
         "Agent, recipes' parts",
-        ["agent", "experiment", "schemas", "report", "evaluation", "defaults", "config", "rules", "seeding"],
+        ["agent", "experiment", "collecting", "schedule", "report", "resume", "evaluation"]
+        + ["schemas", "defaults", "config", "rules", "seeding"],
     ),
     "hierarchy": ("Hierarchy: who decides when", ["hierarchy"]),
     "context": ("Context: what is the task", ["context"]),

@@ -117,6 +117,22 @@ class Agent(nn.Module):
         for level in (*self.levels, *([] if self.top is None else [self.top])):
             level.see(observation)
 
+    def training_state(self) -> dict[str, Any]:
+        """All that an exact resume needs: weights, and what each level keeps besides."""
+        every = [*self.levels, *([] if self.top is None else [self.top])]
+        return {"weights": self.state_dict(), "levels": [level.training_state() for level in every]}
+
+    def load_training_state(self, state: Mapping[str, Any]) -> None:
+        """Restores what :meth:`training_state` gave."""
+        own, given = self.state_dict(), state["weights"]
+        if own.keys() != given.keys():
+            raise ValueError(f"other networks: {sorted(own.keys() ^ given.keys())[0]} is in one of them only")
+        for name, value in own.items():
+            _write(value, given[name])
+        every = [*self.levels, *([] if self.top is None else [self.top])]
+        for level, of_level in zip(every, state["levels"], strict=True):
+            level.load_training_state(of_level)
+
     def load_levels(self, state: Mapping[str, Tensor]) -> None:
         """Makes the goal-reaching levels those of another agent, alone, by its ``state_dict()``.
 
@@ -151,9 +167,7 @@ class Agent(nn.Module):
         for seed, single in enumerate(states):
             names = {_name_of(name, seed): name for name in state}
             for name, own in single.items():
-                part = _one_of(state[names[name]], name, own, seed)
-                if not torch.equal(part, own):  # constants are one for all critics, and cannot be written into
-                    part.copy_(own)
+                _write(_one_of(state[names[name]], name, own, seed), own)
 
     def make_policy(
         self, trajectories: int = 1, *, num_tasks: int | None = None, average: bool = False, seed: int | None = None
@@ -184,6 +198,13 @@ class Agent(nn.Module):
                     seed=seed,
                 )
         return HierarchyPolicy(clock, HierarchyActor(self.hierarchy, actors), tracker)
+
+
+@torch.no_grad()
+def _write(target: Tensor, value: Tensor) -> None:
+    """Copies a value into a tensor of an agent; constants are one for all critics, and cannot be written into."""
+    if not torch.equal(target, value):
+        target.copy_(value)
 
 
 def _name_of(name: str, seed: int) -> str:

@@ -4,23 +4,16 @@ from __future__ import annotations
 
 import copy
 import dataclasses
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
-from dataclasses import dataclass
-from functools import partial
+from collections.abc import Mapping, Sequence
 from typing import Any, cast
 
 import torch
-from tensordict import TensorDictBase
 from tensordict.nn import TensorDictModuleBase
 from torch import Tensor, nn
-from torchrl.collectors import BaseCollector
 from torchrl.envs import EnvBase, Transform, TransformedEnv
 from torchrl.modules import get_primers_from_module
 
 from peach_trl.agent import Agent
-from peach_trl.collectors.lockstep import LockstepCollector
-from peach_trl.collectors.workers import worker_collector
 from peach_trl.config import ConfigError
 from peach_trl.context.belief import Belief
 from peach_trl.context.contexts import ContextSampler
@@ -28,7 +21,6 @@ from peach_trl.context.sequences import SequenceSampler
 from peach_trl.data.task_replay import TaskReplayBuffer
 from peach_trl.envs.tasks import TaskLibrary
 from peach_trl.hierarchy.exploration import Exploration
-from peach_trl.hierarchy.policy import HierarchyPolicy
 from peach_trl.hierarchy.structure import Hierarchy
 from peach_trl.hierarchy.transitions import LevelTransitions
 from peach_trl.levels.goal_level import GoalLevel
@@ -42,68 +34,6 @@ from peach_trl.schemas import PeachConfig as PeachConfig
 from peach_trl.schemas import SourceConfig as SourceConfig
 from peach_trl.seeding import named_generator
 from peach_trl.utils.run import load_checkpoint
-
-
-@dataclass(frozen=True)
-class Phase:
-    """One pass through the outer loop of Algorithm 1.
-
-    Attributes:
-        number: from 0.
-        warmup: whether only goal-reaching levels learn, which explore so much only then.
-        at_random: whether the top level proposes at random, and does not learn yet.
-        forgets: whether what the top level met before is dropped, as nothing below it worked.
-        progress: through the passes in which the top level learns, 0 to 1.
-        lower_updates: gradient steps of each goal-reaching level after each trajectory.
-        top_updates: gradient steps of the top level.
-    """
-
-    number: int
-    warmup: bool
-    at_random: bool
-    forgets: bool
-    progress: float
-    lower_updates: int
-    top_updates: int
-
-    @property
-    def by_chance(self) -> bool:
-        """Whether what is met says what chance meets: proposals are uniform, and the levels below work."""
-        return self.at_random and not self.warmup
-
-
-def passes(config: Config, agent: Agent) -> int:
-    """How many :func:`phases` there are."""
-    return (config.train.warmup if len(agent.levels) else 0) + config.train.prefill + config.train.iterations
-
-
-def phases(config: Config, agent: Agent, exploration: Exploration | None = None) -> Iterator[Phase]:
-    """Warm-up of the lower levels (if there are any), prefill of the top level's replay, and training.
-
-    Args:
-        config: says how many of each.
-        agent: whose levels they are.
-        exploration: knows how often rewards were met by chance. Where they are rare, the prefill goes on, and there are
-            as many passes of training less.
-    """
-    train, total = config.train, passes(config, agent)
-    warmup = total - train.prefill - train.iterations
-    start = warmup + train.prefill
-    latest = min(max(start, warmup + int(train.prefill_most * total)), total - 1)
-    frozen = total if config.lower.freeze_after is None else warmup + config.lower.freeze_after
-    for number in range(total):
-        if number == start < latest and exploration is not None and agent.top is not None:
-            start += exploration.met < train.prefill_met  # one pass of prefill more
-        updates = train.warmup_updates if number < warmup else train.lower_updates
-        yield Phase(
-            number=number,
-            warmup=number < warmup or agent.top is None,
-            at_random=number < start,
-            forgets=number == warmup,
-            progress=max(0, number - start) / max(1, total - start),
-            lower_updates=0 if number >= frozen else -(-updates // train.trajectories),
-            top_updates=0 if number < start else train.top_updates,
-        )
 
 
 def seed_everything(config: Config) -> None:
@@ -266,52 +196,6 @@ def load_levels(checkpoint: str) -> tuple[Hierarchy, Sequence[GoalLevel]]:
     config = dataclasses.replace(config, lower=dataclasses.replace(config.lower, checkpoint=checkpoint))
     agent = make_agent(config, make_library(config))
     return agent.hierarchy, agent.levels
-
-
-def make_collector(config: Config, library: TaskLibrary, policy: TensorDictModuleBase) -> BaseCollector:
-    """Collects a trajectory of each row a batch, [tasks * envs_per_task, horizon], in this or in worker processes."""
-    tasks = library.split("train").repeat_interleave(config.train.envs_per_task)
-    workers = config.collector.workers
-    frames = len(tasks) * config.env.horizon
-    if workers == 0:
-        factory = partial(make_env, config, library, tasks, policy)
-        collector = LockstepCollector(factory, policy, frames_per_batch=frames, total_frames=-1)
-    else:
-        shards = tasks.tensor_split(workers)
-        factories = [partial(make_env, config, library, shard, policy) for shard in shards]
-        steps = [len(shard) * config.env.horizon for shard in shards]
-        collector = worker_collector(config.collector.engine, factories, policy, steps)
-    collector.set_seed(config.seed)
-    return collector
-
-
-@contextmanager
-def collecting(
-    config: Config, library: TaskLibrary, policy: TensorDictModuleBase
-) -> Iterator[Iterator[TensorDictBase]]:
-    """The trajectories of :func:`make_collector` one after the other; its workers end on every way out.
-
-    TorchRL's worker processes are no daemons: without a shutdown, an error here would wait for them for ever.
-    """
-    if isinstance(policy, HierarchyPolicy):
-        nothing = torch.zeros(library.num_tasks)
-        # So that copies and workers have as many.
-        policy.explore(tasks=nothing, since=nothing.long(), elsewhere=nothing)
-    plays = policy if config.device == "cpu" else copy.deepcopy(policy).to("cpu")
-    collector = make_collector(config, library, plays)
-
-    def batches() -> Iterator[TensorDictBase]:
-        """The networks on the CPU play with the weights that those on the device have at the moment."""
-        trajectories = iter(collector)
-        while True:
-            if plays is not policy:
-                plays.load_state_dict(policy.state_dict())
-            yield next(trajectories)
-
-    try:
-        yield batches()
-    finally:
-        collector.shutdown()
 
 
 def make_level_buffer(config: Config, library: TaskLibrary, level: int) -> TaskReplayBuffer:

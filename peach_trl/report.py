@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import copy
+import dataclasses
 import math
+import shutil
 import time
 from collections import defaultdict
 from collections.abc import Callable, Mapping, Sequence
@@ -13,6 +15,7 @@ from typing import Any, cast
 import torch
 from tensordict import TensorDictBase
 from torch import Tensor
+from torchrl.checkpoint import GlobalRNGState
 
 from peach_trl.agent import Agent
 from peach_trl.config import ConfigError
@@ -22,14 +25,17 @@ from peach_trl.envs.families.wind import Wind
 from peach_trl.envs.goal_space import GoalSpace
 from peach_trl.envs.tasks import TaskLibrary
 from peach_trl.evaluation import MetaTest, meta_test
-from peach_trl.experiment import Config, Phase, checkpoint_of, make_agent, make_env, of_seeds, passes
+from peach_trl.experiment import Config, checkpoint_of, make_agent, make_env, of_seeds
 from peach_trl.hierarchy.metrics import level_metrics
 from peach_trl.levels.errors import NotFiniteLossError
 from peach_trl.levels.top_level import LOSSES
 from peach_trl.references import references
+from peach_trl.resume import SAVEPOINTS, write_config
 from peach_trl.rules import explained
+from peach_trl.schedule import Phase, Schedule
 from peach_trl.utils.plots import plot_curves, plot_posterior, plot_trajectories
 from peach_trl.utils.run import Run, progress
+from peach_trl.utils.savepoints import Component, Savepoints
 from peach_trl.utils.signals import Stopping
 
 LOGGED = (*LOSSES, "entropy")
@@ -57,20 +63,25 @@ class Runs:
 
     Each is what the seed's run alone would leave behind, with its own configuration. As a context manager it is like
     :class:`~peach_trl.utils.run.Run`; and whatever ends it early, SIGTERM included, leaves the agents as they were then
-    in ``checkpoints/interrupted.pt``.
+    in ``checkpoints/interrupted.pt``. What a resume needs is in ``savepoints/`` as long as the run is not finished.
 
     Args:
         folder: of the run.
-        config: of all seeds.
+        config: of all seeds; with ``resume`` the run in the folder goes on.
+
+    Attributes:
+        resumed: whether it is a run that goes on.
     """
 
     def __init__(self, folder: Path, config: Config) -> None:
-        self.folder, self.configs, self.iterations = folder, of_seeds(config), 0
+        self.resumed, plain = config.resume is not None, dataclasses.replace(config, resume=None, resume_allow=())
+        self.folder, self.configs, self.iterations = folder, of_seeds(plain), 0
         self.rescue: Callable[[], None] | None = None  # what saves the agents, once there are any
         self._stopping = Stopping()
         alone = len(self.configs) == 1
         folders = [folder] if alone else [folder / f"seed_{one.seed}" for one in self.configs]
-        self.runs = [Run(where, one, one.logging) for where, one in zip(folders, self.configs, strict=True)]
+        self.runs = [Run(at, one, one.logging, self.resumed) for at, one in zip(folders, self.configs, strict=True)]
+        write_config(folder, plain)
 
     def __enter__(self) -> Runs:
         self._stopping.__enter__()
@@ -104,10 +115,11 @@ class Report:
         agent: the learner.
         config: how often to evaluate.
         library: the tasks.
+        schedule: the passes.
     """
 
-    def __init__(self, runs: Runs, agent: Agent, config: Config, library: TaskLibrary) -> None:
-        self.runs, self.agent, self.config, self.library = runs, agent, config, library
+    def __init__(self, runs: Runs, agent: Agent, config: Config, library: TaskLibrary, schedule: Schedule) -> None:
+        self.runs, self.agent, self.config, self.library, self._schedule = runs, agent, config, library, schedule
         self.env_steps, self.updates = 0, 0  # of each seed
         self._sums: dict[str, list[Tensor]] = defaultdict(list)  # [S] each
         self._clock = time.perf_counter()
@@ -115,8 +127,68 @@ class Report:
         self._score = math.nan
         print(f"run folder: {runs.folder}")
         print("values by rule (peach_trl.rules):", *explained(config), sep="\n  ")
-        self._bar = progress(passes(config, agent), "meta-training")
+        self._bar = progress(len(schedule), "meta-training")
+        self._savepoints: Savepoints | None = None
         runs.rescue = lambda: self.save("interrupted")
+
+    def keep(self, *state: Any) -> None:
+        """Says what else goes on from pass to pass; where the run is resumed, all of it becomes what it was.
+
+        Args:
+            state: objects with ``state_dict()`` and ``load_state_dict()``, or with ``training_state()`` and
+                ``load_training_state()``, in an order that is always the same.
+
+        Raises:
+            ConfigError: where a resumed run's savepoints are damaged, or do not fit.
+        """
+        parts: dict[str, Any] = {"agent": self.agent, "report": self, "schedule": self._schedule}
+        parts |= {f"{number}_{type(part).__name__}": part for number, part in enumerate(state)}
+        for name, part in parts.items():
+            if hasattr(part, "training_state"):
+                parts[name] = Component(part.training_state, part.load_training_state)
+        parts["generators"] = GlobalRNGState()  # last, as nothing is to be drawn after it
+        self._savepoints = Savepoints(self.runs.folder / SAVEPOINTS, self.config.checkpoint.keep, **parts)
+        if self.runs.resumed:
+            self._resume(self._savepoints)
+
+    def _resume(self, savepoints: Savepoints) -> None:
+        savepoints.clean()
+        try:
+            number = savepoints.load()
+        except Exception as error:  # whatever does not fit
+            raise ConfigError(f"resume = {self.runs.folder}: {str(error).splitlines()[0]}") from error
+        if number is None:
+            print("no savepoint was written yet: the run starts anew")
+            for run in self.runs.runs:
+                run.rewind(0, -1, 0.0, 0.0)
+        else:
+            print(f"resumed after iteration {number}, at environment step {self.env_steps}")
+        for run in self.runs.runs:
+            for path in (run.folder / "checkpoints").glob("iteration_*.pt"):
+                if int(path.stem.rpartition("_")[2]) > (number or 0):
+                    path.unlink()
+        self._bar.update((number or 0) - self._bar.n)
+        self.runs.iterations = number or 0
+
+    def state_dict(self) -> dict[str, Any]:
+        """Counters, the best agents so far, and how far the files of metrics are."""
+        best = None if self._best is None else self._best.state_dict()
+        files = [(run.rows, *run.spent) for run in self.runs.runs]
+        return {
+            "env_steps": self.env_steps,
+            "updates": self.updates,
+            "score": self._score,
+            "best": best,
+            "files": files,
+        }
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Restores what :meth:`state_dict` gave, and cuts the files to what they were."""
+        self.env_steps, self.updates, self._score = (state_dict[name] for name in ("env_steps", "updates", "score"))
+        if self._best is not None:
+            self._best.load_state_dict(state_dict["best"])
+        for run, (rows, *spent) in zip(self.runs.runs, state_dict["files"], strict=True):
+            run.rewind(rows, self.env_steps, *spent)
 
     def collected(self, batch: TensorDictBase, trajectory: int) -> None:
         """Takes in a recorded batch [S N, T], the ``trajectory``-th (from 0) of an iteration."""
@@ -159,16 +231,22 @@ class Report:
             returns = [name for name in tests[0] if name.startswith("return/")]
             means_of = [sum(test[name] for test in tests) / len(tests) for name in returns]
             self._bar.set_postfix_str("return by trajectory " + " ".join(f"{value:.2f}" for value in means_of))
-        every, keep = self.config.checkpoint.every, self.config.checkpoint.keep
-        if every is not None and (phase.number + 1) % every == 0:
-            self.save(f"iteration_{phase.number + 1:06d}")
-            for run in self.runs.runs:
-                for old in sorted((run.folder / "checkpoints").glob("iteration_*.pt"))[:-keep]:
-                    old.unlink()
         self._bar.update()
         self.runs.iterations = phase.number + 1
         self._sums.clear()
+        every = self.config.checkpoint.every
+        if every is not None and (phase.number + 1) % every == 0:
+            self._checkpoint(phase.number + 1)
         self._clock = time.perf_counter()
+
+    def _checkpoint(self, number: int) -> None:
+        """After so many passes: a file of each agent, and a savepoint of everything."""
+        self.save(f"iteration_{number:06d}")
+        for run in self.runs.runs:
+            for old in sorted((run.folder / "checkpoints").glob("iteration_*.pt"))[: -self.config.checkpoint.keep]:
+                old.unlink()
+        if self._savepoints is not None:
+            self._savepoints.save(number)
 
     def test(self, split: str) -> list[MetaTest]:
         """A meta-test of each seed's current agent; draws of z depend on the run's seed only."""
@@ -236,6 +314,7 @@ class Report:
             chosen = {} if self._best is None else {"best_iteration": self._best.iterations[seed]}
             run.finish(**counts, **chosen, tasks=tasks, **{split: result.metrics()}, references=bounds)
             print_meta_test(result, split, bounds, None if alone else config.seed)
+        shutil.rmtree(self.runs.folder / SAVEPOINTS, ignore_errors=True)
         print(f"run folder: {self.runs.folder}")
         return _score_of(results) if split == self.config.evaluation.split else self._score
 
@@ -273,6 +352,15 @@ class BestAgents:
                 state = self.agent.state_of(seed, self._single)
                 self._states[seed] = {name: value.clone() for name, value in state.items()}
                 self._scores[seed], self.iterations[seed] = score, iteration
+
+    def state_dict(self) -> dict[str, Any]:
+        """The best agents so far."""
+        return {"scores": self._scores, "states": self._states, "iterations": self.iterations}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Restores what :meth:`state_dict` gave."""
+        self._scores, self._states = list(state_dict["scores"]), list(state_dict["states"])
+        self.iterations = list(state_dict["iterations"])
 
     def restore(self) -> None:
         """Makes the agents what they were when they did best."""

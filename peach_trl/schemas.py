@@ -61,6 +61,8 @@ class CollectorConfig:
 
     workers: int = option(low=0, help="0 collects in this process, more in as many workers")
     engine: str = option(choices=ENGINES, help="what workers are: processes of this machine, or actors of Ray")
+    timeout: float | None = option(above=0, help="seconds in which workers must bring a batch; null: no limit")
+    restart_workers: bool = option(help="new workers take over from one that was killed; false: the run ends")
 
 
 @dataclass(frozen=True)
@@ -81,7 +83,7 @@ class EvaluationConfig:
 class CheckpointConfig:
     """Checkpoints while training, besides the final one; see ``configs/`` for values."""
 
-    every: int | None = option(low=1, help="iterations between checkpoints of the agent; null: none")
+    every: int | None = option(low=1, help="iterations between checkpoints and savepoints; null: none")
     keep: int = option(low=1, help="how many of the latest are kept")
 
 
@@ -89,6 +91,8 @@ class CheckpointConfig:
 class Config:
     """What the configurations of all recipes have in common, one group for each component."""
 
+    resume: str | None = option(help="a run's folder, with which it goes on; auto: with the run's own; null: a new run")
+    resume_allow: tuple[str, ...] = option(help="keys in which a resumed run may differ from what it was")
     seed: int = option(low=0, high=2**62, help="the seed of the run")
     seeds: int = option(low=1, help="how many agents are trained at once, with the seeds seed, seed + 1, ...")
     torch_threads: int = option(low=1, help="threads of torch, one for small networks; of several seeds side by side")

@@ -61,5 +61,13 @@ class ProcessGenerator:
             self._generator, self._of = named_generator(self.name, seed), seed
         return self._generator
 
+    def state_dict(self) -> dict[str, torch.Tensor]:
+        """The state of this process's generator."""
+        return {"generator": self.get().get_state()}
+
+    def load_state_dict(self, state_dict: dict[str, torch.Tensor]) -> None:
+        """Restores what :meth:`state_dict` gave, in a process of the same seed."""
+        self.get().set_state(state_dict["generator"])
+
     def __getstate__(self) -> dict:
         return {**self.__dict__, "_generator": None}

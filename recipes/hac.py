@@ -12,10 +12,10 @@ from __future__ import annotations
 from pathlib import Path
 
 import peach_trl.utils.startup  # noqa: F401  # first: it checks keys before torch is imported
+from peach_trl.collecting import collecting
 from peach_trl.experiment import (
     HacConfig,
     best_so_far,
-    collecting,
     make_agent,
     make_exploration,
     make_level_buffer,
@@ -24,10 +24,10 @@ from peach_trl.experiment import (
     make_sequence_sampler,
     make_task_buffer,
     make_transitions,
-    phases,
     seed_everything,
 )
 from peach_trl.report import Report, Runs
+from peach_trl.schedule import Schedule
 from peach_trl.utils.cli import recipe
 
 
@@ -49,8 +49,10 @@ def main(config: HacConfig, run_dir: Path) -> float:
     train = config.train
 
     with Runs(run_dir, config) as runs, collecting(config, library, policy) as trajectories:
-        report = Report(runs, agent, config, library)
-        for phase in phases(config, agent, exploration):
+        schedule = Schedule(config, agent, exploration)  # warm-up of the lower levels, prefill of B, training
+        report = Report(runs, agent, config, library, schedule)
+        report.keep(trajectories, transitions, B, *replays, S, exploration, novelty)  # what resume= goes on with
+        for phase in schedule:
             if phase.forgets:
                 B.empty()  # what the top level met while nothing below it worked
 

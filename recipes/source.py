@@ -13,9 +13,9 @@ from __future__ import annotations
 from pathlib import Path
 
 import peach_trl.utils.startup  # noqa: F401  # first: it checks keys before torch is imported
+from peach_trl.collecting import collecting
 from peach_trl.experiment import (
     SourceConfig,
-    collecting,
     make_agent,
     make_context_sampler,
     make_exploration,
@@ -23,10 +23,10 @@ from peach_trl.experiment import (
     make_library,
     make_task_buffer,
     make_transitions,
-    phases,
     seed_everything,
 )
 from peach_trl.report import Report, Runs
+from peach_trl.schedule import Schedule
 from peach_trl.utils.cli import recipe
 
 
@@ -45,11 +45,13 @@ def meta_train(config: SourceConfig, run_dir: Path) -> float:
     S_c = make_context_sampler(config, B)
     transitions = make_transitions(config, library, agent)
     exploration = make_exploration(config, library, agent)  # none by default
-    train, source, update = config.train, config.source, 0
+    train, source = config.train, config.source
 
     with Runs(run_dir, config) as runs, collecting(config, library, policy) as trajectories:
-        report = Report(runs, agent, config, library)
-        for phase in phases(config, agent, exploration):
+        schedule = Schedule(config, agent, exploration)  # warm-up of the lower levels, prefill of B, training
+        report = Report(runs, agent, config, library, schedule)
+        report.keep(trajectories, transitions, B, *replays, S_c, exploration)  # what resume= goes on with
+        for phase in schedule:
             if phase.forgets:
                 B.empty()  # what the top level met while nothing below it worked
 
@@ -73,10 +75,8 @@ def meta_train(config: SourceConfig, run_dir: Path) -> float:
                 level.anneal(phase.progress)
             top.anneal(phase.progress)
             for _ in range(phase.top_updates):
-                update += 1
-                top.coefficients["loss_kl"] = config.top.loss_kl * min(
-                    1.0, update / max(source.kl_annealing, 1)
-                )  # beta
+                share = min(1.0, (report.updates + 1) / max(source.kl_annealing, 1))
+                top.coefficients["loss_kl"] = config.top.loss_kl * share  # beta
                 T_i = B.draw_tasks(T, train.meta_batch)  # the meta-batch
                 c = S_c(T_i)  # c^i ~ S_c(B^i)
                 b = B.sample_tasks(

@@ -25,12 +25,12 @@ from peach_trl.experiment import (
     make_env,
     make_library,
     make_transitions,
-    phases,
 )
 from peach_trl.hierarchy.metrics import level_metrics
 from peach_trl.modules.networks import Features
 from peach_trl.modules.normaliser import Normaliser
 from peach_trl.modules.views import HeadingView, View, find_view
+from peach_trl.schedule import Schedule
 from peach_trl.utils import load_config
 from peach_trl.utils.run import Run
 
@@ -244,12 +244,12 @@ def test_levels_of_another_run_frozen(tmp_path):
             state = learner.state_of(seed, single)
             for name, value in agent.state_dict().items():
                 assert torch.equal(state[name], value) or not name.startswith("levels."), name
-        assert not any(phase.lower_updates for phase in phases(skill, learner))
+        assert not any(phase.lower_updates for phase in Schedule(skill, learner))
     _, (walk,) = load_levels(str(levels))
     reads = TensorDict({"observation": torch.randn(5, 29), "goal": torch.randn(5, 2)}, [5])
     with torch.no_grad():
         torch.testing.assert_close(walk.actor(reads.clone())["loc"], agent.levels[0].actor(reads)["loc"])
-    late = [phase.lower_updates for phase in phases(ant_config("lower.freeze_after=2", "train.warmup=3"), agent)]
+    late = [phase.lower_updates for phase in Schedule(ant_config("lower.freeze_after=2", "train.warmup=3"), agent)]
     assert min(late[:5]) > 0 and max(late[5:]) == 0
     with pytest.raises(ConfigError, match=r"lower.checkpoint: its levels are others"):
         make_agent(ant_config(f"lower.checkpoint={path}", "lower.actor_cells=[8]"), library)

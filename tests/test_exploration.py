@@ -11,9 +11,10 @@ from tensordict import TensorDict
 from tiny import record, tiny_agent, tiny_config
 from torchrl.envs.utils import ExplorationType, set_exploration_type
 
-from peach_trl.experiment import make_env, make_exploration, make_library, passes, phases
+from peach_trl.experiment import make_env, make_exploration, make_library
 from peach_trl.hierarchy import Exploration
 from peach_trl.hierarchy.elsewhere import Elsewhere
+from peach_trl.schedule import Schedule
 
 
 def test_tasks_at_chance_are_unsolved_of_each_seed():
@@ -201,11 +202,11 @@ def test_the_prefill_goes_on_until_rewards_are_met():
 
     def passes_at_random(met_at):
         exploration, found = Exploration(tasks, seed=0), []
-        for phase in phases(config, agent, exploration):
+        for phase in Schedule(config, agent, exploration):
             _ = exploration.shares()
             exploration.take(tasks, torch.tensor([0.0, float(phase.number == met_at), 0.0]), phase.by_chance)
             found.append(phase)
-        assert len(found) == passes(config, agent) == 11 and found[-1].progress < 1
+        assert len(found) == len(Schedule(config, agent)) == 11 and found[-1].progress < 1
         assert [phase.forgets for phase in found] == [phase.number == 1 for phase in found]
         assert all((phase.top_updates == 0) == phase.at_random for phase in found)
         return sum(phase.at_random for phase in found)

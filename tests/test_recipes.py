@@ -20,11 +20,12 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 from tiny import ROOT, TINY, tiny_agent, tiny_config
 from torchrl.collectors import Collector
 
+from peach_trl.collecting import make_collector
 from peach_trl.config import ConfigError, _dotted, require_key
 from peach_trl.context import BeliefTracker
 from peach_trl.data.task_replay import TaskReplayBuffer
 from peach_trl.envs import PointEnv
-from peach_trl.experiment import HacConfig, PeachConfig, SourceConfig, make_collector, make_env, make_library
+from peach_trl.experiment import HacConfig, PeachConfig, SourceConfig, make_env, make_library
 from peach_trl.levels import GoalLevel, TopLevel
 from peach_trl.report import Report
 from peach_trl.utils import load_checkpoint, load_config

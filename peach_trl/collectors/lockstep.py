@@ -9,9 +9,12 @@ under ``"next"`` are left out.
 from __future__ import annotations
 
 import gc
-from collections.abc import Iterator, Sequence
+import io
+from collections import OrderedDict
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from itertools import compress
+from multiprocessing import parent_process
 from operator import is_not, itemgetter
 from typing import Any, Protocol, TypeAlias, cast
 
@@ -19,6 +22,7 @@ import numpy as np
 import torch
 from tensordict import TensorDict, TensorDictBase
 from torch import Tensor
+from torchrl.checkpoint import GlobalRNGState
 from torchrl.collectors import Collector
 from torchrl.envs import Compose, EnvBase, RewardSum, TensorDictPrimer, Transform, TransformedEnv
 from torchrl.envs.utils import set_exploration_type
@@ -33,6 +37,8 @@ Arrays: TypeAlias = dict[Any, np.ndarray]
 
 class PlainSteps(Protocol):
     """What an environment of N rows offers besides TorchRL's methods, to be stepped without a TensorDict.
+
+    For an exact resume also ``process_state`` and ``load_process_state``, see :class:`~peach_trl.envs.task_env.TaskEnv`.
 
     Attributes:
         batch_size: ``[N]``.
@@ -115,6 +121,29 @@ class Lockstep:
         own = {*self._observed, *DONE_KEYS, *(key for part in self._carried for key in part.keys)}
         self._initial = {key: value for key, value in leaves.items() if key not in own}  # as the primers have it
         self._frame = Frame(leaves, self.base.batch_size)
+
+    def state_dict(self) -> dict[str, Any]:
+        """Where all rows are, policy and environment, for an exact resume; the weights are not among it.
+
+        Where the environment cannot be saved, ``env`` is ``None``.
+        """
+        frame = None if self._frame is None else self._frame.arrays
+        state = getattr(self.base, "process_state", None)  # some environments cannot
+        return {
+            "frame": None if frame is None else [(key, torch.from_numpy(value.copy())) for key, value in frame.items()],
+            "env": None if state is None else state(),
+            "policy": self.policy.process_state(),
+        }
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Restores what :meth:`state_dict` gave; where the environment cannot be restored, all rows start anew."""
+        self.policy.load_process_state(state_dict["policy"])
+        if state_dict["env"] is None or state_dict["frame"] is None:
+            self.reset()
+            return
+        cast(Any, self.base).load_process_state(state_dict["env"])
+        arrays = {key if isinstance(key, str) else tuple(key): value.numpy() for key, value in state_dict["frame"]}
+        self._frame = Frame(arrays, self.base.batch_size)
 
     def run(self, steps: int) -> TensorDict:
         """The next ``steps`` of all rows, ``[N, steps]``; rows that are done are reset on the way.
@@ -248,6 +277,35 @@ class LockstepCollector(Collector):
             self._ids = self._ids.masked_scatter(ended, self._traj_pool.get_traj_and_increment(int(ended.sum())))
             ids[:, step + 1 :] = self._ids.unsqueeze(1)
         return ids
+
+    def state_dict(self) -> OrderedDict[str, Any]:
+        """For an exact resume: where all rows are, and in a worker process its generators; not the weights.
+
+        All of it is one tensor of bytes, as TorchRL hands nothing but tensors from its workers to their parent.
+        """
+        if self._lockstep is None:
+            return super().state_dict()
+        state = {
+            "rows": self._lockstep.state_dict(),
+            "generators": GlobalRNGState().state_dict() if parent_process() is not None else None,
+            "counts": (self._frames, self._iter),
+            "traj": (self._ids, self._traj_pool.state_dict()),
+        }
+        buffer = io.BytesIO()
+        torch.save(state, buffer)
+        return OrderedDict(state=torch.frombuffer(bytearray(buffer.getvalue()), dtype=torch.uint8))
+
+    def load_state_dict(self, state_dict: Mapping[str, Any], **kwargs: Any) -> None:
+        """Restores what :meth:`state_dict` gave, in a collector of the same seed."""
+        if self._lockstep is None:
+            return super().load_state_dict(state_dict, **kwargs)  # type: ignore[arg-type]
+        state = torch.load(io.BytesIO(state_dict["state"].numpy().tobytes()), weights_only=True)
+        if state["generators"] is not None:
+            GlobalRNGState().load_state_dict(state["generators"])
+        self._lockstep.load_state_dict(state["rows"])
+        self._frames, self._iter = state["counts"]
+        self._ids, pool = state["traj"]
+        self._traj_pool.load_state_dict(pool)
 
     def reset(self, index: Any = None, **kwargs: Any) -> None:
         """Starts all rows anew."""

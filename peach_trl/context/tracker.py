@@ -96,7 +96,7 @@ class BeliefTracker(StepModule):
         self.trajectories, self.read, self.update_at = trajectories, read, update
         self.evidence = evidence = Evidence() if evidence is None else evidence
         self.register_buffer("table", None if num_tasks is None else belief.initial(num_tasks))
-        self._generator = ProcessGenerator("latent", seed)
+        self.generator = ProcessGenerator("latent", seed)
         self._product = _Product.of(belief)
         self._deep = hierarchy is not None and hierarchy.depth > 1
         self._did = self._where_it_did()
@@ -192,7 +192,7 @@ class BeliefTracker(StepModule):
         if self.read == "belief":
             return self.belief.read(torch.from_numpy(values)).numpy()
         state = torch.from_numpy(values)
-        noise = torch.randn(*state.shape[:-1], self.belief.latent_dim, generator=self._generator.get())
+        noise = torch.randn(*state.shape[:-1], self.belief.latent_dim, generator=self.generator.get())
         return self.belief.read(state, noise).numpy()  # z ~ q(z | c)
 
     # With a table.

@@ -6,7 +6,7 @@
 from __future__ import annotations
 
 import copy
-from typing import TYPE_CHECKING, TypedDict
+from typing import TYPE_CHECKING, Any, TypedDict
 
 import mujoco
 import numpy as np
@@ -261,6 +261,29 @@ class BatchedMujocoEnv(TaskEnv):
         for name in ("done", "terminated", "truncated", *["failed"] * self.fails):
             result[name] = torch.zeros(len(self._steps), 1, dtype=torch.bool)
         return result
+
+    def process_state(self) -> dict[str, Any]:
+        """See :meth:`TaskEnv.process_state`; MuJoCo's state is its ``mjSTATE_INTEGRATION``."""
+        batch = self._batch or self._make_batch()
+        arrays = {"simulations": batch.state, "steps": self._steps, "last": self._last}
+        return {
+            **{name: torch.from_numpy(value.copy()) for name, value in arrays.items()},
+            "tasks": self._task_rows.state_dict(),
+            "generator": self._generator.get_state(),
+        }
+
+    def load_process_state(self, state: dict[str, Any]) -> None:
+        """Restores what :meth:`process_state` gave."""
+        batch, rows = self._batch or self._make_batch(), np.arange(self.batch_size[0])
+        self._task_rows.load_state_dict(state["tasks"])
+        self._load_tasks(rows)
+        batch.reset(rows, stage=int(mujoco.mjtStage.mjSTAGE_NONE))
+        batch.state[:] = state["simulations"].numpy()
+        if self._stage != mujoco.mjtStage.mjSTAGE_NONE:
+            batch.forward(rows, stage=int(self._stage))
+            batch.state[:] = state["simulations"].numpy()
+        self._steps[:], self._last[:] = state["steps"].numpy(), state["last"].numpy()
+        self._generator.set_state(state["generator"])
 
     def _set_seed(self, seed: int | None) -> None:
         self._generator = named_generator("environment", seed)

@@ -67,6 +67,14 @@ class TaskEnv(EnvBase):
         """
         raise NotImplementedError
 
+    def process_state(self) -> dict[str, Any] | None:
+        """The rows as they are now, generators included, for an exact resume; ``None`` where that cannot be had."""
+        return None
+
+    def load_process_state(self, state: dict[str, Any]) -> None:
+        """Restores what :meth:`process_state` gave."""
+        raise NotImplementedError
+
     @property
     def task_id(self) -> Tensor:
         """The task that each row plays now, int64 ``[N]``."""

@@ -88,6 +88,15 @@ class TaskRows:
         task_id[index, 0] = chosen
         self._set(task_id)
 
+    def state_dict(self) -> dict[str, Tensor]:
+        """The tasks that rows play, and the state of the generator."""
+        return {"task_id": self.task_id, "generator": self._generator.get_state()}
+
+    def load_state_dict(self, state_dict: dict[str, Tensor]) -> None:
+        """Restores what :meth:`state_dict` gave."""
+        self._generator.set_state(state_dict["generator"])
+        self._set(state_dict["task_id"])
+
     def set_specs(
         self, env: EnvBase, observation: TensorSpec, action: TensorSpec, observe_goal: bool, **more: TensorSpec
     ) -> None:

@@ -81,6 +81,14 @@ class Elsewhere:
         chosen[which] = candidates[best, np.arange(len(which))]
         return chosen
 
+    def state_dict(self) -> dict[str, torch.Tensor]:
+        """Where the rows have been."""
+        return {"seen": torch.from_numpy(self._seen.copy()), "count": torch.from_numpy(self._count.copy())}
+
+    def load_state_dict(self, state_dict: dict[str, torch.Tensor]) -> None:
+        """Restores what :meth:`state_dict` gave."""
+        self._seen, self._count = state_dict["seen"].numpy().copy(), state_dict["count"].numpy().copy()
+
     def _ends(self, observation: np.ndarray, proposals: np.ndarray) -> np.ndarray:
         """Where proposals [M, n, P] lead once they were held, [M, n, G], if nothing is in the way."""
         space, reach = self.hierarchy.subgoal_space, self.hold * torch.from_numpy(self._scale)

@@ -33,6 +33,10 @@ from peach_trl.seeding import named_generator
 
 SAME = 0.1  # share of the steps by chance that have the most frequent reward, at least, where rewards are sparse
 NEVER = 2**62  # the number of a trajectory that no meta-episode has
+_KEPT = (
+    *("unsolved", "since", "_from", "_highest", "_at_random", "_explored", "_chance", "_best", "_least", "_lowest"),
+    *("_usual", "_sparse", "_usual_return", "_highest_return"),
+)
 
 
 @dataclass(frozen=True)
@@ -258,6 +262,20 @@ class Exploration:
         shares = self.shares(trajectory, progress)
         elsewhere = self.elsewhere * (~self.rare).float()
         return {"tasks": shares, "since": self.since, "elsewhere": elsewhere, "afresh": trajectory == 0}
+
+    def state_dict(self) -> dict[str, Any]:
+        """What is known of the tasks so far, and the state of the generator."""
+        kept = {name: getattr(self, name) for name in _KEPT}
+        copies = {name: value.clone() if isinstance(value, Tensor) else value for name, value in kept.items()}
+        return {**copies, "by_chance": list(self._by_chance), "generator": self._generator.get_state()}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Restores what :meth:`state_dict` gave."""
+        for name in _KEPT:
+            value = state_dict[name]
+            setattr(self, name, value.clone() if isinstance(value, Tensor) else value)
+        self._by_chance = list(state_dict["by_chance"])
+        self._generator.set_state(state_dict["generator"])
 
     def _begin(self, costly: float) -> None:
         self._from.fill_(NEVER)

@@ -9,7 +9,7 @@ step of every row. What happens at every step is computed on arrays, see :mod:`p
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any, TypeAlias, cast
 
 import numpy as np
@@ -276,6 +276,16 @@ class HierarchyActor(StepModule):
         draws = torch.rand(frame.batch_size, generator=self._generator.get())
         return draws < self.hierarchy.config.test_probability
 
+    def process_state(self) -> dict[str, Any]:
+        """What goes on from step to step besides weights and carried state: draws, and where rows have been."""
+        return {"draws": self._draws.state_dict(), "been": None if self._been is None else self._been.state_dict()}
+
+    def load_process_state(self, state: dict[str, Any]) -> None:
+        """Restores what :meth:`process_state` gave, in a process of the same seed."""
+        self._draws.load_state_dict(state["draws"])
+        if self._been is not None:
+            self._been.load_state_dict(state["been"])
+
     def make_tensordict_primer(self) -> CarriedState:
         """The transform that adds goals, tests and the top's proposal to an environment; zero at first."""
         hierarchy, space = self.hierarchy, self.hierarchy.subgoal_space
@@ -311,28 +321,47 @@ class _Draws:
     def __init__(self, generator: ProcessGenerator) -> None:
         self._source = generator
         self._of: torch.Generator | None = None
-        self._blocks: dict[Any, Iterator[tuple[np.ndarray, ...]]] = {}
+        self._blocks: dict[Any, list[Any]] = {}  # the next step, and its numbers, stacked
 
     def __call__(self, level: int, shape: tuple[int, ...], share: np.floating) -> tuple[np.ndarray, ...]:
         """Standard normal ones and uniform ones in [-1, 1), of this shape; and coins, True for a share of the rows."""
-        generator, key = self._source.get(), (level, shape, share)
+        generator, key = self._source.get(), (level, shape, float(share))
         if generator is not self._of:
             self._of, self._blocks = generator, {}
-        found = next(self._blocks.get(key, _NO_DRAWS), None)
-        if found is None:
+        block = self._blocks.get(key)
+        if block is None or block[0] == len(block[1]):
             steps = min(64, 1 + 2**16 // int(np.prod(shape)))
             normal = torch.randn(steps, *shape, generator=generator)
             uniform = torch.rand(steps, *shape, generator=generator).mul_(2).sub_(1)
             coin = torch.rand(steps, *shape[:-1], 1, generator=generator) < float(share)
-            self._blocks[key] = zip(normal.numpy(), uniform.numpy(), coin.numpy(), strict=True)
-            found = next(self._blocks[key])
-        return found
+            block = self._blocks[key] = [0, normal.numpy(), uniform.numpy(), coin.numpy()]
+        step, normals, uniforms, coins = block
+        block[0] = step + 1
+        return normals[step], uniforms[step], coins[step]
+
+    def state_dict(self) -> dict[str, Any]:
+        """The numbers that were drawn and not used yet."""
+        generator = self._source.get()
+        blocks = self._blocks if generator is self._of else {}
+        return {
+            "generator": generator.get_state(),
+            "blocks": [
+                (*key, *(torch.from_numpy(part[block[0] :].copy()) for part in block[1:]))
+                for key, block in blocks.items()
+            ],
+        }
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Restores what :meth:`state_dict` gave, in a process of the same seed."""
+        self._source.load_state_dict(state_dict)
+        self._of = self._source.get()
+        self._blocks = {
+            (level, tuple(shape), share): [0, *(part.numpy().copy() for part in parts)]
+            for level, shape, share, *parts in state_dict["blocks"]
+        }
 
     def __getstate__(self) -> dict[str, Any]:
         return {**self.__dict__, "_of": None, "_blocks": {}}
-
-
-_NO_DRAWS: Iterator[tuple[np.ndarray, ...]] = iter(())
 
 
 class _Network:
@@ -452,6 +481,20 @@ class HierarchyPolicy(TensorDictSequential):
         self.actor.explore(
             warmup=warmup, at_random=at_random, tasks=tasks, since=since, elsewhere=elsewhere, afresh=afresh
         )
+
+    def process_state(self) -> dict[str, Any]:
+        """The generators of this process, and what else goes on from step to step; weights are not among it."""
+        tracker = self.tracker
+        return {
+            "actor": self.actor.process_state(),
+            "latent": None if tracker is None else tracker.generator.state_dict(),
+        }
+
+    def load_process_state(self, state: dict[str, Any]) -> None:
+        """Restores what :meth:`process_state` gave, in a process of the same seed."""
+        self.actor.load_process_state(state["actor"])
+        if (tracker := self.tracker) is not None:
+            tracker.generator.load_state_dict(state["latent"])
 
     def advance(self, frame: Frame) -> None:
         """One step on arrays, without a TensorDict; see :class:`~peach_trl.collectors.Lockstep`."""

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import TypeAlias
+from typing import Any, TypeAlias
 
 import torch
 from tensordict import TensorDict, TensorDictBase
@@ -120,6 +120,23 @@ class LevelTransitions:
         self._offset = self._meta_episodes
         self._tail: TensorDictBase | None = None
         self._tail_start: Tensor | None = None
+
+    def state_dict(self) -> dict[str, Any]:
+        """The steps that were carried over, the number of meta-episodes so far, and the state of the generator."""
+        return {
+            "generator": self._generator.get_state(),
+            "meta_episodes": (self._meta_episodes, self._offset),
+            "tail": None if self._tail is None else self._tail.to_dict(),
+            "tail_start": self._tail_start,
+        }
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Restores what :meth:`state_dict` gave."""
+        self._generator.set_state(state_dict["generator"])
+        self._meta_episodes, self._offset = state_dict["meta_episodes"]
+        tail = state_dict["tail"]
+        self._tail = None if tail is None else TensorDict(tail, tail["done"].shape)
+        self._tail_start = state_dict["tail_start"]
 
     def __call__(self, batch: TensorDictBase) -> list[TensorDict]:
         """Converts what is finished; see the class.

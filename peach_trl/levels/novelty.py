@@ -18,7 +18,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import cast
+from typing import Any, cast
 
 import torch
 from tensordict import TensorDictBase
@@ -145,6 +145,22 @@ class Novelty(nn.Module):
             after.set("evidence", reward)
         after.set("reward", reward + weight * bonus)
         return sequences
+
+    def training_state(self) -> dict[str, Any]:
+        """Weights, optimiser, generator and count of the calls: all that an exact resume needs."""
+        return {
+            "weights": self.state_dict(),
+            "optimiser": self.optimiser.state_dict(),
+            "generator": self._generator.get_state(),
+            "calls": self._calls,
+        }
+
+    def load_training_state(self, state: dict[str, Any]) -> None:
+        """Restores what :meth:`training_state` gave."""
+        self.load_state_dict(state["weights"])
+        self.optimiser.load_state_dict(state["optimiser"])
+        self._generator.set_state(state["generator"])
+        self._calls = state["calls"]
 
     def _valid(self, sequences: TensorDictBase, shape: torch.Size) -> Tensor | None:
         """Which rows [S, n] are decisions, 0 or 1; ``None`` if all are: behind a ``mask`` one row is repeated."""

@@ -116,6 +116,14 @@ class Level(nn.Module):
             if normaliser.see(observation):
                 normaliser.write(self)
 
+    def training_state(self) -> dict[str, Any]:
+        """What an exact resume needs besides the ``state_dict()``: the optimiser's state."""
+        return {"optimiser": self.optimiser.state_dict()}
+
+    def load_training_state(self, state: dict[str, Any]) -> None:
+        """Restores what :meth:`training_state` gave."""
+        self.optimiser.load_state_dict(state["optimiser"])
+
     @property
     def device(self) -> torch.device:
         """Where the networks are; batches are moved there."""

@@ -190,6 +190,15 @@ class TopLevel(Level):
             self._noise = named_generator("update latent", self._seed, self.device)
         return self
 
+    def training_state(self) -> dict[str, Any]:
+        """What an exact resume needs besides the ``state_dict()``: the optimiser's state, and the generator's."""
+        return {**super().training_state(), "noise": self._noise.get_state()}
+
+    def load_training_state(self, state: dict[str, Any]) -> None:
+        """Restores what :meth:`training_state` gave."""
+        super().load_training_state(state)
+        self._noise.set_state(state["noise"])
+
     def acting(self, average: bool = False) -> tuple[ProbabilisticActor, Belief | None]:
         """Actor and belief to act with: those that learn, or with ``average`` their averaged copies."""
         modules: nn.ModuleDict = self._acting

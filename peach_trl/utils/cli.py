@@ -13,7 +13,7 @@ import itertools
 import os
 import re
 import sys
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -70,7 +70,7 @@ def recipe(
         def task(composed: DictConfig) -> Any:
             run_dir = Path(HydraConfig.get().runtime.output_dir)
             try:
-                return body(_build(schema, composed), run_dir)
+                return body(_goes_on(_build(schema, composed), run_dir), run_dir)
             except ConfigError as error:
                 if run_dir.is_dir() and not any(run_dir.iterdir()):
                     run_dir.rmdir()
@@ -87,11 +87,44 @@ def recipe(
             except ConfigError as error:
                 _exit(error)
             os.environ[_SWEEP] = "\n".join(sys.argv[1:])
+            sys.argv += _folder_of_resumed(*_command_line())
             run()
 
         return main
 
     return decorate
+
+
+def _goes_on(config: Any, run_dir: Path) -> Any:
+    """The configuration of the run that is to be gone on with, if ``resume`` names one."""
+    if getattr(config, "resume", None) is None:
+        return config
+    from peach_trl.resume import resumed_config  # here, as it imports torch
+
+    given = [override.key_or_group for override in _overrides(HydraConfig.get().overrides.task)]
+    return resumed_config(config, run_dir, given)
+
+
+def _folder_of_resumed(arguments: Any, overrides: Sequence[Override]) -> list[str]:
+    """What makes a resumed run's folder Hydra's.
+
+    Raises:
+        ConfigError: for a sweep, each of whose runs has a folder of its own.
+    """
+    named = [override for override in overrides if override.key_or_group == "resume"]
+    folder = named[-1].value() if named else None
+    if folder is None or folder == "auto":
+        return []
+    if arguments.multirun:
+        _exit(ConfigError(f"resume = {folder}: a sweep has many runs; go on with one of them, or set resume=auto"))
+    if not Path(str(folder)).is_dir():
+        _exit(ConfigError(f"resume = {folder}: there is no such folder; give that of a run"))
+    quoted = str(folder).replace("\\", "\\\\").replace("'", "\\'")
+    return [f"hydra.run.dir='{quoted}'"]
+
+
+def _overrides(texts: Iterable[str]) -> list[Override]:
+    return OverridesParser.create().parse_overrides(list(texts))
 
 
 def folder_name(overrides: Sequence[str], given: Sequence[str] = ()) -> str:

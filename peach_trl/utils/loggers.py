@@ -71,6 +71,16 @@ def close_logger(logger: Any) -> None:
         experiment.__exit__(None, None, None)
 
 
+def forget_after(logger: Any, step: int) -> None:
+    """Hides what a logger has of later steps, where it can: TensorBoard, by an event that says it started anew there."""
+    if not type(logger).__name__.startswith("Tensorboard"):
+        return
+    from tensorboard.compat.proto.event_pb2 import Event, SessionLog  # type: ignore[attr-defined]
+
+    start = Event(step=step + 1, session_log=SessionLog(status=SessionLog.START))
+    logger.experiment._get_file_writer().add_event(start, step + 1)
+
+
 def flat(values: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
     """Nested values by dotted names, as hyperparameters are logged.
 

@@ -26,7 +26,7 @@ import torch
 from omegaconf import OmegaConf
 from tqdm import tqdm
 
-from peach_trl.utils.loggers import LoggingConfig, close_logger, flat, make_logger
+from peach_trl.utils.loggers import LoggingConfig, close_logger, flat, forget_after, make_logger
 
 PACKAGES = ("torch", "torchrl", "tensordict", "mujoco", "gymnasium", "hydra-core", "numpy", "peach-trl")
 
@@ -38,9 +38,14 @@ class Run:
         folder: made if missing; it may hold files, but not those of another run.
         config: the resolved configuration, a nested mapping or a dataclass.
         logging: loggers of TorchRL's that get the same as the CSV file, from the first row on; ``None`` for none.
+        resume: go on with the unfinished run in the folder; :meth:`rewind` says from which row on.
+
+    Attributes:
+        rows: of metrics, so far.
 
     Raises:
-        FileExistsError: if the folder already holds a run.
+        FileExistsError: if the folder already holds a run, or with ``resume`` a finished one.
+        FileNotFoundError: with ``resume``, if it holds none.
 
     As a context manager it calls :meth:`finish` at the end, or notes the error that ended the run in the manifest.
 
@@ -57,28 +62,82 @@ class Run:
         <BLANKLINE>
     """
 
-    def __init__(self, folder: Path | str, config: Any, logging: LoggingConfig | None = None) -> None:
-        self.folder = Path(folder)
+    def __init__(
+        self, folder: Path | str, config: Any, logging: LoggingConfig | None = None, resume: bool = False
+    ) -> None:
+        self.folder, self.resumed = Path(folder), resume
         self.folder.mkdir(parents=True, exist_ok=True)
         values: dict[str, Any] = dict(config) if isinstance(config, Mapping) else dataclasses.asdict(config)
         text = OmegaConf.to_yaml(OmegaConf.create(values))
         self._start = (time.perf_counter(), _cpu_seconds())
         self.manifest = _manifest(values)
+        self._claim() if not resume else self._take_over()
+        write_whole(self.folder / "config.yaml", text)
+        self.rows, self._columns, path = 0, ["step"], self.folder / "metrics.csv"
+        if resume and path.is_file():
+            with open(path, newline="") as file:
+                self._columns = next(csv.reader(file), self._columns)
+        else:
+            write_whole(path, "step\n")
+        self._csv = open(path, "a", newline="")  # noqa: SIM115
+        self._values, self._logging, self._loggers = values, logging, None
+
+    def _claim(self) -> None:
+        """Makes the manifest, unless there is one; also of two runs that start at the same time, one gets it."""
+        path = self.folder / "manifest.json"
+        part = path.with_suffix(f".{os.getpid()}.tmp")
+        if path.exists() and not path.stat().st_size:
+            path.unlink()  # of a run that was killed before it wrote anything
         try:
-            # Mode "x" fails if the file exists, also when two runs start at the same time.
-            with open(self.folder / "manifest.json", "x"):
-                pass
+            part.write_text(json.dumps(self.manifest, indent=2) + "\n")
+            os.link(part, path)
         except FileExistsError:
             raise FileExistsError(
-                f"{self.folder} already holds a run (manifest.json): runs are never overwritten; "
-                f"give another folder, or move that one away"
+                f"{self.folder} already holds a run (manifest.json): runs are never overwritten; give another folder, "
+                "move that one away, or go on with it by resume=..."
             ) from None
+        finally:
+            part.unlink(missing_ok=True)
+
+    def _take_over(self) -> None:
+        """Notes in the manifest of an unfinished run that it goes on, and removes what a kill left behind."""
+        before, now = read_manifest(self.folder), self.manifest
+        if before["finished"]:
+            raise FileExistsError(f"{self.folder}: this run is finished; there is nothing to go on with")
+        known = {name: now[name] for name in ("command", "started", "versions", "git_commit", "git_dirty")}
+        self.manifest = {**before, "resumed": [*before.get("resumed", []), known]}
+        self.manifest.pop("error", None)
+        for path in (*self.folder.glob("*.tmp"), *(self.folder / "checkpoints").glob("*.tmp")):
+            path.unlink()
+        (self.folder / "checkpoints" / "interrupted.pt").unlink(missing_ok=True)
         self._write_manifest()
-        (self.folder / "config.yaml").write_text(text)
-        self._columns = ["step"]
-        self._csv = open(self.folder / "metrics.csv", "w", newline="")  # noqa: SIM115
-        self._append(self._columns)
-        self._values, self._logging, self._loggers = values, logging, None
+
+    def rewind(self, rows: int, step: int, wall: float, cpu: float) -> None:
+        """Goes back to where a run was: later rows are dropped from ``metrics.csv``, and from TensorBoard's curves.
+
+        Args:
+            rows: how many there were.
+            step: the counter of the last of them.
+            wall: seconds that it had taken.
+            cpu: likewise of CPU time.
+        """
+        path = self.folder / "metrics.csv"
+        self._csv.close()
+        with open(path, newline="") as file:
+            kept = [line for _, line in zip(range(rows + 1), file, strict=False)]
+        if len(kept) <= rows:
+            raise ValueError(f"{path}: has {len(kept) - 1} rows of the {rows} there were; it cannot be gone on with")
+        write_whole(path, "".join(kept))
+        self._csv = open(path, "a", newline="")  # noqa: SIM115
+        self.rows = rows
+        self._start = self._start[0] - wall, self._start[1] - cpu
+        for logger in self.loggers:
+            forget_after(logger, step)
+
+    @property
+    def spent(self) -> tuple[float, float]:
+        """Wall and CPU seconds since the run began, without those between an interruption and its resume."""
+        return time.perf_counter() - self._start[0], _cpu_seconds() - self._start[1]
 
     def log(self, step: int, metrics: Mapping[str, Any] | None = None, **more: Any) -> None:
         """Writes one row of metrics to ``metrics.csv`` and the loggers.
@@ -99,6 +158,7 @@ class Run:
         if late:
             self._add_columns(late)
         row["step"] = int(step)
+        self.rows += 1
         self._append([row.get(name, "") for name in self._columns])
         del row["step"]
         for logger in self.loggers:
@@ -112,7 +172,7 @@ class Run:
         if self._loggers is None:
             given = self._logging
             self._loggers = [] if given is None else [make_logger(name, self.folder, given) for name in given.loggers]
-            for logger in self._loggers:
+            for logger in self._loggers if not self.resumed else ():
                 logger.log_hparams(flat(self._values))
         return self._loggers
 
@@ -168,9 +228,8 @@ class Run:
             self.finish()
 
     def _close(self, **facts: Any) -> None:
-        wall, cpu = self._start
-        spent = {"wall_seconds": time.perf_counter() - wall, "cpu_seconds": _cpu_seconds() - cpu}
-        self.manifest.update({name: round(seconds, 3) for name, seconds in spent.items()}, **facts)
+        spent = zip(("wall_seconds", "cpu_seconds"), self.spent, strict=True)
+        self.manifest.update({name: round(seconds, 3) for name, seconds in spent}, **facts)
         self._write_manifest()
         self._csv.close()
         for logger in self._loggers or ():
@@ -195,9 +254,33 @@ class Run:
         self._columns += names
 
     def _write_manifest(self) -> None:
-        part = self.folder / "manifest.tmp"
-        part.write_text(json.dumps(self.manifest, indent=2) + "\n")
-        os.replace(part, self.folder / "manifest.json")
+        write_whole(self.folder / "manifest.json", json.dumps(self.manifest, indent=2) + "\n")
+
+
+def write_whole(path: Path, text: str) -> None:
+    """Writes a small file, all of it or nothing."""
+    part = path.with_suffix(".tmp")
+    with open(part, "w", newline="") as file:
+        file.write(text)
+        file.flush()
+        os.fsync(file.fileno())
+    os.replace(part, path)
+
+
+def read_manifest(folder: Path) -> dict[str, Any]:
+    """The manifest of a run.
+
+    Raises:
+        FileNotFoundError: if there is none.
+        ValueError: if it is damaged.
+    """
+    path = folder / "manifest.json"
+    if not path.is_file():
+        raise FileNotFoundError(f"{folder}: holds no run (manifest.json); give the folder of a run")
+    try:
+        return json.loads(path.read_text())
+    except ValueError as error:
+        raise ValueError(f"{path}: cannot be read ({error})") from None
 
 
 def checkpoint_file(path: Path | str) -> Path:

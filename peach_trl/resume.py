@@ -1,0 +1,97 @@
+"""Going on with a run that was interrupted: whether the configuration is the one that it had."""
+
+from __future__ import annotations
+
+import dataclasses
+import sys
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import Any, TypeVar
+
+from omegaconf import OmegaConf
+
+from peach_trl.config import ConfigError, build
+from peach_trl.utils.loggers import flat
+from peach_trl.utils.run import read_manifest, write_whole
+
+SAVEPOINTS, AUTO = "savepoints", "auto"
+_OWN = ("resume", "resume_allow")
+Schema = TypeVar("Schema")
+
+
+def write_config(folder: Path, config: Any) -> None:
+    """Keeps the configuration of all seeds beside a run's savepoints."""
+    (folder / SAVEPOINTS).mkdir(parents=True, exist_ok=True)
+    write_whole(folder / SAVEPOINTS / "config.yaml", OmegaConf.to_yaml(OmegaConf.create(dataclasses.asdict(config))))
+
+
+def resumed_config(config: Schema, folder: Path, given: Iterable[str]) -> Schema:
+    """The configuration of the run in a folder, which is to go on, with what the command line changes and may change.
+
+    Args:
+        config: of the command line; its ``resume`` is not null.
+        folder: of the run.
+        given: keys that the command line names, also those of groups; only they are compared.
+
+    Returns:
+        ``config`` without ``resume``, where it is ``auto`` and no run is in the folder.
+
+    Raises:
+        ConfigError: if there is no run or it is finished, and for keys that differ and are not in ``resume_allow``;
+            the table of all that differ is printed.
+    """
+    values: Any = dataclasses.asdict(config)  # type: ignore[call-overload]
+    resume, allow = values["resume"], values["resume_allow"]
+    path = folder / SAVEPOINTS / "config.yaml"
+    if resume == AUTO and not path.is_file() and not (folder / "manifest.json").is_file():
+        return dataclasses.replace(config, resume=None)  # type: ignore[type-var]
+    before = _stored(resume, folder, path)
+    after = _plain(before)
+    for key in given:
+        if key.split(".")[0] not in _OWN:
+            _set(after, key, _get(values, key))
+    own = {"resume": resume, "resume_allow": allow}
+    old, new = (build(type(config), {**part, **own}) for part in (before, after))
+    flats = [flat(dataclasses.asdict(part)) for part in (old, new)]  # type: ignore[call-overload]
+    differ = [key for key in sorted(flats[0].keys() | flats[1].keys()) if flats[0].get(key) != flats[1].get(key)]
+    for key in differ:
+        print(f"  {key}: {flats[0].get(key)} -> {flats[1].get(key)}", file=sys.stderr, flush=True)
+    refused = [key for key in differ if not any(f"{key}.".startswith(f"{name}.") for name in allow)]
+    if refused:
+        raise ConfigError(
+            f"resume = {resume}: {len(refused)} of its keys would change, {', '.join(refused)}; leave them as they were, "
+            f"or allow it by resume_allow=[{','.join(refused)}]"
+        )
+    return new
+
+
+def _stored(resume: str, folder: Path, path: Path) -> Any:
+    """The configuration of the unfinished run in a folder."""
+    manifest = folder / "manifest.json"
+    if manifest.is_file() and read_manifest(folder)["finished"]:
+        raise ConfigError(f"resume = {resume}: the run in {folder} is finished; there is nothing to go on with")
+    try:
+        return OmegaConf.to_container(OmegaConf.load(path))
+    except FileNotFoundError:
+        raise ConfigError(
+            f"resume = {resume}: {folder} holds no run that could go on ({SAVEPOINTS}/config.yaml); give the folder of "
+            "one, of all its seeds"
+        ) from None
+
+
+def _plain(values: Any) -> Any:
+    """A deep copy of nested containers."""
+    return {key: _plain(value) for key, value in values.items()} if isinstance(values, Mapping) else values
+
+
+def _get(values: Any, key: str) -> Any:
+    for name in key.split("."):
+        values = values[name]
+    return values
+
+
+def _set(values: dict[str, Any], key: str, value: Any) -> None:
+    *groups, last = key.split(".")
+    for name in groups:
+        values = values.setdefault(name, {})
+    values[last] = value
