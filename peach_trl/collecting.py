@@ -1,14 +1,16 @@
-"""Experience for the recipes: trajectories of all training tasks, in this process or in workers, whose faults it tells."""
+"""Trajectories of all training tasks, in this process or in workers, whose faults are told."""
 
 from __future__ import annotations
 
 import copy
+import os
 import signal
 import threading
-from collections.abc import Iterator, Mapping
+import time
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from functools import partial
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from tensordict import TensorDictBase
@@ -22,9 +24,20 @@ from peach_trl.experiment import make_env
 from peach_trl.hierarchy.policy import HierarchyPolicy
 from peach_trl.schemas import Config
 
+Result = TypeVar("Result")
+
 
 class WorkerError(RuntimeError):
-    """A worker process ended, or did not answer in time; the message names it."""
+    """A worker process ended, or did not answer in time; the message names it.
+
+    Args:
+        message: what happened.
+        killed: whether another process in its place may do better.
+    """
+
+    def __init__(self, message: str, killed: bool) -> None:
+        super().__init__(message)
+        self.killed = killed
 
 
 def make_collector(config: Config, library: TaskLibrary, policy: TensorDictModuleBase) -> BaseCollector:
@@ -66,7 +79,6 @@ class Trajectories(Iterator[TensorDictBase]):
         self.config, self.library, self.policy = config, library, policy
         self._plays = policy if config.device == "cpu" else copy.deepcopy(policy).to("cpu")
         self.restarts = 0
-        self._late: list[int] = []
         self._make()
 
     def _make(self) -> None:
@@ -78,64 +90,65 @@ class Trajectories(Iterator[TensorDictBase]):
         if self._plays is not self.policy:
             self._plays.load_state_dict(self.policy.state_dict())
         try:
-            with self._watched():
-                return next(self._batches)
-        except RuntimeError as error:  # TorchRL's, of any worker that ended
-            if not (ended := self._ended()):
+            return self._guarded(lambda: next(self._batches))
+        except WorkerError as error:
+            if not (self.config.collector.restart_workers and error.killed):
                 raise
-            said = "; ".join(f"worker {number} {how}" for number, how in ended)
-            if not (self.config.collector.restart_workers and all("killed" in how for _, how in ended)):
-                raise WorkerError(f"collector: {said}") from error
-        print(f"collector: {said}; new workers take over, all rows start anew", flush=True)
+            print(f"{error}; new workers take over, all rows start anew", flush=True)
         self.shutdown()
         self.restarts += 1
         self._make()
         return next(self)
 
-    def _ended(self) -> list[tuple[int, str]]:
-        """Numbers of the workers that ended, and how."""
-        found = [(number, "did not answer in time, and was killed") for number in self._late]
+    def _guarded(self, ask: Callable[[], Result]) -> Result:
+        """What workers answer; TorchRL waits for some answers for ever, also of processes that are no more.
+
+        So a thread waits for them, and this one looks after the processes.
+        """
+        if not self._workers:
+            return ask()
+        found: list[Any] = []
+        thread = threading.Thread(target=_noted, args=(ask, found), daemon=True)
+        thread.start()
+        begun, seconds = time.monotonic(), self.config.collector.timeout
+        while thread.is_alive():
+            thread.join(0.2)
+            if thread.is_alive() and seconds is not None and time.monotonic() - begun > seconds:
+                raise WorkerError(f"collector: no answer of its workers within {seconds:g} s, collector.timeout", True)
+            if thread.is_alive() and self._ended():
+                break
+        if found and not isinstance(found[0], Exception):
+            return found[0]
+        if ended := self._ended():
+            said = "; ".join(f"worker {number} {how}" for number, how, _ in ended)
+            raise WorkerError(f"collector: {said}", any(killed for *_, killed in ended)) from (found or [None])[0]
+        raise found[0]
+
+    def _ended(self) -> list[tuple[int, str, bool]]:
+        """Numbers of the workers that ended, how, and whether it was by a signal."""
+        found = []
         for number, process in enumerate(self._workers):
-            if number in self._late or process._closed or (code := process.exitcode) is None:
+            if process._closed or (code := process.exitcode) is None:
                 continue  # TorchRL closes those that it ended itself
             how = (
                 f"was killed by {signal.Signals(-code).name}" if code < 0 else f"ended with exit code {code}, see above"
             )
-            found.append((number, how))
+            found.append((number, how, code < 0))
         return found
-
-    @contextmanager
-    def _watched(self) -> Iterator[None]:
-        """Kills workers that do not answer in time; TorchRL then notices."""
-        seconds = self.config.collector.timeout
-        if not self._workers or seconds is None:
-            yield
-            return
-        timer = threading.Timer(seconds, self._kill)
-        timer.daemon = True
-        timer.start()
-        try:
-            yield
-        finally:
-            timer.cancel()
-
-    def _kill(self) -> None:
-        for number, process in enumerate(self._workers):
-            if process.is_alive():
-                self._late.append(number)
-                process.kill()
 
     def state_dict(self) -> Mapping[str, Any]:
         """Where all rows are, and the generators of what collects them; see :class:`LockstepCollector`."""
-        return self._collector.state_dict()
+        return self._guarded(self._collector.state_dict)
 
     def load_state_dict(self, state_dict: Mapping[str, Any]) -> None:
         """Restores what :meth:`state_dict` gave."""
-        self._collector.load_state_dict(state_dict)  # type: ignore[arg-type]
+        self._guarded(lambda: self._collector.load_state_dict(state_dict))  # type: ignore[arg-type]
 
     def shutdown(self) -> None:
         """Ends the workers. They are no daemons: without it, an error in this process would wait for them for ever."""
-        self._late.clear()
+        for process in self._workers:
+            if not process._closed and process.is_alive():
+                os.kill(process.pid, signal.SIGCONT)  # a stopped one would not hear of it
         self._collector.shutdown()
 
 
@@ -147,3 +160,10 @@ def collecting(config: Config, library: TaskLibrary, policy: TensorDictModuleBas
         yield trajectories
     finally:
         trajectories.shutdown()
+
+
+def _noted(ask: Callable[[], Any], found: list[Any]) -> None:
+    try:
+        found.append(ask())
+    except Exception as error:  # told by the thread that waits for it
+        found.append(error)

@@ -59,8 +59,8 @@ def resumed_config(config: Schema, folder: Path, given: Iterable[str]) -> Schema
     refused = [key for key in differ if not any(f"{key}.".startswith(f"{name}.") for name in allow)]
     if refused:
         raise ConfigError(
-            f"resume = {resume}: {len(refused)} of its keys would change, {', '.join(refused)}; leave them as they were, "
-            f"or allow it by resume_allow=[{','.join(refused)}]"
+            f"resume = {resume}: {len(refused)} of its keys would change, {', '.join(refused)}; leave them as they "
+            f"were, or allow it by resume_allow=[{','.join(refused)}]"
         )
     return new
 

@@ -2,14 +2,12 @@
 
 import csv
 import json
-import subprocess
-import sys
 from unittest import mock
 
 import pytest
 import torch
-from test_recipes import start, start_process
-from tiny import ROOT, TINY
+from test_recipes import start
+from tiny import TINY
 
 import peach_trl.report
 from peach_trl.utils.run import load_checkpoint

@@ -21,7 +21,8 @@ def started(folder, *arguments):
     """A run in a process group of its own, once it has written two rows."""
     short = [argument for argument in TINY if not argument.startswith(("train.iterations", "evaluation.every"))]
     command = [sys.executable, str(ROOT / "recipes" / "peach.py"), *short, *LONG, *arguments]
-    process = subprocess.Popen(command, cwd=folder, stderr=subprocess.PIPE, text=True, start_new_session=True)
+    pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
+    process = subprocess.Popen(command, cwd=folder, start_new_session=True, **pipes)
     until = time.monotonic() + 90
     while time.monotonic() < until and process.poll() is None:
         rows = [len(path.read_text().splitlines()) for path in folder.rglob("metrics.csv")]
@@ -41,30 +42,78 @@ def is_there(group):
     return True
 
 
-@pytest.mark.parametrize(
-    ("number", "code", "cause", "arguments"),
-    [
-        (signal.SIGINT, 130, "KeyboardInterrupt", ["seeds=2"]),
-        (signal.SIGTERM, 143, "Terminated: stopped by SIGTERM", ["collector.workers=2"]),
-    ],
-    ids=["int, two seeds", "term, workers"],
-)
-def test_a_signal(tmp_path, number, code, cause, arguments):
-    process = started(tmp_path, *arguments)
-    begun = time.monotonic()
-    os.kill(process.pid, number)
+def workers_of(process):
+    """The worker processes of a run, the first one first."""
+    command = ["ps", "--ppid", str(process.pid), "-o", "pid=,args="]
+    lines = subprocess.run(command, capture_output=True, text=True, check=True).stdout.splitlines()
+    return sorted(int(line.split()[0]) for line in lines if "spawn_main" in line)
+
+
+def assert_ends(process, begun, codes, cause, folder, number=1):
+    """It ends within 15 s, with its whole group, and leaves its cause and agents that can be read."""
     _, errors = process.communicate(timeout=60)
-    assert process.returncode in (code, -number), errors
+    assert process.returncode in codes, errors
     while is_there(process.pid) and time.monotonic() - begun < 15:
         time.sleep(0.1)  # Python's own tracker of semaphores follows a little later
     assert time.monotonic() - begun < 15 and not is_there(process.pid), "no process is left"
-    folders = [path.parent for path in tmp_path.rglob("manifest.json")]
-    assert len(folders) == (2 if "seeds=2" in arguments else 1)
+    folders = [path.parent for path in folder.rglob("manifest.json")]
+    assert len(folders) == number
     for folder in folders:
         manifest = json.loads((folder / "manifest.json").read_text())
-        assert manifest["finished"] is False and manifest["error"].startswith(cause)
+        assert manifest["finished"] is False and manifest["error"].startswith(cause), manifest["error"]
         config, _, agent = load_agent(str(folder / "checkpoints" / "interrupted.pt"))
         assert config.env.horizon == 20 and all(torch.isfinite(p).all() for p in agent.parameters())
+
+
+@pytest.mark.parametrize(
+    ("number", "group", "code", "cause", "arguments"),
+    [
+        (signal.SIGINT, False, 130, "KeyboardInterrupt", ["seeds=2"]),
+        (signal.SIGTERM, False, 143, "Terminated: stopped by SIGTERM", ["collector.workers=2"]),
+        pytest.param(*(signal.SIGINT, True, 130, "KeyboardInterrupt", ["collector.workers=2"]), marks=pytest.mark.slow),
+        pytest.param(*(signal.SIGTERM, True, 143, "Terminated", ["collector.workers=2"]), marks=pytest.mark.slow),
+    ],
+    ids=["int, two seeds", "term, workers", "int, group", "term, group"],
+)
+def test_a_signal(tmp_path, number, group, code, cause, arguments):
+    process = started(tmp_path, *arguments)
+    begun = time.monotonic()
+    (os.killpg if group else os.kill)(process.pid, number)
+    assert_ends(process, begun, (code, -number), cause, tmp_path, 2 if "seeds=2" in arguments else 1)
+
+
+@pytest.mark.parametrize(
+    ("number", "cause", "arguments"),
+    [
+        (signal.SIGKILL, "WorkerError: collector: worker 0 was killed by SIGKILL", []),
+        pytest.param(
+            *(signal.SIGSTOP, "WorkerError: collector: no answer of its workers within 3 s", ["collector.timeout=3"]),
+            marks=pytest.mark.slow,
+        ),
+    ],
+    ids=["killed", "stopped"],
+)
+def test_a_worker_that_is_gone(tmp_path, number, cause, arguments):
+    process = started(tmp_path, "collector.workers=2", *arguments)
+    begun = time.monotonic()
+    os.kill(workers_of(process)[0], number)
+    assert_ends(process, begun, (1,), cause, tmp_path)
+
+
+@pytest.mark.slow
+def test_a_new_worker_takes_over(tmp_path):
+    process = started(tmp_path, "collector.workers=2", "collector.restart_workers=true")
+    (rows,) = tmp_path.rglob("metrics.csv")
+    os.kill(workers_of(process)[1], signal.SIGKILL)
+    before, until = len(rows.read_text().splitlines()), time.monotonic() + 60
+    while len(rows.read_text().splitlines()) < before + 10 and time.monotonic() < until:
+        time.sleep(0.1)
+    assert len(rows.read_text().splitlines()) >= before + 10 and process.poll() is None
+    begun = time.monotonic()
+    process.send_signal(signal.SIGTERM)
+    said = process.stdout.read()
+    assert "collector: worker 1 was killed by SIGKILL; new workers take over, all rows start anew" in said
+    assert_ends(process, begun, (143,), "Terminated", tmp_path)
 
 
 def test_checkpoints_while_training(tmp_path):

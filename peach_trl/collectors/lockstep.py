@@ -38,7 +38,7 @@ Arrays: TypeAlias = dict[Any, np.ndarray]
 class PlainSteps(Protocol):
     """What an environment of N rows offers besides TorchRL's methods, to be stepped without a TensorDict.
 
-    For an exact resume also ``process_state`` and ``load_process_state``, see :class:`~peach_trl.envs.task_env.TaskEnv`.
+    For an exact resume it also has ``process_state`` and ``load_process_state``, as those of TaskEnv.
 
     Attributes:
         batch_size: ``[N]``.

@@ -72,7 +72,7 @@ def close_logger(logger: Any) -> None:
 
 
 def forget_after(logger: Any, step: int) -> None:
-    """Hides what a logger has of later steps, where it can: TensorBoard, by an event that says it started anew there."""
+    """Hides what a logger has of later steps: in TensorBoard, by an event of a new start there; others keep it."""
     if not type(logger).__name__.startswith("Tensorboard"):
         return
     from tensorboard.compat.proto.event_pb2 import Event, SessionLog  # type: ignore[attr-defined]
