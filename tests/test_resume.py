@@ -2,12 +2,17 @@
 
 import csv
 import json
+import random
+import shutil
+import subprocess
+import sys
+import time
 from unittest import mock
 
 import pytest
 import torch
 from test_recipes import start
-from tiny import TINY
+from tiny import ROOT, TINY
 
 import peach_trl.report
 from peach_trl.utils.run import load_checkpoint
@@ -77,7 +82,7 @@ def test_bit_for_bit(tmp_path, case):
     """Six passes are four, of which a savepoint has three, and then three more."""
     recipe, *arguments = CASES[case]
     arguments = [*SHORT, *arguments, "train.iterations=4"]
-    whole = start(tmp_path / "whole", recipe, *arguments, plots=False)
+    whole = start(tmp_path / "whole", recipe, *arguments, "checkpoint.every=null", plots=False)
     interrupted(tmp_path / "parts", recipe, *arguments)
     (folder,) = (path.parent for path in (tmp_path / "parts").rglob("savepoints"))
     start(tmp_path / "parts", recipe, f"resume={folder}", plots=False)
@@ -88,3 +93,155 @@ def test_bit_for_bit(tmp_path, case):
     manifest = json.loads((parts[0] / "manifest.json").read_text())
     assert manifest["finished"] and "error" not in manifest and len(manifest["resumed"]) == 1
     assert not (folder / "savepoints").exists() and not list(folder.rglob("*interrupted.pt"))
+
+
+def test_curves_go_on_without_a_gap_or_a_double(tmp_path):
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    interrupted(tmp_path, "peach", *SHORT, "train.iterations=4")
+    (folder,) = (path.parent for path in tmp_path.rglob("savepoints"))
+    assert len(rows_of(folder)) == 4  # the last of them was after the savepoint
+    start(tmp_path, "peach", f"resume={folder}", plots=False)
+    steps = [int(row["step"]) for row in rows_of(folder)]
+    assert steps == [120 * number for number in range(1, 7)][: len(steps)] and len(steps) == 6
+    events = EventAccumulator(str(folder / "tensorboard"))
+    events.Reload()
+    shown = [event.step for event in events.Scalars("train/return/trajectory_1")]
+    assert shown == steps
+
+
+@pytest.fixture(scope="module")
+def stopped(tmp_path_factory):
+    """The folder of a run that was interrupted after four passes; it has savepoints after two and four."""
+    folder = tmp_path_factory.mktemp("stopped")
+    interrupted(folder, "peach", *SHORT, "train.iterations=4", "checkpoint.every=2")
+    (run,) = (path.parent for path in folder.rglob("savepoints"))
+    return run
+
+
+def copied(stopped, tmp_path):
+    return shutil.copytree(stopped, tmp_path / "run")
+
+
+def refused(capsys, *arguments):
+    """What is printed where a resume is refused: exit code 2, one line and what stands above it."""
+    with pytest.raises(SystemExit) as end:
+        start(arguments[0].parent, "peach", *map(str, arguments[1:]), plots=False)
+    assert end.value.code == 2
+    return capsys.readouterr().err.rstrip().splitlines()
+
+
+def resumed(folder, *arguments):
+    start(folder.parent, "peach", f"resume={folder}", *arguments, plots=False)
+
+
+def test_another_configuration_is_refused_and_shown(stopped, tmp_path, capsys):
+    folder = copied(stopped, tmp_path)
+    lines = refused(capsys, folder, f"resume={folder}", "train.iterations=5", "top.alpha=0.2")
+    assert "  top.alpha: 0.1 -> 0.2" in lines and "  train.iterations: 4 -> 5" in lines
+    assert lines[-1].endswith(
+        "2 of its keys would change, top.alpha, train.iterations; leave them as they were, or allow it by "
+        "resume_allow=[top.alpha,train.iterations]"
+    )
+    assert not json.loads((folder / "manifest.json").read_text()).get("resumed")
+
+
+def test_a_change_that_is_allowed(stopped, tmp_path):
+    folder = copied(stopped, tmp_path)
+    resumed(folder, "train.iterations=5", "top.alpha=0.1", "resume_allow=[train]")
+    assert len(rows_of(folder)) == 7 and "iterations: 5" in (folder / "config.yaml").read_text()
+
+
+@pytest.mark.parametrize("change", ["flipped", "cut", "gone", "no digests"])
+def test_a_damaged_savepoint_is_passed_over(stopped, tmp_path, capsys, change):
+    folder = copied(stopped, tmp_path)
+    first, last = sorted((folder / "savepoints").glob("savepoint-*"))
+    for number, savepoint in enumerate((last, first)):
+        files = sorted(savepoint.rglob("*.pt"))
+        path = files[number % len(files)]
+        if change == "flipped":
+            content = bytearray(path.read_bytes())
+            content[len(content) // 2] ^= 1
+            path.write_bytes(content)
+        elif change == "cut":
+            path.write_bytes(path.read_bytes()[:-1])
+        else:
+            (path if change == "gone" else savepoint / "sha256.json").unlink()
+        if savepoint is last:
+            intact = shutil.copytree(folder, tmp_path / "intact")
+    resumed(intact)
+    said = capsys.readouterr().out
+    assert f"{last.name}: damaged, " in said and "resumed after iteration 2, at environment step 240" in said
+    assert len(rows_of(intact)) == 6
+    assert refused(capsys, folder, f"resume={folder}")[-1].endswith("none of its 2 savepoints is whole; start the run "
+                                                                     "anew in another folder")  # fmt: skip
+
+
+def test_a_pickle_with_code_is_not_run(stopped, tmp_path, capsys):
+    """Also where its digest is right."""
+    from peach_trl.utils.savepoints import seal
+
+    folder, trap = copied(stopped, tmp_path), tmp_path / "trap"
+    for savepoint in (folder / "savepoints").glob("savepoint-*"):
+        torch.save({"x": Trap(str(trap))}, next(savepoint.rglob("state.pt")))
+        (savepoint / "sha256.json").unlink()
+        seal(savepoint)
+    assert "none of its 2 savepoints is whole" in refused(capsys, folder, f"resume={folder}")[-1]
+    assert not trap.exists()
+
+
+class Trap:
+    def __init__(self, path):
+        self.path = path
+
+    def __reduce__(self):
+        return open, (self.path, "w")
+
+
+def test_what_cannot_go_on(stopped, tmp_path, capsys):
+    folder = copied(stopped, tmp_path)
+    assert "there is no such folder" in refused(capsys, folder, f"resume={tmp_path / 'nowhere'}")[-1]
+    assert "a sweep has many runs" in refused(capsys, folder, "-m", f"resume={folder}", "top.tau=0.1,0.2")[-1]
+    empty = tmp_path / "empty"
+    empty.mkdir()
+    assert "holds no run that could go on" in refused(capsys, folder, f"resume={empty}")[-1]
+    resumed(folder)
+    assert "is finished; there is nothing to go on with" in refused(capsys, folder, f"resume={folder}")[-1]
+
+
+def test_before_the_first_savepoint_it_starts_anew(tmp_path, capsys):
+    interrupted(tmp_path, "peach", *SHORT, "train.iterations=4", "seeds=2", after=2)
+    (folder,) = (path.parent for path in tmp_path.rglob("savepoints"))
+    start(tmp_path, "peach", f"resume={folder}", plots=False)
+    assert "no savepoint was written yet: the run starts anew" in capsys.readouterr().out
+    assert [len(rows_of(folder / name)) for name in ("seed_0", "seed_1")] == [6, 6]
+
+
+@pytest.mark.slow
+def test_killed_at_any_time(tmp_path):
+    """SIGKILL up to twenty times, also within a save: it always goes on, and comes to the same end."""
+    arguments = [*SHORT, "train.iterations=60", "checkpoint.every=1", "evaluation.every=7"]
+    (whole,) = start(tmp_path / "whole", "peach", *arguments, plots=False)
+    folder, draws, kills = tmp_path / "run", random.Random(0), 0
+    command = [sys.executable, str(ROOT / "recipes" / "peach.py"), *arguments, "resume=auto", f"hydra.run.dir={folder}"]
+    while kills < 20:
+        process = subprocess.Popen(command, cwd=tmp_path, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True)
+        before, until = number_of(folder), time.monotonic() + 60
+        while number_of(folder) == before and process.poll() is None and time.monotonic() < until:
+            time.sleep(0.005)  # until it works, so that all kills are within the training
+        time.sleep(draws.random())
+        if process.poll() is not None:
+            break
+        process.kill()
+        process.wait()
+        kills += 1
+    if kills == 20:
+        process = subprocess.Popen(command, cwd=tmp_path, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True)
+    _, errors = process.communicate(timeout=120)
+    assert process.returncode == 0 and kills >= 10, errors
+    assert_same(whole, folder)
+
+
+def number_of(folder):
+    """Of the latest savepoint."""
+    return max((path.name for path in (folder / "savepoints").glob("savepoint-*")), default="")

@@ -38,13 +38,13 @@ class Run:
         folder: made if missing; it may hold files, but not those of another run.
         config: the resolved configuration, a nested mapping or a dataclass.
         logging: loggers of TorchRL's that get the same as the CSV file, from the first row on; ``None`` for none.
-        resume: go on with the unfinished run in the folder; :meth:`rewind` says from which row on.
+        resume: go on with the run in the folder; :meth:`rewind` says from which row on.
 
     Attributes:
         rows: of metrics, so far.
 
     Raises:
-        FileExistsError: if the folder already holds a run, or with ``resume`` a finished one.
+        FileExistsError: if the folder already holds a run.
         FileNotFoundError: with ``resume``, if it holds none.
 
     As a context manager it calls :meth:`finish` at the end, or notes the error that ended the run in the manifest.
@@ -100,16 +100,15 @@ class Run:
             part.unlink(missing_ok=True)
 
     def _take_over(self) -> None:
-        """Notes in the manifest of an unfinished run that it goes on, and removes what a kill left behind."""
+        """Notes in the manifest of a run that it goes on, and removes what was written when it ended."""
         before, now = read_manifest(self.folder), self.manifest
-        if before["finished"]:
-            raise FileExistsError(f"{self.folder}: this run is finished; there is nothing to go on with")
         known = {name: now[name] for name in ("command", "started", "versions", "git_commit", "git_dirty")}
-        self.manifest = {**before, "resumed": [*before.get("resumed", []), known]}
+        self.manifest = {**before, "finished": False, "resumed": [*before.get("resumed", []), known]}
         self.manifest.pop("error", None)
         for path in (*self.folder.glob("*.tmp"), *(self.folder / "checkpoints").glob("*.tmp")):
             path.unlink()
-        (self.folder / "checkpoints" / "interrupted.pt").unlink(missing_ok=True)
+        for name in ("interrupted", "post_mortem", "final", "levels"):
+            (self.folder / "checkpoints" / f"{name}.pt").unlink(missing_ok=True)
         self._write_manifest()
 
     def rewind(self, rows: int, step: int, wall: float, cpu: float) -> None:

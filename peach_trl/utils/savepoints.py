@@ -136,18 +136,22 @@ class Savepoints:
         What is damaged is told. Its files are read before anything is changed; no code in them is run.
 
         Raises:
-            CheckpointError: if it is whole, and yet does not fit the components.
+            DamagedError: if there are some, and none is whole.
+            Exception: of a component whose state is of another kind.
         """
-        for folder in reversed(self.folders):
+        folders = self.folders
+        for folder in reversed(folders):
             try:
                 verify(folder)
                 states = self._read(folder)
             except DamagedError as damage:
-                print(f"savepoint {folder}: damaged, {damage}; the one before it is tried", flush=True)
+                print(f"savepoint {folder}: damaged, {damage}", flush=True)
                 continue
             for name, state in states.items():
                 self._checkpoint.components[name].load_state_dict(state)
             return int(folder.name.rpartition("-")[2])
+        if folders:
+            raise DamagedError(f"none of its {len(folders)} savepoints is whole; start the run anew in another folder")
         return None
 
     def _read(self, folder: Path) -> dict[str, Any]:
