@@ -348,7 +348,7 @@ class BestAgents:
         """Keeps the agents of the seeds that did better than before."""
         for seed, result in enumerate(results):
             score = float(result.returns.mean(0).sum())
-            if score > self._scores[seed]:
+            if math.isfinite(score) and score > self._scores[seed]:
                 state = self.agent.state_of(seed, self._single)
                 self._states[seed] = {name: value.clone() for name, value in state.items()}
                 self._scores[seed], self.iterations[seed] = score, iteration

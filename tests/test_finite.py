@@ -1,16 +1,23 @@
 """Losses and gradients that are not finite change no weight, and say where they come from."""
 
 import json
+from types import SimpleNamespace
 
 import pytest
 import torch
 from test_recipes import start
 from tiny import TINY, record, tiny_agent, tiny_config
 
+from peach_trl.context import SequenceSampler
+from peach_trl.data import TaskReplayBuffer
+from peach_trl.envs.errors import NotFiniteError
+from peach_trl.experiment import make_env, make_library
 from peach_trl.hierarchy import LevelTransitions
 from peach_trl.levels import NotFiniteLossError
 from peach_trl.levels.adam import FusedAdam
 from peach_trl.levels.errors import NotFiniteGradients
+from peach_trl.report import BestAgents
+from peach_trl.seeding import named_generator
 from peach_trl.utils import load_checkpoint
 
 
@@ -59,3 +66,47 @@ def test_a_run_ends_with_the_cause_and_the_batch(tmp_path, capfd):
     assert "in iteration " in manifest["error"] and "post_mortem.pt" in manifest["error"]
     assert sorted(path.name for path in (folder / "checkpoints").iterdir()) == ["interrupted.pt", "post_mortem.pt"]
     assert "observation" in load_checkpoint(folder / "checkpoints" / "post_mortem.pt")["batch"]
+
+
+@pytest.mark.parametrize("belief", ["product", "recurrent", "attention"])
+def test_what_a_mask_leaves_out_may_be_anything(belief):
+    """Losses and gradients are the same, whatever stands behind the decisions of a sequence."""
+    config = tiny_config(context__belief=belief)
+    agents, losses = [], []
+    for anything in (0.0, torch.nan, torch.inf):
+        agent, _, rows = batches(config)
+        buffer = TaskReplayBuffer(3, 200, episodes=20, seed=0)
+        buffer.extend(rows)
+        sequences = SequenceSampler(buffer, episodes=3, generator=named_generator("sequences", 0))(torch.arange(3))
+        mask = sequences["mask"] = sequences["mask"] & (torch.arange(sequences.shape[1]) < torch.tensor([[9], [6]] * 3))
+        assert not mask.all() and mask.any(1).all()
+        for key, value in sequences.items(True, True):
+            if value.is_floating_point():
+                value[~mask] = anything
+        losses.append(agent.top.update(sequences))
+        agents.append(agent)
+    for other, found in zip(agents[1:], losses[1:], strict=True):
+        assert all(torch.equal(value, found[name]) and value.isfinite().all() for name, value in losses[0].items())
+        weights = other.state_dict()
+        assert all(torch.equal(value, weights[name]) for name, value in agents[0].state_dict().items())
+
+
+def test_a_start_that_is_not_finite_is_told():
+    env = make_env(tiny_config(), make_library(tiny_config()), torch.arange(3))
+    env.reset()
+    env._after_reset = lambda rows: env._qpos.__setitem__((1, 0), float("nan"))
+    with pytest.raises(NotFiniteError, match=r'"observation" is not finite in rows .1., .*: check their starts'):
+        env.reset()
+
+
+def test_nan_never_is_the_best(tmp_path):
+    config = tiny_config()
+    agent, library = tiny_agent(config), make_library(config)
+    best = BestAgents(agent, config, library)
+
+    def result(value):
+        return SimpleNamespace(returns=torch.tensor([[value]]))
+
+    for number, value in enumerate((0.5, torch.nan, torch.inf, 0.4)):
+        best.take([result(value)], number)
+    assert best.iterations == [0]

@@ -172,7 +172,7 @@ class SummedBelief(Belief):
 
     def scan(self, transitions: Transition, mask: Tensor | None = None) -> Tensor:
         """See :meth:`Belief.scan`."""
-        added = self.statistics(transitions)
+        added = self.statistics(transitions.where(mask))
         if mask is not None:
             added = added * mask.unsqueeze(-1)
         if self.window is None:
@@ -238,7 +238,7 @@ class GaussianProduct(SummedBelief):
         encoder = self.encoder
         if self.window is not None or self.precision != "exponential" or type(encoder) is not ContextEncoder:
             return super().trace(transitions, mask)
-        x = encoder.features(*transitions)
+        x = encoder.features(*transitions.where(mask))
         given = () if mask is None else (mask,)
         loc, scale = encoder.net.ended(x, Products(x.shape[-2]), *given)
         return loc.flatten(0, 1), scale.flatten(0, 1)
@@ -326,7 +326,7 @@ class Recurrent(Belief):
 
     def scan(self, transitions: Transition, mask: Tensor | None = None) -> Tensor:
         """See :meth:`Belief.scan`; the transitions of ``mask`` must come first."""
-        return _stop(pad(self.gru(self.encoder(*transitions))[0], (0, 0, 1, 0)), mask)
+        return _stop(pad(self.gru(self.encoder(*transitions.where(mask)))[0], (0, 0, 1, 0)), mask)
 
     def posterior(self, state: Tensor) -> tuple[Tensor, Tensor]:
         """See :meth:`Belief.posterior`."""

@@ -43,6 +43,19 @@ class Transition(NamedTuple):
         evidence = after.get("reward") if evidence is None else evidence
         return cls(tensordict.get("observation"), tensordict.get("action"), evidence, after.get("observation"))
 
+    def where(self, mask: Tensor | None) -> Transition:
+        """With zeros where a mask [...] is False: whatever stands there, also NaN, then has no part in what follows.
+
+        Examples:
+            >>> column = torch.tensor([[1.0], [torch.nan]])
+            >>> Transition(column, column, column, column).where(torch.tensor([True, False])).action.flatten()
+            tensor([1., 0.])
+        """
+        if mask is None:
+            return self
+        there = mask.unsqueeze(-1)
+        return Transition(*(torch.where(there, column, 0) for column in self))
+
 
 class ContextEncoder(nn.Module):
     """A perceptron over (s, a, r, s'), with layer normalisation.

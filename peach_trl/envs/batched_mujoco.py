@@ -256,6 +256,9 @@ class BatchedMujocoEnv(TaskEnv):
             batch.forward(rows, stage=int(self._stage))
         self._steps[rows] = 0
         values = self._read()
+        broken = broken_rows(values)
+        if len(broken):
+            raise self._task_rows.not_finite_error("observation", broken, self._steps[broken, 0], "check their starts")
         self._last[:] = values
         result = {"observation": torch.from_numpy(values), **self._shown()}
         for name in ("done", "terminated", "truncated", *["failed"] * self.fails):

@@ -47,8 +47,7 @@ def multi_step(
     for j in range(1, min(n, mask.shape[1])):
         there = mask[:, j:] if across else mask[:, j:] & (part[:, j:] == part[:, :-j])
         goes_on = goes_on & pad(there, (0, j))
-        weight = goes_on * gamma**taken
-        total = total + weight * pad(reward[:, j:], (0, j))
+        total = total + torch.where(goes_on, gamma**taken * pad(reward[:, j:], (0, j)), 0.0)
         taken = taken + goes_on * pad(steps[:, j:], (0, j))
         last = last + goes_on
         goes_on = goes_on & ~pad(over[:, j:], (0, j))

@@ -192,10 +192,7 @@ class Run:
         path.parent.mkdir(exist_ok=True)
         part = path.with_suffix(f".{os.getpid()}.tmp")
         try:
-            with open(part, "wb") as file:
-                torch.save(dict(state), file)
-                file.flush()
-                os.fsync(file.fileno())
+            save_tensors(dict(state), part)
             # The meta device skips the tensors' data: this reads the structure only.
             torch.load(part, weights_only=True, map_location="meta")
             os.replace(part, path)
@@ -254,6 +251,24 @@ class Run:
 
     def _write_manifest(self) -> None:
         write_whole(self.folder / "manifest.json", json.dumps(self.manifest, indent=2) + "\n")
+
+
+def save_tensors(state: Any, path: Path) -> None:
+    """``torch.save``, and waits until it is on the disk.
+
+    Raises:
+        OSError: if it cannot be written, as on a full disk, of which torch tells a ``RuntimeError`` without a cause.
+    """
+    with open(path, "wb") as file:
+        try:
+            torch.save(state, file)
+        except RuntimeError as error:
+            cause = error.__context__
+            if not isinstance(cause, OSError):
+                raise
+            raise OSError(cause.errno, cause.strerror, str(path)) from None
+        file.flush()
+        os.fsync(file.fileno())
 
 
 def write_whole(path: Path, text: str) -> None:

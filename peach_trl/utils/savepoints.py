@@ -19,6 +19,8 @@ from typing import Any
 import torch
 from torchrl.checkpoint import Checkpoint, CheckpointRotation, StateDictCheckpointAdapter
 
+from peach_trl.utils.run import save_tensors
+
 DIGESTS, PREFIX = "sha256.json", "savepoint"
 
 
@@ -36,6 +38,14 @@ class Component:
 
     def __init__(self, save: Callable[[], Mapping[str, Any]], load: Callable[[Any], Any]) -> None:
         self.state_dict, self.load_state_dict = save, load
+
+
+class _Torch(StateDictCheckpointAdapter):
+    """One file of torch's a component."""
+
+    def save(self, component: Any, path: Path, *, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> None:
+        path.mkdir(parents=True)
+        save_tensors(component.state_dict(*args, **kwargs), path / self.state_torch)
 
 
 class _Sealed(Checkpoint):
@@ -116,7 +126,7 @@ class Savepoints:
     """
 
     def __init__(self, folder: Path, keep: int, **components: Any) -> None:
-        self._checkpoint, adapter = _Sealed(), StateDictCheckpointAdapter("torch")
+        self._checkpoint, adapter = _Sealed(), _Torch("torch")
         for name, component in components.items():
             self._checkpoint.register(name, component, adapter=adapter)
         self._rotation = CheckpointRotation(folder, keep_last=keep, prefix=PREFIX)
