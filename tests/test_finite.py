@@ -80,7 +80,7 @@ def test_what_a_mask_leaves_out_may_be_anything(belief):
         sequences = SequenceSampler(buffer, episodes=3, generator=named_generator("sequences", 0))(torch.arange(3))
         mask = sequences["mask"] = sequences["mask"] & (torch.arange(sequences.shape[1]) < torch.tensor([[9], [6]] * 3))
         assert not mask.all() and mask.any(1).all()
-        for key, value in sequences.items(True, True):
+        for value in sequences.values(True, True):
             if value.is_floating_point():
                 value[~mask] = anything
         losses.append(agent.top.update(sequences))
