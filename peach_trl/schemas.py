@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Mapping
+import itertools
+import os
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from importlib.util import find_spec
 from typing import Any
@@ -94,7 +96,9 @@ class Config:
     resume: str | None = option(help="a run's folder, with which it goes on; auto: with the run's own; null: a new run")
     resume_allow: tuple[str, ...] = option(help="keys in which a resumed run may differ from what it was")
     seed: int = option(low=0, high=2**62, help="the seed of the run")
-    seeds: int = option(low=1, help="how many agents are trained at once, with the seeds seed, seed + 1, ...")
+    seeds: int = option(
+        low=1, high=1000, help="how many agents are trained at once, with the seeds seed, seed + 1, ..."
+    )
     torch_threads: int = option(low=1, help="threads of torch, one for small networks; of several seeds side by side")
     device: str = option(help="where networks learn: cpu, cuda, cuda:1, ...; environments stay on the CPU")
     compile: str = option(choices=("trace", "none"), help="how gradient steps are carried out")
@@ -119,7 +123,7 @@ class Config:
 
     def check(self) -> None:
         """Checks what involves several groups, before anything runs."""
-        for part in (_check_tasks, _check_sizes, _check_machine, _check_top):
+        for part in (_check_tasks, _check_sizes, _check_memory, _check_machine, _check_top):
             part(self)
 
 
@@ -156,12 +160,52 @@ def _check_sizes(config: Config) -> None:
             f"hierarchy.decision_steps = {hierarchy.decision_steps}: a decision of the top level takes up to "
             f"{hierarchy.top_steps} environment steps, more than env.horizon = {horizon}; lower decision_steps or depth"
         )
-    decisions = train.trajectories * -(-horizon // hierarchy.top_steps)
+    fewest = 2 ** (hierarchy.depth - 1)
+    if hierarchy.decision_steps < fewest:
+        raise ConfigError(
+            f"hierarchy.depth = {hierarchy.depth}: within decision_steps = {hierarchy.decision_steps} not every level "
+            f"below the top can make 2 decisions on a goal; raise decision_steps to {fewest}, or lower depth"
+        )
+    decisions = train.envs_per_task * train.trajectories * -(-horizon // hierarchy.top_steps)
     if config.top.objective == "reward" and config.replay.top_capacity < decisions:
         raise ConfigError(
-            f"replay.top_capacity = {config.replay.top_capacity}: a meta-episode of a task has {decisions} decisions, "
-            "of which none would be whole; raise it, to some hundred times as many"
+            f"replay.top_capacity = {config.replay.top_capacity}: one pass brings {decisions} decisions of each task, "
+            "whose meta-episodes would not be whole; raise it, to some hundred times as many"
         )
+
+
+ROW = 60  # bytes of a transition or a step, at least
+
+
+def _check_memory(config: Config) -> None:
+    """Refuses what this machine's memory cannot hold, by estimates that are too low."""
+    env, train, replay = config.env, config.train, config.replay
+    lower = config.hierarchy.depth - (config.top.objective == "reward")
+    steps = env.train_tasks * train.envs_per_task * env.horizon
+    sizes = {
+        "replay.lower_capacity": ROW * lower * replay.lower_capacity,
+        "replay.top_capacity": ROW * env.train_tasks * replay.top_capacity,
+        "train.envs_per_task": 2 * ROW * steps,  # of each step, and where it led
+        "top.actor_cells": _weights(config.top.actor_cells),
+        "top.critic_cells": 2 * _weights(config.top.critic_cells),
+        "lower.actor_cells": lower * _weights(config.lower.actor_cells),
+        "lower.critic_cells": lower * 2 * _weights(config.lower.critic_cells),
+        "context.cells": _weights(config.context.cells),
+    }
+    total, most = config.seeds * sum(sizes.values()), max(sizes, key=lambda key: sizes[key])
+    memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") if hasattr(os, "sysconf") else total
+    if total > memory:
+        group, name = most.split(".")
+        raise ConfigError(
+            f"{most} = {getattr(getattr(config, group), name)}: this run would take {total / 1e9:,.0f} GB of memory at "
+            f"least, with seeds = {config.seeds} and env.train_tasks = {env.train_tasks}; this machine has "
+            f"{memory / 1e9:,.0f} GB"
+        )
+
+
+def _weights(cells: Sequence[int]) -> int:
+    """Bytes of a network's hidden layers, with their targets and the optimiser's two moments."""
+    return 4 * 4 * sum(before * after for before, after in itertools.pairwise(cells))
 
 
 def _check_machine(config: Config) -> None:

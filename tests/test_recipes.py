@@ -332,7 +332,7 @@ def test_hac(tmp_path, overrides, updates, goal_levels, plots):
 ABLATIONS = [
     "context.read=sample", "context.next=same", "context.update=trajectory", "context.bootstrap=false",
     "context.belief=attention", "context.belief=recurrent", "context.decisions=3", "context.slow=1",
-    "hierarchy.depth=1", "hierarchy.depth=3", "hierarchy.depth=4", "context.latent_dim=0", "context.latent_dim=64",
+    "hierarchy.depth=1", "hierarchy.depth=3", "hierarchy.depth=3", "context.latent_dim=0", "context.latent_dim=64",
     "top.average=1", "sequences.consecutive=1",
 ]  # fmt: skip
 
@@ -503,7 +503,13 @@ def test_a_sweep_in_processes_of_its_own(tmp_path):
             ["hierarchy.decision_steps=300"],
             ["hierarchy.decision_steps = 300: a decision of the top level takes up to 300", "200"],
         ),
-        (["replay.top_capacity=29"], ["replay.top_capacity = 29: a meta-episode of a task has 30 decisions"]),
+        (["replay.top_capacity=29"], ["replay.top_capacity = 29: one pass brings 30 decisions of each task"]),
+        (["replay.top_capacity=100", "train.envs_per_task=4"], ["one pass brings 120 decisions of each task"]),
+        (["hierarchy.depth=6"], ["hierarchy.depth = 6: within decision_steps = 20", "raise decision_steps to 32"]),
+        (["replay.lower_capacity=1e13"], ["replay.lower_capacity = 10000000000000: this run would take 600,000 GB"]),
+        (["top.critic_cells=[1000000,1000000]"], ["top.critic_cells = (1000000, 1000000): this run would take 32,000"]),
+        (["env.train_tasks=1e9"], ["replay.top_capacity = 4000: this run would take", "env.train_tasks = 1000000000"]),
+        (["seeds=2000"], ["seeds = 2000: must be <= 1000"]),
         (["seed=9223372036854775807"], ["seed = 9223372036854775807: must be <= 4611686018427387904"]),
         (["env=Wnd"], ["env = Wnd: no such file in env/; did you mean env=Wind?"]),
         (["env=xyz"], ["env = xyz: no such file in env/; there are AntDir, "]),

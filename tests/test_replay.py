@@ -394,3 +394,43 @@ def test_errors_name_the_cause():
     with pytest.raises(ValueError, match="global generator"):
         TaskReplayBuffer(3, 8, generator=torch.default_generator)
     assert buffer.count().tolist() == [0, 3, 0], "a refused call leaves the buffer as it was"
+
+
+def task_rows(**changes):
+    zeros = torch.zeros(4, 1, dtype=torch.int64)
+    rows = {"task_id": zeros, "episode": zeros, "transition_type": zeros, "x": torch.ones(4, 2)}
+    return TensorDict({**rows, "next": TensorDict({"reward": torch.ones(4, 1)}, [4]), **changes}, [4])
+
+
+@pytest.mark.parametrize(
+    ("changes", "said"),
+    [
+        ({"task_id": torch.zeros(4, 2, dtype=torch.int64)}, r"task_id is \[2\] torch.int64 .* and \[1\] torch.int64"),
+        ({"task_id": torch.zeros(4, 1)}, r"task_id is \[1\] torch.float32 in these rows and \[1\] torch.int64"),
+        ({"episode": torch.zeros(4, 2, dtype=torch.int64)}, r"episode is \[2\]"),
+        (
+            {"x": torch.ones(4, 1)},
+            r"x is \[1\] torch.float32 in these rows and \[2\] torch.float32 .*; make them alike",
+        ),
+        ({"x": torch.ones(4, 2).double()}, r"x is \[2\] torch.float64"),
+        (
+            {"x": torch.tensor([[1.0, 1.0], [1.0, torch.nan], [torch.inf, 1.0], [1.0, 1.0]])},
+            "2 of 4 rows, the first of",
+        ),
+        ({"next": TensorDict({"reward": torch.full((4, 1), torch.nan)}, [4])}, r"'next', 'reward'.* not finite in 4"),
+        ({"next": TensorDict({"reward": torch.ones(4)}, [4])}, r"'next', 'reward'.* is \[\] torch.float32"),
+        ({"transition_type": torch.full((4, 1), 9)}, "transition_type: 9 to 9 in these rows; must be 0, 1 or 2"),
+    ],
+)
+def test_what_does_not_fit_is_refused_in_a_sentence_and_not_written(changes, said):
+    buffer = TaskReplayBuffer(2, 20, episodes=4, seed=0)
+    buffer.extend(task_rows())
+    before = copy.deepcopy(buffer.writer.state_dict())
+    with pytest.raises(ValueError, match=said):
+        buffer.extend(task_rows(**changes))
+    assert len(buffer) == 4 and all(
+        torch.equal(torch.as_tensor(value), torch.as_tensor(before[name]))
+        for name, value in buffer.writer.state_dict().items()
+    )
+    buffer.extend(task_rows())
+    assert len(buffer) == 8

@@ -33,7 +33,7 @@ class ContextConfig:
         low=0, high=1, help="probability that one of the episodes is a good one; source=episodes only"
     )
     best_of: int = option(low=1, help="the good one is the best by return of this many; source=episodes only")
-    empty_probability: float = option(low=0, high=1, help="probability of an empty context")
+    empty_probability: float = option(low=0, below=1, help="probability of an empty context")
     source: str = option(
         choices=("episodes", "uniform"), help="whole beginnings of episodes, or single transitions drawn uniformly"
     )

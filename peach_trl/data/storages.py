@@ -35,6 +35,10 @@ class Partitioned(TensorStorage):
             raise RuntimeError("nothing was ever written to the buffer: collect data before drawing from it")
         return _take(cast(TensorDictBase, self._storage), rows.reshape(-1), rows.shape)
 
+    def entry(self, key: Any) -> Tensor | None:
+        """All rows of one entry; ``None`` before the first write."""
+        return cast(TensorDictBase, self._storage).get(key) if self.initialized else None
+
     @property
     def keys(self) -> set[Any]:
         """The stored keys, nested ones as tuples; none before the first write."""

@@ -103,6 +103,7 @@ class TaskWriter(Writer):
         if data.device not in (None, self._storage.device):
             data = data.to(self._storage.device)
         self._check_keys(data)
+        self._check_values(data)
         task, columns = self._task_of(data), self._columns(data)
         order = self._order(columns, task)
         task = task[order]
@@ -135,6 +136,27 @@ class TaskWriter(Writer):
                 f"rows lack the keys {sorted(map(str, missing))} and bring the unknown keys {sorted(map(str, extra))}: "
                 'every call must bring the keys of the first one, and where episodes are tracked ("next", "reward") '
                 f"and one of {', '.join(map(str, EPISODE_KEYS))}"
+            )
+
+    def _check_values(self, data: TensorDictBase) -> None:
+        """Refuses entries of another shape or type than those that are held, and numbers that are not finite."""
+        for key, value in data.items(True, True):
+            held = self._storage.entry(key)
+            if held is not None and (held.shape[1:] != value.shape[1:] or held.dtype != value.dtype):
+                raise ValueError(
+                    f"{key} is {list(value.shape[1:])} {value.dtype} in these rows and {list(held.shape[1:])} "
+                    f"{held.dtype} in those that are held; make them alike"
+                )
+            if value.is_floating_point() and not bool(value.sum().isfinite()) and not bool(value.isfinite().all()):
+                wrong = (~value.isfinite()).flatten(1).any(1).nonzero().flatten()
+                raise ValueError(
+                    f"{key} is not finite in {len(wrong)} of {len(data)} rows, the first of them {int(wrong[0])}: what "
+                    "is learnt of them would be lost; leave these rows out"
+                )
+        kind = data.get("transition_type", None)
+        if kind is not None and len(kind) and not 0 <= int(kind.min()) <= int(kind.max()) <= 2:
+            raise ValueError(
+                f"transition_type: {int(kind.min())} to {int(kind.max())} in these rows; must be 0, 1 or 2"
             )
 
     def _columns(self, data: TensorDictBase) -> TensorDictBase:
