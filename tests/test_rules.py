@@ -65,7 +65,7 @@ def test_a_family_without_facts_wants_values():
 def test_dense_reward_is_learnt_from_and_beliefs_read_the_sparse_one():
     config = config_of(
         "env=SparsePointRobot", "env.train_tasks=3", "env.validation_tasks=2", "env.test_tasks=2",
-        "replay.top_capacity=100", "transitions.reward=dense", "train.meta_batch=2",
+        "replay.top_capacity=1000", "transitions.reward=dense", "train.meta_batch=2",
     )  # fmt: skip
     library = make_library(config)
     agent = make_agent(config, library)
