@@ -520,3 +520,23 @@ def test_missed_tests_cost_nothing_where_their_loss_has_no_weight():
     losses = tiny_agent(tiny_config(top__loss_test=0.0)).top.update(rows)
     assert "loss_test" not in losses.keys()
     assert tiny_agent(tiny_config(top__loss_test=1.0)).top.update(rows)["loss_test"] > 0
+
+
+def test_rows_that_start_anew_leave_what_they_had_begun():
+    """As those of new workers: steps of two episodes are never joined."""
+    config = tiny_config()
+    policy = tiny_agent(config).make_policy(trajectories=2)
+    begun, anew = (record(config, policy, [0, 1, 2], steps) for steps in (13, 20))  # of 20
+    hierarchy = tiny_agent(config).hierarchy
+    one, other = (LevelTransitions(hierarchy, config.transitions, seed=0) for _ in range(2))
+    assert all(len(rows) == 0 for rows in one(begun))
+    one.reset()
+    one(begun)
+    joined, alone = one(anew), other(anew)
+    for rows, expected in zip(joined, alone, strict=True):
+        rows, expected = (
+            part[part["transition_type"].squeeze(-1) == 0] for part in (rows, expected)
+        )  # others are drawn
+        assert len(rows) == len(expected) > 0
+        for key in ("observation", "action", ("next", "observation"), ("next", "reward"), ("next", "done")):
+            assert torch.equal(rows[key], expected[key]), key

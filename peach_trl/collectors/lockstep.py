@@ -14,7 +14,6 @@ from collections import OrderedDict
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from itertools import compress
-from multiprocessing import parent_process
 from operator import is_not, itemgetter
 from typing import Any, Protocol, TypeAlias, cast
 
@@ -279,7 +278,7 @@ class LockstepCollector(Collector):
         return ids
 
     def state_dict(self) -> OrderedDict[str, Any]:
-        """For an exact resume: where all rows are, and in a worker process its generators; not the weights.
+        """For an exact resume: where all rows are, and the generators of its process; not the weights.
 
         All of it is one tensor of bytes, as TorchRL hands nothing but tensors from its workers to their parent.
         """
@@ -287,7 +286,7 @@ class LockstepCollector(Collector):
             return super().state_dict()
         state = {
             "rows": self._lockstep.state_dict(),
-            "generators": GlobalRNGState().state_dict() if parent_process() is not None else None,
+            "generators": GlobalRNGState().state_dict(),
             "counts": (self._frames, self._iter),
             "traj": (self._ids, self._traj_pool.state_dict()),
         }
@@ -300,8 +299,7 @@ class LockstepCollector(Collector):
         if self._lockstep is None:
             return super().load_state_dict(state_dict, **kwargs)  # type: ignore[arg-type]
         state = torch.load(io.BytesIO(state_dict["state"].numpy().tobytes()), weights_only=True)
-        if state["generators"] is not None:
-            GlobalRNGState().load_state_dict(state["generators"])
+        GlobalRNGState().load_state_dict(state["generators"])
         self._lockstep.load_state_dict(state["rows"])
         self._frames, self._iter = state["counts"]
         self._ids, pool = state["traj"]

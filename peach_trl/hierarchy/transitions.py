@@ -142,8 +142,8 @@ class LevelTransitions:
         """Converts what is finished; see the class.
 
         Args:
-            batch: recorded steps [N, T], or [T] of an environment without batch size; rows must go on where they
-                stopped in the batch before. Without ``task_id`` all is task 0.
+            batch: recorded steps [N, T], or [T] of an environment without batch size; rows go on where they stopped
+                in the batch before, or start anew, and what they had begun is lost. Without ``task_id`` all is task 0.
 
         Raises:
             ValueError: if the batch is neither, or was not recorded by a hierarchy.
@@ -157,7 +157,8 @@ class LevelTransitions:
         steps = self._recorded(batch)
         first = torch.zeros(steps.shape[0], 1, dtype=torch.int64)  # where each row's unconverted steps begin
         if self._tail is not None and self._tail_start is not None:
-            first = self._tail_start
+            width, started = self._tail.shape[1], steps["start"][:, :1]
+            first = torch.where(started, width, self._tail_start)  # rows that start anew left their last steps behind
             steps = _cat([self._tail, steps], 1)
         time = torch.arange(1, steps.shape[1] + 1)
         stop = torch.maximum((time * steps["done"]).amax(1, keepdim=True), first)  # whole episodes end here
@@ -176,6 +177,7 @@ class LevelTransitions:
             "observation": batch["observation"],
             "reached": batch["next", "observation"],
             "acts": batch["hierarchy", "acts"],
+            "start": batch["hierarchy", "start"].squeeze(-1),
             "reward": batch["next", "reward"].squeeze(-1),
             "terminated": batch["next", "terminated"].squeeze(-1),
             "task_id": _task_of(batch),
