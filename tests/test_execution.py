@@ -48,6 +48,22 @@ def test_kinds_have_functions_of_their_own():
     assert pickle.loads(pickle.dumps(kinds)).most == 2 and copy.deepcopy(kinds).most == 2
 
 
+def _doubled(x):
+    return (2 * x,)
+
+
+def test_traces_are_few(settings):
+    """However many shapes there are, torch keeps no more than ``most``; results are the same."""
+    kinds = TracedKinds(most=3, soon=2, often=5)
+    for count in range(8):
+        for shape in range(1, 40):
+            x = torch.full((shape,), float(count))
+            function = kinds.get(shape, lambda: _doubled)
+            assert torch.equal(function(x)[0], 2 * x)
+    traced = [shape for shape, function in kinds._kinds.items() if function.traced]
+    assert traced == [1, 2, 3]  # the first two soon, and the first of those that came up often
+
+
 def test_side_by_side_gives_the_same(settings):
     items = list(range(9))
     set_execution(side_by_side=2)

@@ -63,6 +63,7 @@ CASES = {
     "recurrent, samples": ["peach", "context.belief=recurrent", "context.read=sample"],
     "attention": ["peach", "context.belief=attention"],
     "workers": ["peach", "collector.workers=2"],
+    "ray": ["peach", "collector.workers=3", "collector.engine=ray"],
     "seeds": ["peach", "seeds=2", "evaluation.agent=best"],
     "everything on": [
         "peach",
@@ -80,6 +81,8 @@ FAST = ("depth 2", "workers", "seeds")
 @pytest.mark.parametrize("case", [pytest.param(c, marks=[] if c in FAST else pytest.mark.slow) for c in CASES])
 def test_bit_for_bit(tmp_path, case):
     """Six passes are four, of which a savepoint has three, and then three more."""
+    if case == "ray":
+        pytest.importorskip("ray")
     recipe, *arguments = CASES[case]
     arguments = [*SHORT, *arguments, "train.iterations=4"]
     whole = start(tmp_path / "whole", recipe, *arguments, "checkpoint.every=null", plots=False)

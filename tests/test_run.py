@@ -2,12 +2,14 @@
 
 import csv
 import json
+import os
 import runpy
 import shutil
 import subprocess
 import sys
 import time
 from pathlib import Path
+from unittest import mock
 
 import numpy as np
 import pytest
@@ -23,6 +25,8 @@ from peach_trl.envs.video import LEVEL_COLOURS
 from peach_trl.utils import Run, load_checkpoint, plot_curves, plot_posterior, plot_trajectories, plots
 from peach_trl.utils.loggers import LoggingConfig
 from peach_trl.utils.plots import _ellipse, _project, plot_by_trajectory
+from peach_trl.utils.run import save_tensors, write_whole
+from peach_trl.utils.savepoints import Savepoints
 
 ROOT = Path(__file__).parent.parent
 
@@ -152,6 +156,42 @@ def test_checkpoints(tmp_path):
     assert [p.name for p in path.parent.iterdir()] == ["last.pt"]
     with pytest.raises(FileNotFoundError, match=r"no such checkpoint; .*last.pt"):
         load_checkpoint(tmp_path / "checkpoints" / "best.pt")
+
+
+def test_a_checkpoint_is_on_the_disk_before_it_has_its_name(tmp_path):
+    happened = []
+
+    def noted(name):
+        real = getattr(os, name)
+
+        def call(*arguments):
+            happened.append(name)
+            return real(*arguments)
+
+        return mock.patch.object(os, name, call)
+
+    with Run(tmp_path, {}) as run, noted("fsync"), noted("replace"):
+        run.checkpoint("one", {"x": torch.zeros(1)})
+        assert happened == ["fsync", "replace"]
+        happened.clear()
+        write_whole(tmp_path / "text", "one")
+        assert happened == ["fsync", "replace"]
+        happened.clear()
+        Savepoints(tmp_path / "savepoints", keep=1, layer=torch.nn.Linear(1, 1)).save(1)
+        assert happened.index("fsync") < happened.index("replace") and happened[-1] == "fsync"  # the folder's, too
+
+
+def test_a_full_disk_is_told_by_its_name():
+    with pytest.raises(OSError, match="No space left on device: '/dev/full'"):
+        save_tensors({"x": torch.zeros(100000)}, Path("/dev/full"))
+
+
+def test_a_manifest_of_nothing_claims_no_folder(tmp_path):
+    (tmp_path / "manifest.json").touch()
+    with Run(tmp_path, {"seed": 3}):
+        assert json.loads((tmp_path / "manifest.json").read_text())["seeds"] == {"seed": 3}
+    with pytest.raises(FileExistsError, match="already holds a run"):
+        Run(tmp_path, {})
 
 
 @pytest.mark.parametrize("damage", ["cut", "flipped", "empty", "text"])

@@ -8,16 +8,21 @@ from types import SimpleNamespace
 import pytest
 import torch
 from test_recipes import start
-from tiny import TINY, random_sequences, random_transitions, tiny_config
+from tiny import TINY, random_sequences, random_transitions, tiny_agent, tiny_config
 
+from peach_trl.data import TaskReplayBuffer
 from peach_trl.experiment import (
     load_agent,
     load_levels,
     make_agent,
+    make_env,
+    make_exploration,
     make_level_buffer,
     make_library,
+    make_novelty,
     make_sequence_sampler,
     make_task_buffer,
+    make_transitions,
     of_seeds,
     seed_everything,
 )
@@ -220,3 +225,38 @@ def test_a_run_keeps_its_best_agents(tmp_path):
             rows = list(csv.DictReader(file))
         returns = [float(row["eval/return/trajectory_1"]) + float(row["eval/return/trajectory_2"]) for row in rows]
         assert len(returns) == 4 and (chosen == -1 or returns[chosen] == max(returns))
+
+
+GENERATORS = {
+    "replay": lambda config, library, agent: TaskReplayBuffer(2, 9, seed=config.seed).sampler,
+    "a task's replay": lambda config, library, agent: make_task_buffer(config, library).sampler,
+    "a level's replay": lambda config, library, agent: make_level_buffer(config, library, 0).sampler,
+    "sequences": lambda config, library, agent: make_sequence_sampler(config, make_task_buffer(config, library)),
+    "hindsight": lambda config, library, agent: make_transitions(config, library, agent),
+    "unsolved tasks": lambda config, library, agent: make_exploration(config, library, agent),
+}
+
+
+@pytest.mark.parametrize("name", [*GENERATORS, "novelty", "environment"])
+def test_every_generator_follows_the_seed(name):
+    """The same for the same seed, another for another; named alike or not, no two are the same."""
+
+    def state(seed):
+        config = dataclasses.replace(tiny_config(), seed=seed)
+        library, agent = make_library(config), tiny_agent(config)
+        if name == "novelty":
+            return make_novelty(config, agent).training_state()["generator"]
+        if name == "environment":
+            return make_env(config, library, torch.arange(2)).process_state()["generator"]
+        return GENERATORS[name](config, library, agent).state_dict()["generator"]
+
+    assert torch.equal(state(3), state(3)) and not torch.equal(state(3), state(4))
+
+
+def test_no_two_generators_are_the_same():
+    config = tiny_config()
+    library, agent = make_library(config), tiny_agent(config)
+    states = [make(config, library, agent).state_dict()["generator"] for make in GENERATORS.values()]
+    states += [make_level_buffer(config, library, 1).sampler.state_dict()["generator"]]
+    different = {bytes(state.numpy()) for state in states}
+    assert len(different) == len(states) - 1  # the replay of a task is called as one alone

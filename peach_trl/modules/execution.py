@@ -17,6 +17,7 @@ from typing import Any, TypeVar, cast
 import torch
 from torch import Tensor
 
+KINDS = 4096  # of arguments whose calls are counted
 Item = TypeVar("Item")
 Result = TypeVar("Result")
 
@@ -64,6 +65,7 @@ class Traced:
         function: takes tensors, always of the same shapes and types, and returns a tuple of them. It may write into its
             arguments, and must not branch on values.
         after: calls before it is traced; what comes up less often is not worth it.
+        may: asked before it is traced; as long as it says no, it is not.
 
     Examples:
         >>> double = Traced(lambda x: (2 * x,))
@@ -71,8 +73,10 @@ class Traced:
         (tensor([2.]),)
     """
 
-    def __init__(self, function: Callable[..., tuple[Tensor, ...]], after: int = 2) -> None:
-        self.function, self.after, self.calls = function, after, 0
+    def __init__(
+        self, function: Callable[..., tuple[Tensor, ...]], after: int = 2, may: Callable[[], bool] = lambda: True
+    ) -> None:
+        self.function, self.after, self.calls, self._may = function, after, 0, may
         self._trace: Callable[..., tuple[Tensor, ...]] | None = None
 
     def __call__(self, *tensors: Tensor) -> tuple[Tensor, ...]:
@@ -81,10 +85,15 @@ class Traced:
             return self.function(*tensors)
         if self._trace is None:
             self.calls += 1
-            if self.calls <= self.after:
+            if self.calls <= self.after or not self._may():
                 return self.function(*tensors)
             self._make_trace(tensors)
         return cast(Any, self._trace)(*tensors)
+
+    @property
+    def traced(self) -> bool:
+        """Whether it is."""
+        return self._trace is not None
 
     def _make_trace(self, tensors: Sequence[Tensor]) -> None:
         with _Settings.lock, torch.inference_mode(False), torch.no_grad(), warnings.catch_warnings():
@@ -97,25 +106,38 @@ class Traced:
 class TracedKinds:
     """Functions made and traced for each kind of arguments: their shapes, and what else tells them apart.
 
+    torch keeps a trace for ever, some megabytes each. Where shapes are always others, as with episodes of any length,
+    few of them are worth one: the first kinds are traced soon, later ones only if they come up often, and never more
+    than ``most`` of them.
+
     Args:
-        most: kinds that are kept.
+        most: kinds that are traced.
+        soon: how many of them soon.
+        often: calls after which later ones are.
     """
 
-    def __init__(self, most: int = 64) -> None:
-        self.most = most
+    def __init__(self, most: int = 32, soon: int = 8, often: int = 100) -> None:
+        self.most, self.soon, self.often = most, soon, often
         self._kinds: dict[Hashable, Traced] = {}
+        self._left = most
 
     def get(self, kind: Hashable, make: Callable[[], Callable[..., tuple[Tensor, ...]]]) -> Traced:
         """The function of a kind; ``make`` makes it where there is none yet."""
         found = self._kinds.get(kind)
         if found is None:
-            if len(self._kinds) >= self.most:
-                self._kinds.clear()
-            found = self._kinds[kind] = Traced(make())
+            if len(self._kinds) >= KINDS:
+                self._kinds = {kind: one for kind, one in self._kinds.items() if one.traced}
+            after = 2 if len(self._kinds) < self.soon else self.often
+            found = self._kinds[kind] = Traced(make(), after, self._may)
         return found
 
+    def _may(self) -> bool:
+        with _Settings.lock:
+            self._left -= self._left >= 0
+            return self._left >= 0
+
     def __deepcopy__(self, memo: dict) -> TracedKinds:
-        return TracedKinds(self.most)
+        return TracedKinds(self.most, self.soon, self.often)
 
     def __reduce__(self) -> Any:
-        return TracedKinds, (self.most,)
+        return TracedKinds, (self.most, self.soon, self.often)

@@ -259,16 +259,16 @@ def save_tensors(state: Any, path: Path) -> None:
     Raises:
         OSError: if it cannot be written, as on a full disk, of which torch tells a ``RuntimeError`` without a cause.
     """
-    with open(path, "wb") as file:
-        try:
+    try:
+        with open(path, "wb") as file:
             torch.save(state, file)
-        except RuntimeError as error:
-            cause = error.__context__
-            if not isinstance(cause, OSError):
-                raise
-            raise OSError(cause.errno, cause.strerror, str(path)) from None
-        file.flush()
-        os.fsync(file.fileno())
+            file.flush()
+            os.fsync(file.fileno())
+    except (RuntimeError, OSError) as error:
+        cause = error if isinstance(error, OSError) else error.__context__
+        if not isinstance(cause, OSError):
+            raise
+        raise OSError(cause.errno, cause.strerror, str(path)) from None
 
 
 def write_whole(path: Path, text: str) -> None:
