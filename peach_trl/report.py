@@ -219,7 +219,10 @@ class Report:
             tests = [test.metrics() for test in results]
             self._score = _score_of(results)
             if self._best is not None:
-                self._best.take(results, phase.number)
+                for seed in self._best.take(results, phase.number):
+                    run, config = self.runs.runs[seed], self.runs.configs[seed]
+                    state = checkpoint_of(config, self.library.single, self._best.states[seed])
+                    run.checkpoint("best", state, replace=True)
             if self.config.logging.videos:
                 self.film(self.runs.runs[0].folder / "videos" / f"{self.env_steps}.gif")
         tested = tests or [{}] * self.config.seeds
@@ -335,36 +338,40 @@ class BestAgents:
 
     Attributes:
         iterations: after which pass each was best, from 0; -1 for the end.
+        states: the agents of the seeds when they were.
     """
 
     def __init__(self, agent: Agent, config: Config, library: TaskLibrary) -> None:
         self.agent = agent
         self._single = agent if config.seeds == 1 else make_agent(of_seeds(config)[0], library.single)
         self._scores = [-math.inf] * config.seeds
-        self._states: list[dict[str, Tensor]] = [{} for _ in range(config.seeds)]
+        self.states: list[dict[str, Tensor]] = [{} for _ in range(config.seeds)]
         self.iterations = [-1] * config.seeds
 
-    def take(self, results: list[MetaTest], iteration: int) -> None:
-        """Keeps the agents of the seeds that did better than before."""
+    def take(self, results: list[MetaTest], iteration: int) -> list[int]:
+        """Keeps the agents of the seeds that did better than before, and says which these are."""
+        better = []
         for seed, result in enumerate(results):
             score = float(result.returns.mean(0).sum())
             if math.isfinite(score) and score > self._scores[seed]:
                 state = self.agent.state_of(seed, self._single)
-                self._states[seed] = {name: value.clone() for name, value in state.items()}
+                self.states[seed] = {name: value.clone() for name, value in state.items()}
                 self._scores[seed], self.iterations[seed] = score, iteration
+                better.append(seed)
+        return better
 
     def state_dict(self) -> dict[str, Any]:
         """The best agents so far."""
-        return {"scores": self._scores, "states": self._states, "iterations": self.iterations}
+        return {"scores": self._scores, "states": self.states, "iterations": self.iterations}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Restores what :meth:`state_dict` gave."""
-        self._scores, self._states = list(state_dict["scores"]), list(state_dict["states"])
+        self._scores, self.states = list(state_dict["scores"]), list(state_dict["states"])
         self.iterations = list(state_dict["iterations"])
 
     def restore(self) -> None:
         """Makes the agents what they were when they did best."""
-        self.agent.load_seeds(self._states)
+        self.agent.load_seeds(self.states)
 
 
 def bounds_of(config: Config, library: TaskLibrary, split: str) -> dict[str, list[float]]:

@@ -12,6 +12,7 @@ from unittest import mock
 import pytest
 import torch
 from test_recipes import start
+from test_run import Trap
 from tiny import ROOT, TINY
 
 import peach_trl.report
@@ -186,19 +187,11 @@ def test_a_pickle_with_code_is_not_run(stopped, tmp_path, capsys):
 
     folder, trap = copied(stopped, tmp_path), tmp_path / "trap"
     for savepoint in (folder / "savepoints").glob("savepoint-*"):
-        torch.save({"x": Trap(str(trap))}, next(savepoint.rglob("state.pt")))
+        torch.save({"x": Trap(trap)}, next(savepoint.rglob("state.pt")))
         (savepoint / "sha256.json").unlink()
         seal(savepoint)
     assert "none of its 2 savepoints is whole" in refused(capsys, folder, f"resume={folder}")[-1]
     assert not trap.exists()
-
-
-class Trap:
-    def __init__(self, path):
-        self.path = path
-
-    def __reduce__(self):
-        return open, (self.path, "w")
 
 
 def test_what_cannot_go_on(stopped, tmp_path, capsys):

@@ -181,6 +181,25 @@ def test_a_checkpoint_is_on_the_disk_before_it_has_its_name(tmp_path):
         assert happened.index("fsync") < happened.index("replace") and happened[-1] == "fsync"  # the folder's, too
 
 
+class Trap:
+    """Makes a file where it is unpickled."""
+
+    def __init__(self, path):
+        self.path = path
+
+    def __reduce__(self):
+        return open, (str(self.path), "w")
+
+
+def test_code_in_a_checkpoint_is_not_run(tmp_path):
+    torch.save({"config": {}, "agent": {}, "more": Trap(tmp_path / "trap")}, tmp_path / "final.pt")
+    with pytest.raises(ValueError, match=r"final.pt: not a whole checkpoint"):
+        load_checkpoint(tmp_path / "final.pt")
+    assert not (tmp_path / "trap").exists()
+    torch.load(tmp_path / "final.pt", weights_only=False)
+    assert (tmp_path / "trap").exists()  # it would have been
+
+
 def test_a_full_disk_is_told_by_its_name():
     with pytest.raises(OSError, match="No space left on device: '/dev/full'"):
         save_tensors({"x": torch.zeros(100000)}, Path("/dev/full"))

@@ -28,6 +28,7 @@ from peach_trl.experiment import (
 )
 from peach_trl.modules.execution import set_execution
 from peach_trl.report import BestAgents, run_meta_test
+from peach_trl.utils import load_checkpoint
 
 SEEDS = 3
 
@@ -225,6 +226,9 @@ def test_a_run_keeps_its_best_agents(tmp_path):
             rows = list(csv.DictReader(file))
         returns = [float(row["eval/return/trajectory_1"]) + float(row["eval/return/trajectory_2"]) for row in rows]
         assert len(returns) == 4 and (chosen == -1 or returns[chosen] == max(returns))
+        best, final = (load_checkpoint(folder / "checkpoints" / f"{name}.pt")["agent"] for name in ("best", "final"))
+        same = all(torch.equal(value, final[name]) for name, value in best.items())
+        assert same == (chosen != -1)  # while it trained, or in the end
 
 
 GENERATORS = {

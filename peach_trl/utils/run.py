@@ -175,19 +175,20 @@ class Run:
                 logger.log_hparams(flat(self._values))
         return self._loggers
 
-    def checkpoint(self, name: str, state: Mapping[str, Any]) -> Path:
+    def checkpoint(self, name: str, state: Mapping[str, Any], replace: bool = False) -> Path:
         """Saves ``state`` to ``checkpoints/<name>.pt``, all of it or nothing.
 
         Args:
             name: a plain file name without its suffix.
             state: tensors and plain containers, such as state dicts, as :func:`load_checkpoint` runs no code.
+            replace: whether it may take the place of one of the same name.
 
         Raises:
             FileExistsError: if the run already has a checkpoint of this name.
             TypeError: if the state holds objects that :func:`load_checkpoint` could not read back.
         """
         path = self.folder / "checkpoints" / f"{name}.pt"
-        if path.exists():
+        if path.exists() and not replace:
             raise FileExistsError(f"{path} exists: checkpoints are never overwritten; use another name")
         path.parent.mkdir(exist_ok=True)
         part = path.with_suffix(f".{os.getpid()}.tmp")
