@@ -23,7 +23,7 @@ docs:
 	$(BIN)/sphinx-build -W -b html docs docs/_build
 
 test:
-	$(BIN)/pytest
+	$(BIN)/pytest -n 2
 
 test-slow:
 	$(BIN)/pytest -m slow

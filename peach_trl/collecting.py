@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import dataclasses
 import os
 import signal
 import threading
@@ -23,6 +24,7 @@ from peach_trl.envs.tasks import TaskLibrary
 from peach_trl.experiment import make_env
 from peach_trl.hierarchy.policy import HierarchyPolicy
 from peach_trl.schemas import Config
+from peach_trl.seeding import named_generator
 
 Result = TypeVar("Result")
 
@@ -78,19 +80,29 @@ class Trajectories(Iterator[TensorDictBase]):
             policy.explore(tasks=nothing, since=nothing.long(), elsewhere=nothing)
         self.config, self.library, self.policy = config, library, policy
         self._plays = policy if config.device == "cpu" else copy.deepcopy(policy).to("cpu")
-        self.restarts = 0
+        self.restarts = self._given = 0  # the latter: trajectories of this pass
         self._make()
 
     def _make(self) -> None:
-        self._collector = make_collector(self.config, self.library, self._plays)
+        config = self.config
+        if self.restarts:  # other random numbers than at first
+            seed = int(torch.randint(2**31, (), generator=named_generator(f"restart {self.restarts}", config.seed)))
+            config = dataclasses.replace(config, seed=seed)
+        self._collector = make_collector(config, self.library, self._plays)
         self._batches = iter(self._collector)
         self._workers = list(getattr(self._collector, "procs", ()))
 
     def __next__(self) -> TensorDictBase:
         if self._plays is not self.policy:
             self._plays.load_state_dict(self.policy.state_dict())
+        batch = self._or_restart(lambda: next(self._batches))
+        self._given = (self._given + 1) % self.config.train.trajectories
+        return batch
+
+    def _or_restart(self, ask: Callable[[], Result]) -> Result:
+        """What workers answer; with ``collector.restart_workers``, new ones where they are gone, once for an answer."""
         try:
-            return self._guarded(lambda: next(self._batches))
+            return self._guarded(ask)
         except WorkerError as error:
             if not (self.config.collector.restart_workers and error.killed):
                 raise
@@ -98,7 +110,9 @@ class Trajectories(Iterator[TensorDictBase]):
         self.shutdown()
         self.restarts += 1
         self._make()
-        return next(self)
+        for _ in range(self._given):  # their meta-episodes are to be where the others were
+            self._guarded(lambda: next(self._batches))
+        return self._guarded(ask)
 
     def _guarded(self, ask: Callable[[], Result]) -> Result:
         """What workers answer; TorchRL waits for some answers for ever, also of processes that are no more.
@@ -110,16 +124,16 @@ class Trajectories(Iterator[TensorDictBase]):
         found: list[Any] = []
         thread = threading.Thread(target=_noted, args=(ask, found), daemon=True)
         thread.start()
-        begun, seconds = time.monotonic(), self.config.collector.timeout
+        begun, seconds, ended = time.monotonic(), self.config.collector.timeout, []
         while thread.is_alive():
             thread.join(0.2)
             if thread.is_alive() and seconds is not None and time.monotonic() - begun > seconds:
                 raise WorkerError(f"collector: no answer of its workers within {seconds:g} s, collector.timeout", True)
-            if thread.is_alive() and self._ended():
+            if thread.is_alive() and (ended := self._ended()):
                 break
         if found and not isinstance(found[0], Exception):
             return found[0]
-        if ended := self._ended():
+        if ended := ended or self._ended():
             said = "; ".join(f"worker {number} {how}" for number, how, _ in ended)
             raise WorkerError(f"collector: {said}", any(killed for *_, killed in ended)) from (found or [None])[0]
         raise found[0]
@@ -136,13 +150,19 @@ class Trajectories(Iterator[TensorDictBase]):
             found.append((number, how, code < 0))
         return found
 
-    def state_dict(self) -> Mapping[str, Any]:
+    def state_dict(self) -> dict[str, Any]:
         """Where all rows are, and the generators of what collects them; see :class:`LockstepCollector`."""
-        return self._guarded(self._collector.state_dict)
+        rows = self._or_restart(lambda: self._collector.state_dict())
+        return {"rows": rows, "restarts": self.restarts, "given": self._given}
 
     def load_state_dict(self, state_dict: Mapping[str, Any]) -> None:
         """Restores what :meth:`state_dict` gave."""
-        self._guarded(lambda: self._collector.load_state_dict(state_dict))  # type: ignore[arg-type]
+        if self.restarts != state_dict["restarts"]:  # whose generators are of another seed
+            self.shutdown()
+            self.restarts = state_dict["restarts"]
+            self._make()
+        self._given = state_dict["given"]
+        self._guarded(lambda: self._collector.load_state_dict(state_dict["rows"]))
 
     def shutdown(self) -> None:
         """Ends the workers. They are no daemons: without it, an error in this process would wait for them for ever."""

@@ -30,7 +30,7 @@ from peach_trl.hierarchy.metrics import level_metrics
 from peach_trl.levels.errors import NotFiniteLossError
 from peach_trl.levels.top_level import LOSSES
 from peach_trl.references import references
-from peach_trl.resume import SAVEPOINTS, write_config
+from peach_trl.resume import SAVEPOINTS, locked, write_config
 from peach_trl.rules import explained
 from peach_trl.schedule import Phase, Schedule
 from peach_trl.utils.plots import plot_curves, plot_posterior, plot_trajectories
@@ -75,6 +75,7 @@ class Runs:
 
     def __init__(self, folder: Path, config: Config) -> None:
         self.resumed, plain = config.resume is not None, dataclasses.replace(config, resume=None, resume_allow=())
+        self._lock = locked(folder)
         self.folder, self.configs, self.iterations = folder, of_seeds(plain), 0
         self.rescue: Callable[[], None] | None = None  # what saves the agents, once there are any
         self._stopping = Stopping()
@@ -101,6 +102,7 @@ class Runs:
                 (cause or error).add_note(f"the agents could not be saved: {problem}")
         for run in self.runs:
             run.__exit__(kind, cause, trace)
+        self._lock.close()
         self._stopping.__exit__(kind, error, trace)
 
 
@@ -129,7 +131,8 @@ class Report:
         print("values by rule (peach_trl.rules):", *explained(config), sep="\n  ")
         self._bar = progress(len(schedule), "meta-training")
         self._savepoints: Savepoints | None = None
-        runs.rescue = lambda: self.save("interrupted")
+        if not runs.resumed:  # else what was saved last time is kept until all is loaded
+            runs.rescue = lambda: self.save("interrupted")
 
     def keep(self, *state: Any) -> None:
         """Says what else goes on from pass to pass; where the run is resumed, all of it becomes what it was.
@@ -157,6 +160,11 @@ class Report:
             number = savepoints.load()
         except Exception as error:  # whatever does not fit
             raise ConfigError(f"resume = {self.runs.folder}: {str(error).splitlines()[0]}") from error
+        every, rows = self.config.checkpoint.every, self.runs.runs[0].rows
+        if number is None and (every is None or rows >= every):
+            raise ConfigError(
+                f"resume = {self.runs.folder}: {rows} iterations, and no savepoint; start it anew elsewhere"
+            )
         if number is None:
             print("no savepoint was written yet: the run starts anew")
             for run in self.runs.runs:
@@ -169,10 +177,13 @@ class Report:
                     path.unlink()
         self._bar.update((number or 0) - self._bar.n)
         self.runs.iterations = number or 0
+        self.runs.rescue = lambda: self.save("interrupted")
 
     def state_dict(self) -> dict[str, Any]:
         """Counters, the best agents so far, and how far the files of metrics are."""
         best = None if self._best is None else self._best.state_dict()
+        for run in self.runs.runs:
+            run.sync()
         files = [(run.rows, *run.spent) for run in self.runs.runs]
         return {
             "env_steps": self.env_steps,

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import dataclasses
+import fcntl
 import sys
 from collections.abc import Iterable, Mapping
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import IO, Any, TypeVar
 
 from omegaconf import OmegaConf
 
@@ -17,6 +18,28 @@ from peach_trl.utils.run import read_manifest, write_whole
 SAVEPOINTS, AUTO = "savepoints", "auto"
 _OWN = ("resume", "resume_allow")
 Schema = TypeVar("Schema")
+
+
+class FinishedError(ConfigError):
+    """There is nothing to go on with, as the run is finished."""
+
+
+def locked(folder: Path) -> IO[str]:
+    """Takes a run's folder for this process, until the file that is returned is closed.
+
+    Raises:
+        ConfigError: if another process has it.
+    """
+    (folder / SAVEPOINTS).mkdir(parents=True, exist_ok=True)
+    file = open(folder / SAVEPOINTS / "lock", "w")  # noqa: SIM115
+    try:
+        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        file.close()
+        raise ConfigError(f"resume = {folder}: another process runs it now; wait until that one has ended") from None
+    except OSError:  # a file system without locks
+        pass
+    return file
 
 
 def write_config(folder: Path, config: Any) -> None:
@@ -37,13 +60,14 @@ def resumed_config(config: Schema, folder: Path, given: Iterable[str]) -> Schema
         ``config`` without ``resume``, where it is ``auto`` and no run is in the folder.
 
     Raises:
-        ConfigError: if there is no run or it is finished, and for keys that differ and are not in ``resume_allow``;
+        FinishedError: if it is finished.
+        ConfigError: if there is no run, and for keys that differ and are not in ``resume_allow``;
             the table of all that differ is printed.
     """
     values: Any = dataclasses.asdict(config)  # type: ignore[call-overload]
     resume, allow = values["resume"], values["resume_allow"]
     path = folder / SAVEPOINTS / "config.yaml"
-    if resume == AUTO and not path.is_file() and not (folder / "manifest.json").is_file():
+    if resume == AUTO and not path.is_file() and not _manifests(folder):
         return dataclasses.replace(config, resume=None)  # type: ignore[type-var]
     before = _stored(resume, folder, path)
     after = _plain(before)
@@ -67,9 +91,9 @@ def resumed_config(config: Schema, folder: Path, given: Iterable[str]) -> Schema
 
 def _stored(resume: str, folder: Path, path: Path) -> Any:
     """The configuration of the unfinished run in a folder."""
-    manifest = folder / "manifest.json"
-    if manifest.is_file() and read_manifest(folder)["finished"]:
-        raise ConfigError(f"resume = {resume}: the run in {folder} is finished; there is nothing to go on with")
+    found = _manifests(folder)
+    if found and all(read_manifest(path.parent)["finished"] for path in found):
+        raise FinishedError(f"resume = {resume}: the run in {folder} is finished; there is nothing to go on with")
     try:
         return OmegaConf.to_container(OmegaConf.load(path))
     except FileNotFoundError:
@@ -77,6 +101,11 @@ def _stored(resume: str, folder: Path, path: Path) -> Any:
             f"resume = {resume}: {folder} holds no run that could go on ({SAVEPOINTS}/config.yaml); give the folder of "
             "one, of all its seeds"
         ) from None
+
+
+def _manifests(folder: Path) -> list[Path]:
+    """Those of a run: one, or of several seeds one each."""
+    return [path for path in (folder / "manifest.json", *folder.glob("seed_*/manifest.json")) if path.is_file()]
 
 
 def _plain(values: Any) -> Any:

@@ -540,3 +540,12 @@ def test_rows_that_start_anew_leave_what_they_had_begun():
         assert len(rows) == len(expected) > 0
         for key in ("observation", "action", ("next", "observation"), ("next", "reward"), ("next", "done")):
             assert torch.equal(rows[key], expected[key]), key
+
+
+def test_meta_episodes_of_rows_that_start_anew_have_new_numbers():
+    config = tiny_config()
+    policy = tiny_agent(config).make_policy(trajectories=2)
+    transitions = LevelTransitions(tiny_agent(config).hierarchy, config.transitions, seed=0)
+    found = [transitions(record(config, policy, [0, 1], steps))[-1]["meta_episode"] for steps in (60, 60)]
+    first, anew = (set(numbers.flatten().tolist()) for numbers in found)
+    assert first == {0, 1, 2, 3} and len(anew) == 4 and min(anew) > max(first)

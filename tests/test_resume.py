@@ -63,7 +63,7 @@ CASES = {
     "no context": ["peach", "context.latent_dim=0"],
     "recurrent, samples": ["peach", "context.belief=recurrent", "context.read=sample"],
     "attention": ["peach", "context.belief=attention"],
-    "workers": ["peach", "collector.workers=2"],
+    "workers": ["peach", "collector.workers=2", "context.read=sample"],
     "ray": ["peach", "collector.workers=3", "collector.engine=ray"],
     "seeds": ["peach", "seeds=2", "evaluation.agent=best"],
     "everything on": [
@@ -156,7 +156,7 @@ def test_a_change_that_is_allowed(stopped, tmp_path):
     assert len(rows_of(folder)) == 7 and "iterations: 5" in (folder / "config.yaml").read_text()
 
 
-@pytest.mark.parametrize("change", ["flipped", "cut", "gone", "no digests"])
+@pytest.mark.parametrize("change", ["flipped", "cut", "gone", "no digests", "manifest"])
 def test_a_damaged_savepoint_is_passed_over(stopped, tmp_path, capsys, change):
     folder = copied(stopped, tmp_path)
     first, last = sorted((folder / "savepoints").glob("savepoint-*"))
@@ -169,6 +169,8 @@ def test_a_damaged_savepoint_is_passed_over(stopped, tmp_path, capsys, change):
             path.write_bytes(content)
         elif change == "cut":
             path.write_bytes(path.read_bytes()[:-1])
+        elif change == "manifest":
+            (savepoint / "manifest.json").write_text("{")
         else:
             (path if change == "gone" else savepoint / "sha256.json").unlink()
         if savepoint is last:
@@ -177,8 +179,11 @@ def test_a_damaged_savepoint_is_passed_over(stopped, tmp_path, capsys, change):
     said = capsys.readouterr().out
     assert f"{last.name}: damaged, " in said and "resumed after iteration 2, at environment step 240" in said
     assert len(rows_of(intact)) == 6
+    assert (folder / "checkpoints" / "interrupted.pt").is_file()  # of when it was interrupted
+    agent = (folder / "checkpoints" / "interrupted.pt").read_bytes()
     assert refused(capsys, folder, f"resume={folder}")[-1].endswith("none of its 2 savepoints is whole; start the run "
                                                                      "anew in another folder")  # fmt: skip
+    assert (folder / "checkpoints" / "interrupted.pt").read_bytes() == agent and len(rows_of(folder)) == 4
 
 
 def test_a_pickle_with_code_is_not_run(stopped, tmp_path, capsys):
@@ -203,6 +208,18 @@ def test_what_cannot_go_on(stopped, tmp_path, capsys):
     assert "holds no run that could go on" in refused(capsys, folder, f"resume={empty}")[-1]
     resumed(folder)
     assert "is finished; there is nothing to go on with" in refused(capsys, folder, f"resume={folder}")[-1]
+    start(tmp_path, "peach", "resume=auto", f"hydra.run.dir={folder}", plots=False)  # a job that is started again
+    assert "is finished; there is nothing to go on with" in capsys.readouterr().out
+    from peach_trl.resume import locked
+
+    other = copied(stopped, tmp_path / "other")
+    with locked(other):
+        assert "another process runs it now" in refused(capsys, other, f"resume={other}")[-1]
+    shutil.rmtree(other / "savepoints" / "savepoint-000000000002")
+    shutil.rmtree(other / "savepoints" / "savepoint-000000000004")
+    rows = (other / "metrics.csv").read_text()
+    assert "4 iterations, and no savepoint" in refused(capsys, other, f"resume={other}")[-1]
+    assert (other / "metrics.csv").read_text() == rows
 
 
 def test_before_the_first_savepoint_it_starts_anew(tmp_path, capsys):

@@ -148,7 +148,7 @@ class TaskWriter(Writer):
                     f"{held.dtype} in those that are held; make them alike"
                 )
             if value.is_floating_point() and not bool(value.sum().isfinite()) and not bool(value.isfinite().all()):
-                wrong = (~value.isfinite()).flatten(1).any(1).nonzero().flatten()
+                wrong = (~value.isfinite()).reshape(len(value), -1).any(1).nonzero().flatten()
                 raise ValueError(
                     f"{key} is not finite in {len(wrong)} of {len(data)} rows, the first of them {int(wrong[0])}: what "
                     "is learnt of them would be lost; leave these rows out"

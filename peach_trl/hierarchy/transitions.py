@@ -112,7 +112,7 @@ class LevelTransitions:
         self._learnt = Evidence(scale=config.reward_scale)
         self.evidence = None if evidence == self._learnt and dense is None else evidence
         self._generator = named_generator("hindsight", seed)
-        self._meta_episodes = self._offset = 0
+        self._meta_episodes = self._offset = self._latest = 0
         self.reset()
 
     def reset(self) -> None:
@@ -125,7 +125,7 @@ class LevelTransitions:
         """The steps that were carried over, the number of meta-episodes so far, and the state of the generator."""
         return {
             "generator": self._generator.get_state(),
-            "meta_episodes": (self._meta_episodes, self._offset),
+            "meta_episodes": (self._meta_episodes, self._offset, self._latest),
             "tail": None if self._tail is None else self._tail.to_dict(),
             "tail_start": self._tail_start,
         }
@@ -133,7 +133,7 @@ class LevelTransitions:
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Restores what :meth:`state_dict` gave."""
         self._generator.set_state(state_dict["generator"])
-        self._meta_episodes, self._offset = state_dict["meta_episodes"]
+        self._meta_episodes, self._offset, self._latest = state_dict["meta_episodes"]
         tail = state_dict["tail"]
         self._tail = None if tail is None else TensorDict(tail, tail["done"].shape)
         self._tail_start = state_dict["tail_start"]
@@ -191,6 +191,9 @@ class LevelTransitions:
             steps["learnt"] = self.dense(batch["next", "observation"], steps["task_id"])
         number = batch.get(("context", "meta_episode"), None)
         if number is not None:  # one number for each row's meta-episodes
+            if int(number[:, 0].max()) < self._latest:  # rows start anew, and count from 0 again
+                self._offset = self._meta_episodes
+            self._latest = int(number[:, -1].max())
             steps["meta_episode"] = (self._offset + number) * len(number) + torch.arange(len(number)).view(-1, 1, 1)
             self._meta_episodes = max(self._meta_episodes, self._offset + int(number.max()) + 1)
         if steps["draw"] is None:

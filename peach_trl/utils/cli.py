@@ -70,7 +70,8 @@ def recipe(
         def task(composed: DictConfig) -> Any:
             run_dir = Path(HydraConfig.get().runtime.output_dir)
             try:
-                return body(_goes_on(_build(schema, composed), run_dir), run_dir)
+                config = _goes_on(_build(schema, composed), run_dir)
+                return None if config is None else body(config, run_dir)
             except ConfigError as error:
                 if run_dir.is_dir() and not any(run_dir.iterdir()):
                     run_dir.rmdir()
@@ -96,13 +97,22 @@ def recipe(
 
 
 def _goes_on(config: Any, run_dir: Path) -> Any:
-    """The configuration of the run that is to be gone on with, if ``resume`` names one."""
+    """The configuration of the run that is to be gone on with, if ``resume`` names one.
+
+    ``None`` where it is ``auto``, as for a job that is started again, and the run is finished.
+    """
     if getattr(config, "resume", None) is None:
         return config
-    from peach_trl.resume import resumed_config  # here, as it imports torch
+    from peach_trl.resume import FinishedError, resumed_config  # here, as it imports torch
 
     given = [override.key_or_group for override in _overrides(HydraConfig.get().overrides.task)]
-    return resumed_config(config, run_dir, given)
+    try:
+        return resumed_config(config, run_dir, given)
+    except FinishedError as error:
+        if config.resume != "auto":
+            raise
+        print(error)
+        return None
 
 
 def _folder_of_resumed(arguments: Any, overrides: Sequence[Override]) -> list[str]:

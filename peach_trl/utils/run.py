@@ -77,6 +77,7 @@ class Run:
         if resume and path.is_file():
             with open(path, newline="") as file:
                 self._columns = next(csv.reader(file), self._columns)
+                self.rows = sum(1 for _ in file)
         else:
             write_whole(path, "step\n")
         self._csv = open(path, "a", newline="")  # noqa: SIM115
@@ -100,19 +101,17 @@ class Run:
             part.unlink(missing_ok=True)
 
     def _take_over(self) -> None:
-        """Notes in the manifest of a run that it goes on, and removes what was written when it ended."""
+        """Notes in the manifest of a run that it goes on."""
         before, now = read_manifest(self.folder), self.manifest
         known = {name: now[name] for name in ("command", "started", "versions", "git_commit", "git_dirty")}
         self.manifest = {**before, "finished": False, "resumed": [*before.get("resumed", []), known]}
         self.manifest.pop("error", None)
-        for path in (*self.folder.glob("*.tmp"), *(self.folder / "checkpoints").glob("*.tmp")):
-            path.unlink()
-        for name in ("interrupted", "post_mortem", "final", "levels"):
-            (self.folder / "checkpoints" / f"{name}.pt").unlink(missing_ok=True)
         self._write_manifest()
 
     def rewind(self, rows: int, step: int, wall: float, cpu: float) -> None:
         """Goes back to where a run was: later rows are dropped from ``metrics.csv``, and from TensorBoard's curves.
+
+        What was written when it ended is removed, and what a kill left behind.
 
         Args:
             rows: how many there were.
@@ -120,6 +119,10 @@ class Run:
             wall: seconds that it had taken.
             cpu: likewise of CPU time.
         """
+        for path in (*self.folder.glob("*.tmp"), *(self.folder / "checkpoints").glob("*.tmp")):
+            path.unlink()
+        for name in ("interrupted", "post_mortem", "final", "levels"):
+            (self.folder / "checkpoints" / f"{name}.pt").unlink(missing_ok=True)
         path = self.folder / "metrics.csv"
         self._csv.close()
         with open(path, newline="") as file:
@@ -132,6 +135,11 @@ class Run:
         self._start = self._start[0] - wall, self._start[1] - cpu
         for logger in self.loggers:
             forget_after(logger, step)
+
+    def sync(self) -> None:
+        """Waits until the rows so far are on the disk."""
+        self._csv.flush()
+        os.fsync(self._csv.fileno())
 
     @property
     def spent(self) -> tuple[float, float]:
@@ -245,6 +253,8 @@ class Run:
             writer = csv.writer(new, lineterminator="\n")
             writer.writerow(next(rows) + names)
             writer.writerows(row + [""] * len(names) for row in rows)
+            new.flush()
+            os.fsync(new.fileno())
         self._csv.close()
         os.replace(part, path)
         self._csv = open(path, "a", newline="")  # noqa: SIM115

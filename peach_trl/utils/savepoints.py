@@ -134,7 +134,7 @@ class Savepoints:
     @property
     def folders(self) -> tuple[Path, ...]:
         """Those that are there, the latest last."""
-        return self._rotation.checkpoints()
+        return tuple(sorted(self._rotation.directory.glob(f"{PREFIX}-*")))  # also those that TorchRL cannot read
 
     def save(self, number: int) -> None:
         """Writes one, all of it or nothing, and removes those that are too many."""
@@ -169,10 +169,12 @@ class Savepoints:
         records = Checkpoint.manifest(folder)["components"]
         missing = sorted(set(self._checkpoint.components) ^ set(records))
         if missing:
-            raise DamagedError(f"its components are others: {', '.join(missing)}")
+            raise ValueError(
+                f"{folder.name} is of another recipe or version: {', '.join(missing)} is in one of them only"
+            )
         files = {name: folder / record["path"] / "state.pt" for name, record in records.items()}
         try:
-            return {name: torch.load(path, weights_only=True) for name, path in files.items()}
+            return {name: torch.load(path, weights_only=True, map_location="cpu") for name, path in files.items()}
         except Exception as error:  # whatever a pickle of another kind brings about
             raise DamagedError(f"cannot be read ({str(error).splitlines()[0]})") from None
 
