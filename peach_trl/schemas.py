@@ -161,16 +161,16 @@ def _check_sizes(config: Config) -> None:
             f"{hierarchy.top_steps} environment steps, more than env.horizon = {horizon}; lower decision_steps or depth"
         )
     fewest = 2 ** (hierarchy.depth - 1)
-    if hierarchy.decision_steps < fewest:
+    if hierarchy.depth > 2 and hierarchy.decision_steps < fewest:
         raise ConfigError(
             f"hierarchy.depth = {hierarchy.depth}: within decision_steps = {hierarchy.decision_steps} not every level "
             f"below the top can make 2 decisions on a goal; raise decision_steps to {fewest}, or lower depth"
         )
-    decisions = train.envs_per_task * train.trajectories * -(-horizon // hierarchy.top_steps)
+    decisions = train.trajectories * -(-horizon // hierarchy.top_steps)
     if config.top.objective == "reward" and config.replay.top_capacity < decisions:
         raise ConfigError(
-            f"replay.top_capacity = {config.replay.top_capacity}: one pass brings {decisions} decisions of each task, "
-            "whose meta-episodes would not be whole; raise it, to some hundred times as many"
+            f"replay.top_capacity = {config.replay.top_capacity}: a meta-episode of a task has {decisions} decisions, "
+            "of which none would be whole; raise it, to some hundred times as many"
         )
 
 

@@ -44,7 +44,7 @@ def is_there(group):
 
 def workers_of(process):
     """The worker processes of a run, the first one first."""
-    command = ["ps", "--ppid", str(process.pid), "-o", "pid=,args="]
+    command = ["ps", "-ww", "--ppid", str(process.pid), "-o", "pid=,args="]
     lines = subprocess.run(command, capture_output=True, text=True, check=True).stdout.splitlines()
     return sorted(int(line.split()[0]) for line in lines if "spawn_main" in line)
 
