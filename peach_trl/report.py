@@ -125,7 +125,8 @@ class Report:
         self.env_steps, self.updates = 0, 0  # of each seed
         self._sums: dict[str, list[Tensor]] = defaultdict(list)  # [S] each
         self._clock = time.perf_counter()
-        self._best = BestAgents(agent, config, library) if config.evaluation.agent == "best" else None
+        self._single = agent if len(runs.runs) == 1 else _template(runs.configs[0], library.single)
+        self._best = BestAgents(agent, self._single, config.seeds) if config.evaluation.agent == "best" else None
         self._score = math.nan
         print(f"run folder: {runs.folder}")
         print("values by rule (peach_trl.rules):", *explained(config), sep="\n  ")
@@ -272,11 +273,10 @@ class Report:
 
         The latter are skills for others (``lower.checkpoint``).
         """
-        single = self.agent if len(self.runs.runs) == 1 else make_agent(self.runs.configs[0], self.library.single)
         for seed, (run, config) in enumerate(zip(self.runs.runs, self.runs.configs, strict=True)):
-            state = self.agent.state_of(seed, single)
+            state = self.agent.state_of(seed, self._single)
             run.checkpoint(name, checkpoint_of(config, self.library.single, state))
-            if levels is not None and len(single.levels):
+            if levels is not None and len(self._single.levels):
                 parts = {name: value for name, value in state.items() if name.startswith("levels.")}
                 run.checkpoint(levels, checkpoint_of(config, self.library.single, parts))
 
@@ -333,6 +333,12 @@ class Report:
         return _score_of(results) if split == self.config.evaluation.split else self._score
 
 
+def _template(config: Config, library: TaskLibrary) -> Agent:
+    """An agent alone, of which only names and shapes are read; its weights are drawn beside the run's generators."""
+    with torch.random.fork_rng(devices=[]):
+        return make_agent(config, library)
+
+
 def _score_of(results: Sequence[MetaTest]) -> float:
     return sum(result.returns.sum(1).mean().item() for result in results) / len(results)
 
@@ -344,20 +350,19 @@ class BestAgents:
 
     Args:
         agent: the learner of all seeds, which :meth:`restore` changes.
-        config: its configuration.
-        library: the tasks.
+        single: any agent of the same kind, alone.
+        seeds: how many they are.
 
     Attributes:
         iterations: after which pass each was best, from 0; -1 for the end.
         states: the agents of the seeds when they were.
     """
 
-    def __init__(self, agent: Agent, config: Config, library: TaskLibrary) -> None:
-        self.agent = agent
-        self._single = agent if config.seeds == 1 else make_agent(of_seeds(config)[0], library.single)
-        self._scores = [-math.inf] * config.seeds
-        self.states: list[dict[str, Tensor]] = [{} for _ in range(config.seeds)]
-        self.iterations = [-1] * config.seeds
+    def __init__(self, agent: Agent, single: Agent, seeds: int) -> None:
+        self.agent, self._single = agent, single
+        self._scores = [-math.inf] * seeds
+        self.states: list[dict[str, Tensor]] = [{} for _ in range(seeds)]
+        self.iterations = [-1] * seeds
 
     def take(self, results: list[MetaTest], iteration: int) -> list[int]:
         """Keeps the agents of the seeds that did better than before, and says which these are."""

@@ -165,14 +165,14 @@ class Savepoints:
         return None
 
     def _read(self, folder: Path) -> dict[str, Any]:
-        """The states of all components."""
+        """The states of all components, in the order in which they were given."""
         records = Checkpoint.manifest(folder)["components"]
         missing = sorted(set(self._checkpoint.components) ^ set(records))
         if missing:
             raise ValueError(
                 f"{folder.name} is of another recipe or version: {', '.join(missing)} is in one of them only"
             )
-        files = {name: folder / record["path"] / "state.pt" for name, record in records.items()}
+        files = {name: folder / records[name]["path"] / "state.pt" for name in self._checkpoint.components}
         try:
             return {name: torch.load(path, weights_only=True, map_location="cpu") for name, path in files.items()}
         except Exception as error:  # whatever a pickle of another kind brings about
