@@ -297,6 +297,13 @@ def test_solved_tasks_explore_early_where_something_costs():
     assert not free.shares().any()  # nothing costs
 
 
+def test_distances_outlive_tensors_that_are_sent_to_workers():
+    """Sharing a tensor frees the memory that it had."""
+    hierarchy = tiny_agent(tiny_config()).hierarchy
+    elsewhere = Elsewhere(hierarchy)
+    assert not np.shares_memory(elsewhere._scale, hierarchy.reach.numpy())
+
+
 def test_proposals_that_lead_elsewhere():
     """Those of exploring rows end far from where the row decided before, in this meta-episode; others are uniform."""
     config = tiny_config(hierarchy__top_random_hold=1, hierarchy__top_random_share=0.0, env__horizon=80)

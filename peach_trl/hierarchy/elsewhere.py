@@ -43,7 +43,7 @@ class Elsewhere:
         if hierarchy.depth < 2:
             raise ValueError("depth = 1: what an action leads to is not known; proposals are subgoals from depth 2 on")
         self.hierarchy, self.hold = hierarchy, hold
-        self._scale = hierarchy.reach[hierarchy.top].numpy()
+        self._scale = hierarchy.reach[hierarchy.top].numpy().copy()  # a view would dangle, see Hierarchy
         self._seen = np.zeros((0, 0, 0), dtype=np.float32)  # [N, V, G]; infinite where there is nothing yet
         self._count = np.zeros(0, dtype=np.int64)
 
