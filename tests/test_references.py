@@ -3,22 +3,21 @@
 import copy
 import math
 from dataclasses import replace
-from pathlib import Path
 
 import pytest
 import torch
-import yaml
 
-from peach_trl.envs import FAMILIES, PointConfig, PointEnv, TaskLibrary
+from peach_trl.envs import FAMILIES, PointEnv, TaskLibrary
+from peach_trl.experiment import PeachConfig
 from peach_trl.references import Arc, Candidates, Square, Stay, Thompson, has_references, play, policies, references
+from peach_trl.utils import load_config
 
-ROOT = Path(__file__).parent.parent
 SparsePointRobot = FAMILIES["SparsePointRobot"]
 torch.set_num_threads(1)
 
 
 def point(rows, library=None, split="validation", **changes):
-    config = PointConfig(**yaml.safe_load((ROOT / "configs/env/point.yaml").read_text()))
+    config = load_config(PeachConfig, "peach").env
     return PointEnv(replace(config, **changes), rows, library=library, split=split, seed=0)
 
 
