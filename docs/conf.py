@@ -42,7 +42,18 @@ napoleon_use_ivar = True
 PAGES = {  # of the reference: packages and modules, each with all of its modules
     "agent": (
         "Agent, recipes' parts",
-        ["agent", "experiment", "collecting", "schedule", "report", "resume", "evaluation"]
+        [
+            "agent",
+            "experiment",
+            "collecting",
+            "schedule",
+            "report",
+            "runs",
+            "meta_tests",
+            "best_agents",
+            "resume",
+            "evaluation",
+        ]
         + ["schemas", "defaults", "config", "rules", "seeding"],
     ),
     "hierarchy": ("Hierarchy: who decides when", ["hierarchy"]),

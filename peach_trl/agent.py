@@ -112,15 +112,19 @@ class Agent(nn.Module):
             )
         )
 
+    @property
+    def _every(self) -> list[GoalLevel | TopLevel]:
+        """All levels, bottom up."""
+        return [*self.levels, *([] if self.top is None else [self.top])]
+
     def see(self, observation: Tensor) -> None:
         """Takes observations [..., D] into the statistics by which levels normalise what has no bounds."""
-        for level in (*self.levels, *([] if self.top is None else [self.top])):
+        for level in self._every:
             level.see(observation)
 
     def training_state(self) -> dict[str, Any]:
         """All that an exact resume needs: weights, and what each level keeps besides."""
-        every = [*self.levels, *([] if self.top is None else [self.top])]
-        return {"weights": self.state_dict(), "levels": [level.training_state() for level in every]}
+        return {"weights": self.state_dict(), "levels": [level.training_state() for level in self._every]}
 
     def load_training_state(self, state: Mapping[str, Any]) -> None:
         """Restores what :meth:`training_state` gave."""
@@ -129,8 +133,7 @@ class Agent(nn.Module):
             raise ValueError(f"other networks: {sorted(own.keys() ^ given.keys())[0]} is in one of them only")
         for name, value in own.items():
             _write(value, given[name])
-        every = [*self.levels, *([] if self.top is None else [self.top])]
-        for level, of_level in zip(every, state["levels"], strict=True):
+        for level, of_level in zip(self._every, state["levels"], strict=True):
             level.load_training_state(of_level)
 
     def load_levels(self, state: Mapping[str, Tensor]) -> None:

@@ -69,14 +69,14 @@ class MetaTest:
         columns["task_ids"] = (self.task_ids % num_tasks).chunk(seeds)
         return [MetaTest(**{name: column[seed] for name, column in columns.items()}) for seed in range(seeds)]
 
-    def metrics(self) -> dict[str, float]:
-        """Means over tasks and rollouts, by trajectory number from 1."""
+    def metrics(self, prefix: str = "") -> dict[str, float]:
+        """Means over tasks and rollouts, by trajectory number from 1; ``prefix`` begins each name."""
         columns = {}
         for k in range(self.returns.shape[1]):
-            columns[f"return/trajectory_{k + 1}"] = self.returns[:, k].mean().item()
-            columns[f"success/trajectory_{k + 1}"] = self.success[:, k].mean().item()
+            columns[f"{prefix}return/trajectory_{k + 1}"] = self.returns[:, k].mean().item()
+            columns[f"{prefix}success/trajectory_{k + 1}"] = self.success[:, k].mean().item()
             if self.failed is not None:
-                columns[f"failures/trajectory_{k + 1}"] = self.failed[:, k].mean().item()
+                columns[f"{prefix}failures/trajectory_{k + 1}"] = self.failed[:, k].mean().item()
         return columns
 
     def save_csv(self, path: Path | str, split: str) -> None:

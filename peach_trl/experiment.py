@@ -111,8 +111,8 @@ FORMAT = 1  # of the checkpoints of agents
 
 def checkpoint_of(config: Config, library: TaskLibrary, agent: Mapping[str, Tensor]) -> dict[str, Any]:
     """What a checkpoint of an agent holds, by its ``state_dict()``; :func:`load_agent` reads it."""
-    tasks = {"list": library.name, "fingerprint": library.fingerprint()}
-    return {"format": FORMAT, "config": dataclasses.asdict(config), "tasks": tasks, "agent": dict(agent)}
+    own = {"config": dataclasses.asdict(config), "tasks": library.identity(), "agent": dict(agent)}
+    return {"format": FORMAT, **own}
 
 
 def _read_checkpoint(path: str, key: str = "checkpoint") -> dict[str, Any]:

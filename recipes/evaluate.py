@@ -15,7 +15,7 @@ from pathlib import Path
 import peach_trl.utils.startup  # noqa: F401  # first: it checks keys before torch is imported
 from peach_trl.config import option
 from peach_trl.experiment import load_agent
-from peach_trl.report import bounds_of, print_meta_test, run_meta_test, save_meta_test
+from peach_trl.meta_tests import bounds_of, print_meta_test, run_meta_test, save_meta_test
 from peach_trl.utils.cli import recipe
 from peach_trl.utils.run import Run, checkpoint_file
 
@@ -42,10 +42,9 @@ def main(config: EvaluateConfig, run_dir: Path) -> None:
         result = run_meta_test(agent, trained, library, config.split, config.seed)
         save_meta_test(run, trained, library, result, config.split)
         bounds = bounds_of(trained, library, config.split)
-        run.log(0, {f"eval/{name}": value for name, value in result.metrics().items()})
+        run.log(0, result.metrics("eval/"))
         trained_run = {"seed": trained.seed, **training_facts(config.checkpoint)}
-        tasks = {"list": library.name, "fingerprint": library.fingerprint()}
-        run.finish(**result.metrics(), references=bounds, tasks=tasks, trained=trained_run)
+        run.finish(**result.metrics(), references=bounds, tasks=library.identity(), trained=trained_run)
     print_meta_test(result, config.split, bounds)
 
 

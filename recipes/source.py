@@ -25,7 +25,8 @@ from peach_trl.experiment import (
     make_transitions,
     seed_everything,
 )
-from peach_trl.report import Report, Runs
+from peach_trl.report import Report
+from peach_trl.runs import Runs
 from peach_trl.schedule import Schedule
 from peach_trl.utils.cli import recipe
 

@@ -13,7 +13,7 @@ from peach_trl.context import Transition
 from peach_trl.evaluation import COLUMNS, meta_test
 from peach_trl.experiment import make_env, make_library, make_task_buffer
 from peach_trl.hierarchy.transitions import LevelTransitions
-from peach_trl.report import run_meta_test
+from peach_trl.meta_tests import run_meta_test
 
 
 def same(one, other):

@@ -8,6 +8,7 @@ import torch
 from test_recipes import start
 from tiny import TINY, record, tiny_agent, tiny_config
 
+from peach_trl.best_agents import BestAgents
 from peach_trl.context import SequenceSampler
 from peach_trl.data import TaskReplayBuffer
 from peach_trl.envs.errors import NotFiniteError
@@ -16,7 +17,6 @@ from peach_trl.hierarchy import LevelTransitions
 from peach_trl.levels import NotFiniteLossError
 from peach_trl.levels.adam import FusedAdam
 from peach_trl.levels.errors import NotFiniteGradients
-from peach_trl.report import BestAgents
 from peach_trl.seeding import named_generator
 from peach_trl.utils import load_checkpoint
 
@@ -101,8 +101,7 @@ def test_a_start_that_is_not_finite_is_told():
 
 def test_nan_never_is_the_best(tmp_path):
     config = tiny_config()
-    agent, library = tiny_agent(config), make_library(config)
-    best = BestAgents(agent, config, library)
+    best = BestAgents(tiny_agent(config))
 
     def result(value):
         return SimpleNamespace(returns=torch.tensor([[value]]))

@@ -79,8 +79,8 @@ def start(folder, recipe, *arguments, plots=True):
         # Hydra takes the tracer of a coverage measurement for a debugger, and then ends no program.
         stack.enter_context(mock.patch("hydra._internal.utils.is_under_debugger", return_value=False))
         if not plots:  # they take longer than all the rest
-            pictures = {name: mock.DEFAULT for name in ("plot_curves", "plot_trajectories", "plot_posterior")}
-            stack.enter_context(mock.patch.multiple("peach_trl.report", **pictures))
+            for name in ("report.plot_curves", "meta_tests.plot_trajectories", "meta_tests.plot_posterior"):
+                stack.enter_context(mock.patch(f"peach_trl.{name}"))
         main_of(recipe)()
     return [run for run in runs_in(folder) if run not in before]
 

@@ -83,6 +83,10 @@ class TaskLibrary:
             digest.update(name.encode() + ids.numpy().tobytes())
         return digest.hexdigest()[:16]
 
+    def identity(self) -> dict[str, str]:
+        """What files say of which tasks they are: the list's name and fingerprint."""
+        return {"list": self.name, "fingerprint": self.fingerprint()}
+
     def subset(self, ids: Sequence[int] | Tensor, repeats: int = 1) -> TaskLibrary:
         """A library of some of these tasks, renumbered from 0, with one split, ``"all"``.
 
