@@ -167,10 +167,11 @@ def _check_sizes(config: Config) -> None:
             f"below the top can make 2 decisions on a goal; raise decision_steps to {fewest}, or lower depth"
         )
     decisions = train.trajectories * -(-horizon // hierarchy.top_steps)
-    if config.top.objective == "reward" and config.replay.top_capacity < decisions:
+    if config.top.objective == "reward" and config.replay.top_capacity < train.envs_per_task * decisions:
         raise ConfigError(
-            f"replay.top_capacity = {config.replay.top_capacity}: a meta-episode of a task has {decisions} decisions, "
-            "of which none would be whole; raise it, to some hundred times as many"
+            f"replay.top_capacity = {config.replay.top_capacity}: a pass brings train.envs_per_task = "
+            f"{train.envs_per_task} meta-episodes of {decisions} decisions of each task, which would not be whole; "
+            "raise it, to some hundred times as many"
         )
 
 

@@ -9,7 +9,7 @@ from tensordict import TensorDict
 from tiny import Ending, tiny_agent, tiny_config
 from torch import nn
 from torchrl.collectors import Collector, MultiAsyncCollector, MultiSyncCollector
-from torchrl.envs import GymEnv, ParallelEnv, SerialEnv, StepCounter, TransformedEnv
+from torchrl.envs import GymEnv, ParallelEnv, RenameTransform, SerialEnv, StepCounter, TransformedEnv
 from torchrl.modules import get_primers_from_module
 
 from peach_trl.agent import Agent
@@ -277,6 +277,24 @@ def test_the_same_rollout_fast_and_slow():
     fast, slow = found
     for key in ("observation", "action", "belief", ("hierarchy", "goal"), ("next", "reward"), ("next", "done")):
         assert torch.equal(fast[key], slow[key]), key
+
+
+def test_an_environment_with_other_names_is_renamed_by_torchrl():
+    """Losses have set_keys; what a policy reads of an environment has TorchRL's RenameTransform."""
+    config, library, policy = make_parts({})
+    found = []
+    for names in (None, ("pixels", "move")):
+        env = make_env(config, library, torch.arange(3))
+        if names is not None:
+            seen, does = names
+            env = TransformedEnv(env, RenameTransform(["observation"], [seen], ["action"], [does]))
+            assert seen in env.observation_spec and "observation" not in env.observation_spec
+            assert does in env.action_keys
+            env = TransformedEnv(env, RenameTransform([seen], ["observation"], [does], ["action"]))
+        torch.manual_seed(3)
+        found.append(rollout(env, policy, 30))
+    for key in ("observation", "action", "belief", ("next", "observation"), ("next", "reward"), ("next", "done")):
+        assert torch.equal(found[0][key], found[1][key]), key
 
 
 def test_state_that_is_there_is_not_added_again():

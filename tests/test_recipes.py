@@ -505,7 +505,11 @@ def test_a_sweep_in_processes_of_its_own(tmp_path):
             ["hierarchy.decision_steps=300"],
             ["hierarchy.decision_steps = 300: a decision of the top level takes up to 300", "200"],
         ),
-        (["replay.top_capacity=29"], ["replay.top_capacity = 29: a meta-episode of a task has 30 decisions"]),
+        (
+            ["replay.top_capacity=29"],
+            ["replay.top_capacity = 29: a pass brings train.envs_per_task = 1 meta-episodes of 30 decisions"],
+        ),
+        (["train.envs_per_task=134"], ["train.envs_per_task = 134 meta-episodes of 30", "raise it"]),
         (["hierarchy.depth=6"], ["hierarchy.depth = 6: within decision_steps = 20", "raise decision_steps to 32"]),
         (["replay.lower_capacity=1e13"], ["replay.lower_capacity = 10000000000000: this run would take 600,000 GB"]),
         (["top.critic_cells=[1000000,1000000]"], ["top.critic_cells = (1000000, 1000000): this run would take 32,000"]),

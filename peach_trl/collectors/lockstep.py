@@ -239,17 +239,18 @@ class LockstepCollector(Collector):
         kwargs.setdefault("auto_register_policy_transforms", False)
         kwargs.setdefault("trust_policy", True)  # TorchRL would load its compiler to look at it
         super().__init__(create_env_fn, policy, **kwargs)
-        self._use_buffers, self._final_rollout = same, None
+        self._use_buffers, self._batch = same, None  # the former is what TorchRL's workers ask for
+        self._truncates = bool(kwargs.get("set_truncated", False))
+        self._lockstep = self._started() if Lockstep.takes(self.env, self.policy) else None
 
-    def _make_carrier(self) -> None:
-        super()._make_carrier()
-        self._lockstep = None
-        if not Lockstep.takes(self.env, self._wrapped_policy):
-            return
-        self._wrapped_policy(self._carrier.copy())  # as TorchRL's Collector tries it: later draws are then the same
-        self._lockstep = Lockstep(self.env, cast(HierarchyPolicy, self._wrapped_policy))
-        self._lockstep.start(self._carrier)
-        self._ids = self._carrier["collector", "traj_ids"]
+    def _started(self) -> Lockstep:
+        """From the reset that TorchRL's constructor made."""
+        carrier, policy = self._carrier, cast(HierarchyPolicy, self.policy)
+        policy(carrier.copy())  # as TorchRL's Collector tries it: later draws are then the same
+        lockstep = Lockstep(self.env, policy)
+        lockstep.start(carrier)
+        self._ids = carrier["collector", "traj_ids"]
+        return lockstep
 
     def rollout(self) -> TensorDictBase:
         """A batch ``[N, frames_per_batch / N]``."""
@@ -262,11 +263,13 @@ class LockstepCollector(Collector):
         with set_exploration_type(self.exploration_type):
             batch = self._lockstep.run(self.frames_per_batch)
         batch.set(("collector", "traj_ids"), self._trajectory_ids(batch["next", "done"].squeeze(-1)))
-        batch = self._maybe_set_truncated(batch)
+        if self._truncates:
+            for name in ("truncated", "done"):
+                batch["next", name][:, -1] = True
         if not self._use_buffers:
             return batch
-        self._final_rollout = batch if self._final_rollout is None else self._final_rollout.update_(batch)
-        return self._final_rollout
+        self._batch = batch if self._batch is None else self._batch.update_(batch)
+        return self._batch
 
     def _trajectory_ids(self, done: Tensor) -> Tensor:
         """A number for each step's trajectory, ``[N, T]``, different for all trajectories of this collector."""
