@@ -29,6 +29,7 @@ from peach_trl.resume import SAVEPOINTS
 from peach_trl.rules import explained
 from peach_trl.runs import Runs
 from peach_trl.schedule import Phase, Schedule
+from peach_trl.utils.loggers import log_film
 from peach_trl.utils.plots import plot_curves
 from peach_trl.utils.run import progress
 from peach_trl.utils.savepoints import Component, Savepoints
@@ -211,7 +212,7 @@ class Report:
                 run.checkpoint(levels, checkpoint_of(config, self.library.single, parts))
 
     def film(self, path: Path) -> None:
-        """A video of the first seed's meta-test on the first task of the evaluation split.
+        """A video of the first seed's meta-test on the first task of the evaluation split, also for its loggers.
 
         Raises:
             ConfigError: where nothing can draw, or environments are not batched ones.
@@ -231,6 +232,7 @@ class Report:
             raise ConfigError(f"logging.videos = True: {error}; set it to false") from None
         finally:
             env.close()
+        log_film(self.runs.runs[0].loggers, path, self.env_steps)
 
     def finish(self) -> float:
         """Checkpoint, plots and the meta-test of the final agents on ``evaluation.final``'s tasks, which it prints.

@@ -12,6 +12,7 @@ import mujoco.gl_context
 import numpy as np
 import pytest
 import torch
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 from test_recipes import manifest_of, start, without_speed
 from tiny import TINY, record, tiny_agent, tiny_config
 from torchrl.envs import GymEnv, StepCounter, TransformedEnv
@@ -21,6 +22,7 @@ from peach_trl.envs import PointEnv, TaskLibrary
 from peach_trl.envs.video import LEVEL_COLOURS, RowRenderer, Video, marker_size, record_video, render_row
 from peach_trl.experiment import make_env, make_library
 from peach_trl.utils import Run
+from peach_trl.utils.loggers import log_film
 
 PIXELS, METRES = 160, 20.0  # an overhead picture: pixels, and metres that they stand for, along each side
 CONFIG = dataclasses.replace(
@@ -383,11 +385,31 @@ def test_the_recipe_refuses_bad_values(checkpoint, tmp_path, capsys, override, m
 def test_videos_and_loggers_while_training(tmp_path):
     """A film at each evaluation changes nothing of the run."""
     short = ["train.iterations=2", "train.warmup=0", "train.prefill=0", "evaluation.every=1"]
+    logging = {"true": "logging.loggers=[tensorboard]", "false": "logging.loggers=[]"}
     runs = [
-        start(tmp_path / name, "peach", *TINY, *short, "logging.loggers=[]", f"logging.videos={name}", plots=False)[0]
-        for name in ("true", "false")
+        start(tmp_path / name, "peach", *TINY, *short, loggers, f"logging.videos={name}", plots=False)[0]
+        for name, loggers in logging.items()
     ]
     films = sorted((runs[0] / "videos").iterdir(), key=lambda path: int(path.stem))
     assert [film.name for film in films] == ["120.gif", "240.gif"] and films[0].read_bytes()[:6] == b"GIF89a"
-    assert not (runs[1] / "videos").exists() and not (runs[0] / "tensorboard").exists()
+    assert not (runs[1] / "videos").exists() and not (runs[1] / "tensorboard").exists()
+    events = EventAccumulator(str(runs[0] / "tensorboard"), {"images": 0})
+    events.Reload()
+    shown = events.Images("eval/meta_test")
+    assert [event.step for event in shown] == [120, 240] and shown[0].encoded_image_string[:3] == b"GIF"
     assert without_speed(runs[0]) == without_speed(runs[1])
+
+
+def test_a_logger_without_an_encoder_says_so(tmp_path, capsys):
+    """The film is in the run's folder all the same."""
+    imageio.imwrite(
+        tmp_path / "film.gif", np.stack([np.zeros((16, 16, 3), np.uint8), np.full((16, 16, 3), 255, np.uint8)])
+    )
+
+    class Bare:
+        def log_video(self, name, video, step):
+            assert (name, video.shape, step) == ("eval/meta_test", (1, 2, 3, 16, 16), 7)
+            raise ImportError("moviepy is missing")
+
+    log_film([Bare()], tmp_path / "film.gif", 7)
+    assert capsys.readouterr().out == "Bare: film.gif is in the run's folder only: moviepy is missing\n"

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
+
+import torch
 
 from peach_trl.config import ConfigError, option
 
@@ -59,6 +61,24 @@ def make_logger(name: str, folder: Path, config: LoggingConfig) -> Any:
             artifact_location=(place / "mlflow").as_uri(),
         )
     return get_logger("trackio", str(folder), run, trackio_kwargs={"project": config.project})
+
+
+def log_film(loggers: Iterable[Any], path: Path, step: int) -> None:
+    """Hands a video file to loggers, as ``eval/meta_test``; of one that cannot take it, a line says why.
+
+    Args:
+        loggers: TorchRL's; all but trackio's encode it by a package of their own, most of them by moviepy.
+        path: ``.gif`` or ``.mp4``.
+        step: environment steps so far.
+    """
+    import imageio.v3  # imported when it is used, as that takes a while
+
+    frames = torch.from_numpy(imageio.v3.imread(path))
+    for logger in loggers:
+        try:
+            logger.log_video("eval/meta_test", frames.permute(0, 3, 1, 2).unsqueeze(0), step=step)
+        except Exception as error:  # TensorBoard's is of this very class
+            print(f"{type(logger).__name__}: {path.name} is in the run's folder only: {str(error).splitlines()[0]}")
 
 
 def close_logger(logger: Any) -> None:
