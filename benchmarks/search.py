@@ -51,10 +51,7 @@ def shares(runs: Sequence[Result]) -> np.ndarray:
 def line(name: str, runs: Sequence[Result], share: np.ndarray) -> list[str]:
     """The cells of a task."""
     every, (iqm, low, high) = share.mean(1), interval(share, over="whole seeds and tasks")
-    facts = [{**run.manifest, **run.manifest.get("trained", {})} for run in runs]
-    minutes = statistics.median(
-        run.minutes / fact.get("seeds_at_once", 1) for run, fact in zip(runs, facts, strict=True)
-    )
+    facts = {**runs[0].manifest, **runs[0].manifest.get("trained", {})}
     return [
         name,
         " / ".join(f"{value:.2f}" for value, _, _ in intervals(runs, over="whole seeds and tasks")),
@@ -62,8 +59,8 @@ def line(name: str, runs: Sequence[Result], share: np.ndarray) -> list[str]:
         f"{iqm:.2f} [{low:.2f}, {high:.2f}]",
         f"{every.mean():.2f} ({every.min():.2f})",
         str(len(runs)),
-        f"{minutes:.1f}",
-        f"{facts[0]['env_steps'] / 1e6:.2f}",
+        f"{statistics.median(run.minutes for run in runs):.1f}",
+        f"{facts['env_steps'] / 1e6:.2f}",
     ]
 
 

@@ -5,6 +5,8 @@ from __future__ import annotations
 import base64
 import re
 import runpy
+import shutil
+import subprocess
 import sys
 from html.parser import HTMLParser
 
@@ -17,6 +19,8 @@ from tiny import ROOT
 
 from peach_trl.utils.comparison import compare, group, runs_below
 from peach_trl.utils.statistics import performance_profile, probability_of_improvement
+
+BROWSER = shutil.which("chromium") or shutil.which("google-chrome")
 
 
 def runs(folder, name, seeds=3, depth=2, shift=0.0, metrics=True):
@@ -107,6 +111,18 @@ def test_a_comparison_is_one_page(tmp_path):
     assert not re.search(r'(src|href)="http', (tmp_path / "out" / "index.html").read_text())  # nothing from elsewhere
     compare({"alone": runs(tmp_path, "c", seeds=1)}, tmp_path / "one")
     assert not (tmp_path / "one" / "improvement.png").exists()
+
+
+@pytest.mark.skipif(BROWSER is None, reason="no chromium here")
+def test_a_browser_opens_the_page(tmp_path):
+    compare({"two": runs(tmp_path, "a"), "three": runs(tmp_path, "b", shift=0.5)}, tmp_path / "out")
+    check = "document.title = [...document.images].every(image => image.naturalWidth > 400) ? 'drawn' : 'broken'"
+    script = f"<script>{check}</script>"
+    page = tmp_path / "out" / "index.html"
+    page.write_text(page.read_text().replace("</body>", f"{script}</body>"))
+    command = [BROWSER, "--headless", "--no-sandbox", "--disable-gpu", "--dump-dom", "--virtual-time-budget=5000"]
+    shown = subprocess.run([*command, page.as_uri()], capture_output=True, text=True, timeout=60, check=True).stdout
+    assert "<title>drawn</title>" in shown and shown.count("<img") == 4 and "<td>three</td>" in shown
 
 
 def test_the_script(tmp_path, monkeypatch, capsys):

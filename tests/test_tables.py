@@ -36,6 +36,13 @@ def edited(folder, change):
     return change(rows)
 
 
+def test_the_minutes_of_seeds_at_once_are_shared(tmp_path):
+    folder = write_run(tmp_path / "a", 4)
+    manifest = json.loads((folder / "manifest.json").read_text())
+    (folder / "manifest.json").write_text(json.dumps(manifest | {"seeds_at_once": 4}))
+    assert read_run(folder).minutes == 0.25
+
+
 def test_a_run_is_averaged_over_rollouts(tmp_path):
     shuffled = edited(tmp_path, lambda rows: rows[::-1])
     for run in (read_run(write_run(tmp_path / "a", 4)), read_run(write_run(tmp_path / "b", 4, rows=shuffled))):

@@ -112,10 +112,10 @@ def _references(results: Mapping[str, Sequence[Result]]) -> dict[str, list[float
     return first if all(other == first for other in others) else {}
 
 
-def _figure() -> tuple[Any, Any]:
+def _figure(height: float = 4) -> tuple[Any, Any]:
     from matplotlib.figure import Figure
 
-    figure = Figure(figsize=(7, 4), layout="constrained")
+    figure = Figure(figsize=(7, height), layout="constrained")
     return figure, figure.add_subplot()
 
 
@@ -173,7 +173,7 @@ def _draw_profiles(results: Mapping[str, Sequence[Result]], value: str, over: Ov
 
 
 def _draw_improvements(better: Sequence[tuple[str, str, Any]], png: Path) -> None:
-    figure, axes = _figure()
+    figure, axes = _figure(height=1.5 + 0.5 * len(better))
     for row, (_, _, found) in enumerate(better):
         axes.plot([found.low, found.high], [row, row], color=LINE_COLORS[0], linewidth=4, alpha=0.4)
         axes.plot(found.iqm, row, MARKERS[0], color=LINE_COLORS[0])

@@ -31,7 +31,7 @@ class Result:
         fingerprint: of the list of tasks.
         scores: by name ``"return"`` (sum of rewards / horizon), ``"success"`` and ``"found"``, each float [tasks, K]
             for K trajectories: means over rollouts.
-        minutes: wall-clock time of the run.
+        minutes: wall-clock time of the training; where several seeds were trained at once, a seed's share of it.
         manifest: what the run wrote about itself.
     """
 
@@ -98,9 +98,10 @@ def read_run(folder: Path | str) -> Result:
     trained = {
         "seed": manifest["seeds"]["seed"],
         "wall_seconds": manifest["wall_seconds"],
+        "seeds_at_once": manifest.get("seeds_at_once", 1),
         **manifest.get("trained", {}),
     }
-    seed, minutes = trained["seed"], trained["wall_seconds"] / 60
+    seed, minutes = trained["seed"], trained["wall_seconds"] / 60 / trained["seeds_at_once"]
     return Result(folder, seed, splits[0], tasks, manifest["tasks"]["fingerprint"], scores, minutes, manifest)
 
 
