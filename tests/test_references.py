@@ -61,6 +61,7 @@ def test_point(on_point):
     assert means(played["no context"]) == pytest.approx([0.2 * 0.9] * 3, abs=0.02)
 
 
+@pytest.mark.slow
 def test_direct_control():
     env = robot(60, horizon=100)
     chosen = policies(env, 3, 1, math.inf, seed=0)
@@ -193,6 +194,7 @@ def test_search_goes_on_in_the_next_trajectory():
     assert (near[0] * near[1]).mean() < 0.1 and near.amax(0).mean() > 0.98
 
 
+@pytest.mark.slow
 def test_whole_circle():
     library = circle_library()
     env = point(32, library=library, split="test")

@@ -76,7 +76,7 @@ CASES = {
     "source": ["source"],
     "hac": ["hac", "top.observe_goal=true", "top.objective=goal"],
 }
-FAST = ("depth 2", "workers", "seeds")
+FAST = ("depth 2", "seeds")
 
 
 @pytest.mark.parametrize("case", [pytest.param(c, marks=[] if c in FAST else pytest.mark.slow) for c in CASES])

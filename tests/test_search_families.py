@@ -8,7 +8,7 @@ import torch
 from tiny import ROOT
 from torchrl.envs import check_env_specs
 
-from peach_trl import report
+from peach_trl import meta_tests
 from peach_trl.envs.families import TreasureHunt, Wind
 from peach_trl.experiment import PeachConfig, make_agent, make_library
 from peach_trl.references import play, policies, references
@@ -124,13 +124,13 @@ def test_a_wind_is_no_state_to_reach():
 def test_the_place_of_the_wind_is_drawn(tmp_path, monkeypatch):
     """Reports draw the place, not the wind, though there is no goal space."""
     drawn = {}
-    monkeypatch.setattr(report, "plot_trajectories", lambda png, paths, goals, tolerance, **more: drawn.update(
+    monkeypatch.setattr(meta_tests, "plot_trajectories", lambda png, paths, goals, tolerance, **more: drawn.update(
         goals=goals, tolerance=tolerance, candidates=more["candidates"]))  # fmt: skip
     config = load_config(PeachConfig, "peach", ROOT / "configs", ["env=Wind", "env.horizon=10"])
     library = make_library(config)
-    result = report.run_meta_test(make_agent(config, library), config, library, "validation", seed=0)
+    result = meta_tests.run_meta_test(make_agent(config, library), config, library, "validation", seed=0)
     with Run(tmp_path / "run", config) as run:
-        report.save_meta_test(run, config, library, result, "validation")
+        meta_tests.save_meta_test(run, config, library, result, "validation")
     assert drawn["goals"].tolist() == [[0.0, 1.0]] * 5 and drawn["tolerance"] == 0.03 and drawn["candidates"] is None
     assert torch.equal(result.goals, library.parameters[library.split("validation")])
 
