@@ -5,6 +5,7 @@ import subprocess
 import sys
 
 import pytest
+from test_recipes import start
 from tiny import ROOT, TINY
 
 
@@ -27,6 +28,17 @@ def test_parts_of_an_iteration():
         "update encoder and top level",
     ):
         assert part in found
+
+
+def test_levels(tmp_path):
+    short = ["train.iterations=0", "train.prefill=0", "train.warmup=1", "lower.algorithm=sac"]
+    start(tmp_path, "peach", *TINY, *short, "seeds=2", plots=False)
+    lines = output("levels.py", f"sac={tmp_path}/runs/peach/*/seed_*").splitlines()
+    assert lines[0].startswith("| method | reached, by seed |") and len(lines) == 3
+    name, reached, mean, *_, failed = (cell.strip() for cell in lines[2].strip("|").split("|"))
+    each = [float(value) for value in reached.split()]
+    assert name == "sac" and len(each) == 2 and float(mean) == pytest.approx(sum(each) / 2, abs=0.01)
+    assert failed == "0.0 %"
 
 
 @pytest.mark.slow
