@@ -112,6 +112,25 @@ class Agent(nn.Module):
             )
         )
 
+    def load_state_dict(self, state_dict: Mapping[str, Any], strict: bool = True, assign: bool = False) -> Any:
+        """Weights of another agent, copied into this one's.
+
+        Raises:
+            ValueError: with ``assign``, which would part actors from the losses and optimisers that train them.
+        """
+        if assign:
+            raise ValueError(
+                "assign = True: losses and optimisers would go on with the weights of before; leave it out"
+            )
+        return super().load_state_dict(state_dict, strict)
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> Agent:
+        """Refused: TensorDict's parameters would be copied twice, and what acts would be trained by nothing."""
+        raise TypeError(
+            "an Agent cannot be deep-copied, as its copy would not learn; make another one and load state_dict() or "
+            "training_state(). A policy, agent.make_policy(), can"
+        )
+
     @property
     def _every(self) -> list[GoalLevel | TopLevel]:
         """All levels, bottom up."""
@@ -206,6 +225,7 @@ class Agent(nn.Module):
 @torch.no_grad()
 def _write(target: Tensor, value: Tensor) -> None:
     """Copies a value into a tensor of an agent; constants are one for all critics, and cannot be written into."""
+    value = value.to(target.device)
     if not torch.equal(target, value):
         target.copy_(value)
 

@@ -7,14 +7,18 @@ import math
 import pytest
 import torch
 from reference_losses import Optimiser, assert_same_parameters, copies, sac_losses, soft_update, td3_losses
+from tensordict import TensorDict
 from tiny import random_context, random_sequences, random_transitions, record, tiny_agent, tiny_config
 from torch.nn.functional import softplus
+from torchrl.data import Bounded
 from torchrl.envs.utils import ExplorationType
 
 from peach_trl.context import BeliefTracker
+from peach_trl.envs import GoalSpace
 from peach_trl.experiment import make_agent, make_library
 from peach_trl.hierarchy.transitions import LevelTransitions
 from peach_trl.levels import make_goal_networks, make_top_networks
+from peach_trl.modules.networks import Features
 
 TASKS, ROWS, CONTEXT, STEPS = 3, 16, 5, 3
 
@@ -549,3 +553,22 @@ def test_meta_episodes_of_rows_that_start_anew_have_new_numbers():
     found = [transitions(record(config, policy, [0, 1], steps))[-1]["meta_episode"] for steps in (60, 60)]
     first, anew = (set(numbers.flatten().tolist()) for numbers in found)
     assert first == {0, 1, 2, 3} and len(anew) == 4 and min(anew) > max(first)
+
+
+def test_what_would_part_actors_from_what_trains_them_is_refused():
+    agent = tiny_agent(tiny_config())
+    with pytest.raises(TypeError, match="an Agent cannot be deep-copied, as its copy would not learn"):
+        copy.deepcopy(agent)
+    with pytest.raises(ValueError, match="assign = True: losses and optimisers would go on"):
+        agent.load_state_dict(agent.state_dict(), assign=True)
+    copy.deepcopy(agent.make_policy())
+
+
+def test_features_know_their_buffers_by_name():
+    """TensorDict's to_module leaves buffers in the order of the tensors that it put in."""
+    features = Features(Bounded(-4.0, 4.0, shape=(2,)), GoalSpace([0, 1], 0.0, 10.0, 0.5))
+    observation, goal = torch.tensor([[1.0, 2.0]]), torch.tensor([[3.0, 4.0]])
+    before, own = features(observation, goal), TensorDict.from_module(features)
+    with TensorDict({key: own[key] for key in sorted(own.keys())}).to_module(features):
+        assert torch.equal(features(observation, goal), before)
+    assert list(features._buffers) != features.names and torch.equal(features(observation, goal), before)

@@ -248,6 +248,27 @@ def test_gymnasiums_environments_advance_in_lock_step_too():
         assert_equal(ours, theirs)
 
 
+def test_rows_that_cannot_be_saved_start_anew_as_they_never_did():
+    """Gymnasium's copies: with seeds of the resumed run's, not with those of its beginning."""
+
+    def made():
+        env = pendulum(3)
+        policy = agent_of(env).make_policy(trajectories=2)
+        env = TransformedEnv(env, get_primers_from_module(policy))
+        collector = LockstepCollector(env, policy, frames_per_batch=3 * 17, total_frames=-1)
+        collector.set_seed(0)
+        return collector
+
+    collector, found = made(), []
+    first = next(iter(collector)).clone()
+    for _ in range(2):
+        again = made()
+        again.load_state_dict(collector.state_dict())
+        found.append(next(iter(again)).clone())
+    assert_equal(*found)
+    assert not torch.equal(found[0]["observation"][:, 0], first["observation"][:, 0])
+
+
 def test_any_environment_is_collected_from_and_tested():
     """One row, without a batch size, whose steps are TorchRL's alone."""
     env = pendulum()
@@ -277,6 +298,31 @@ def test_the_same_rollout_fast_and_slow():
     fast, slow = found
     for key in ("observation", "action", "belief", ("hierarchy", "goal"), ("next", "reward"), ("next", "done")):
         assert torch.equal(fast[key], slow[key]), key
+
+
+def test_generators_of_an_environment_that_steps_torchrls_way_go_on():
+    """Its rows start anew, and not as where the run began."""
+
+    def made():
+        config, library, policy = make_parts({"context__read": "sample"})
+        env = TransformedEnv(make_env(config, library, torch.arange(3), policy), StepCounter())
+        collector = LockstepCollector(env, policy, frames_per_batch=60, total_frames=-1)
+        collector.set_seed(0)
+        return policy, collector
+
+    policy, collector = made()
+    first, *_ = [batch.clone() for _, batch in zip(range(3), collector, strict=False)]
+    saved, generators = collector.state_dict(), policy.process_state()
+    found = []
+    for _ in range(2):
+        policy, collector = made()
+        collector.load_state_dict(saved)
+        mine = policy.process_state()
+        assert torch.equal(mine["latent"]["generator"], generators["latent"]["generator"])
+        assert torch.equal(mine["actor"]["draws"]["generator"], generators["actor"]["draws"]["generator"])
+        found.append(next(iter(collector)).clone())
+    assert_equal(*found)
+    assert not torch.equal(found[0]["action"], first["action"])
 
 
 def test_an_environment_with_other_names_is_renamed_by_torchrl():

@@ -1,10 +1,12 @@
 """What holds for every task family: its configuration, its registration, and recipes that run on it."""
 
+import copy
 import csv
 import math
 from dataclasses import replace
 
 import gymnasium
+import numpy as np
 import pytest
 import torch
 from omegaconf import OmegaConf
@@ -134,6 +136,32 @@ def test_environments_follow_the_configuration():
     rollout = env.rollout(9, break_when_any_done=False)
     assert rollout["next", "truncated"][0, :, 0].tolist() == [False, False, True] * 3
     assert torch.equal(rollout["goal"][:, 0], library.parameters[library.split("test")[:2]])
+
+
+@pytest.mark.parametrize("name", sorted(FAMILIES))
+def test_rows_go_on_where_they_were_saved(name):
+    """In the middle of episodes, and of rows that are reset before they step again."""
+    here, there = (FAMILIES[name](num_envs=3, seed=seed, not_finite="truncate") for seed in (0, 1))
+    generator = torch.Generator().manual_seed(0)
+    shape = 30, 3, here.action_spec.shape[-1]
+    actions = (2 * torch.rand(shape, generator=generator) - 1).numpy()
+
+    def play(env, part):
+        played = []
+        for action in part:
+            result, _ = env.advance(action)
+            played += [value.copy() for value in result.values()]
+            if result["done"].any():
+                played += [value.numpy() for value in env.restart(torch.from_numpy(result["done"])).values()]
+        return played
+
+    here.restart(), there.restart()
+    play(here, actions[:13])
+    there.load_process_state(copy.deepcopy(here.process_state()))
+    again = torch.tensor([True, False, False])
+    starts = [[value[again] for value in env.restart(again).values()] for env in (here, there)]
+    assert all(torch.equal(*pair) for pair in zip(*starts, strict=True))
+    assert all(np.array_equal(*pair) for pair in zip(play(here, actions[13:]), play(there, actions[13:]), strict=True))
 
 
 def test_every_family_is_registered_with_gymnasium():

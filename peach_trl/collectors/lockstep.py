@@ -135,9 +135,13 @@ class Lockstep:
         }
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Restores what :meth:`state_dict` gave; where the environment cannot be restored, all rows start anew."""
+        """Restores what :meth:`state_dict` gave.
+
+        Where the environment cannot be restored, all rows start anew, with seeds from torch's generator.
+        """
         self.policy.load_process_state(state_dict["policy"])
         if state_dict["env"] is None or state_dict["frame"] is None:
+            self.env.set_seed(_drawn_seed())  # else starts would be those of the run's beginning
             self.reset()
             return
         cast(Any, self.base).load_process_state(state_dict["env"])
@@ -239,7 +243,8 @@ class LockstepCollector(Collector):
         kwargs.setdefault("auto_register_policy_transforms", False)
         kwargs.setdefault("trust_policy", True)  # TorchRL would load its compiler to look at it
         super().__init__(create_env_fn, policy, **kwargs)
-        self._use_buffers, self._batch = same, None  # the former is what TorchRL's workers ask for
+        # What TorchRL's workers ask for, and what its shutdown removes.
+        self._use_buffers, self._batch, self._final_rollout = same, None, None
         self._truncates = bool(kwargs.get("set_truncated", False))
         self._lockstep = self._started() if Lockstep.takes(self.env, self.policy) else None
 
@@ -285,24 +290,29 @@ class LockstepCollector(Collector):
 
         All of it is one tensor of bytes, as TorchRL hands nothing but tensors from its workers to their parent.
         """
-        if self._lockstep is None:
-            return super().state_dict()
-        state = {
-            "rows": self._lockstep.state_dict(),
-            "generators": GlobalRNGState().state_dict(),
-            "counts": (self._frames, self._iter),
-            "traj": (self._ids, self._traj_pool.state_dict()),
-        }
+        state: dict[str, Any] = {"generators": GlobalRNGState().state_dict()}
+        if self._lockstep is not None:
+            state["rows"] = self._lockstep.state_dict()
+            state["counts"] = self._frames, self._iter
+            state["traj"] = self._ids, self._traj_pool.state_dict()
+        else:
+            state["torchrl"] = dict(super().state_dict())
+            state["policy"] = self.policy.process_state() if isinstance(self.policy, HierarchyPolicy) else None
         buffer = io.BytesIO()
         torch.save(state, buffer)
         return OrderedDict(state=torch.frombuffer(bytearray(buffer.getvalue()), dtype=torch.uint8))
 
     def load_state_dict(self, state_dict: Mapping[str, Any], **kwargs: Any) -> None:
-        """Restores what :meth:`state_dict` gave, in a collector of the same seed."""
-        if self._lockstep is None:
-            return super().load_state_dict(state_dict, **kwargs)  # type: ignore[arg-type]
+        """Restores what :meth:`state_dict` gave, in a collector of the same seed; TorchRL's own rows start anew."""
         state = torch.load(io.BytesIO(state_dict["state"].numpy().tobytes()), weights_only=True)
         GlobalRNGState().load_state_dict(state["generators"])
+        if self._lockstep is None:
+            super().load_state_dict(OrderedDict(state["torchrl"]), **kwargs)
+            if state["policy"] is not None:
+                cast(HierarchyPolicy, self.policy).load_process_state(state["policy"])
+            self.env.set_seed(_drawn_seed())
+            self.reset()
+            return
         self._lockstep.load_state_dict(state["rows"])
         self._frames, self._iter = state["counts"]
         self._ids, pool = state["traj"]
@@ -317,6 +327,10 @@ class LockstepCollector(Collector):
             raise ValueError(f"reset(index={index!r}, {kwargs}): LockstepCollector resets all rows, without arguments")
         self._lockstep.reset()
         self._ids = self._traj_pool.get_traj_and_increment(self.n_env)
+
+
+def _drawn_seed() -> int:
+    return int(torch.randint(2**31, ()))
 
 
 @contextmanager

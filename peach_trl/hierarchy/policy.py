@@ -395,7 +395,7 @@ class _Network:
         features = self._features
         if features.view is not None or features.normalises:
             return features.forward(*map(torch.from_numpy, (observation, *others))).numpy()
-        scale, *rest = [cast(Tensor, part).numpy() for part in features._buffers.values()]
+        scale, *rest = [cast(Tensor, features._buffers[name]).numpy() for name in features.names]
         parts = [observation * scale, *others]
         if features.goal_space is not None:
             middle, half_range = rest

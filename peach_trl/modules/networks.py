@@ -72,6 +72,7 @@ class Features(nn.Module):
 
     scale: Tensor
     shift: Tensor
+    names: list[str]  # of the buffers, in the order of `functional`; `buffers()` has them in any
 
     def __init__(
         self,
@@ -97,6 +98,7 @@ class Features(nn.Module):
             self.register_buffer("half_range", goal_space.half_range if goal_range is None else goal_range)
         if self.normalises:
             self.register_buffer("shift", torch.zeros_like(whole))
+        self.names = list(self._buffers)
 
     @property
     def dim(self) -> int:
@@ -105,10 +107,10 @@ class Features(nn.Module):
 
     def forward(self, observation: Tensor, *others: Tensor) -> Tensor:
         """[..., D] and the goal [..., G], if there is one, then further inputs as they are; returns [..., F]."""
-        return self.functional(list(self.buffers()), observation, *others)
+        return self.functional([cast(Tensor, self._buffers[name]) for name in self.names], observation, *others)
 
     def functional(self, buffers: Sequence[Tensor], observation: Tensor, *others: Tensor) -> Tensor:
-        """With other buffers, in the order of ``self.buffers()``."""
+        """With other buffers, in the order of ``self.names``."""
         seen = (observation if self.view is None else self.view(observation)) * buffers[0]
         if self.normalises:
             seen = (seen + buffers[-1]).clamp(-OUTLIER, OUTLIER)

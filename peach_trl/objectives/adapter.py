@@ -394,7 +394,8 @@ def _make_part(function: nn.Module, params: TensorDictBase, seeds: int | None) -
     net, end = features_and_end(function)
     bare = 2 if seeds is None else 3
     members = len(leaves[0]) if leaves[0].ndim > bare else None
-    buffers = [find(name) for name, _ in function.named_buffers()]
+    (prefix,) = (name for name, module in function.named_modules() if module is net.features)
+    buffers = [find(f"{prefix}.{name}") for name in net.features.names]
     buffers = buffers if members is None else [part[0] for part in buffers]  # members share them
     return Part(leaves, net, buffers, end, members)
 

@@ -13,7 +13,7 @@ from __future__ import annotations
 import math
 from functools import cache
 from pathlib import Path
-from typing import TYPE_CHECKING, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar
 
 import gymnasium
 import mujoco
@@ -59,14 +59,34 @@ class Body(TaskFamily):
         super()._bind(batch)
         self._place = self._bind_place(batch)
         self._before = np.zeros_like(self._place)
+        self._left: np.ndarray | None = None  # where bodies were by then, after a resume
 
     def _bind_place(self, batch: Batch) -> np.ndarray:
         """Where each body is, metres, live: what the displacement of a step is measured by."""
         return self._qpos[:, 0]
 
     def _simulate(self, batch: Batch, rows: np.ndarray | None) -> None:
-        np.copyto(self._before, self._place)
+        np.copyto(self._before, self._place if self._left is None else self._left)
+        self._left = None
         batch.step(rows, nstep=self._substeps)
+
+    def restart(self, mask: Tensor | None = None, task_id: Tensor | None = None) -> dict[str, Tensor]:
+        """See :meth:`TaskEnv.restart`."""
+        result = super().restart(mask, task_id)
+        if self._left is not None:
+            rows = slice(None) if mask is None else mask.reshape(-1).numpy()
+            self._left[rows] = self._place[rows]
+        return result
+
+    def process_state(self) -> dict[str, Any]:
+        """See :meth:`TaskEnv.process_state`; of some bodies the place is what the last substep began with."""
+        state = super().process_state()
+        return {**state, "place": torch.from_numpy((self._place if self._left is None else self._left).copy())}
+
+    def load_process_state(self, state: dict[str, Any]) -> None:
+        """Restores what :meth:`process_state` gave."""
+        super().load_process_state(state)
+        self._left = state["place"].numpy().copy()
 
     def _mean_velocity(self) -> np.ndarray:
         """Displacement over the last step by its duration, m/s, in the shape of the place."""
