@@ -70,6 +70,8 @@ def test_runs_are_grouped_by_what_differs(tmp_path):
     runs(tmp_path, "a", depth=2), runs(tmp_path, "b", depth=3)
     found = group(runs_below(tmp_path))
     assert list(found) == ["hierarchy.depth=2", "hierarchy.depth=3"] and [*map(len, found.values())] == [3, 3]
+    (tmp_path / "a" / "savepoints" / "savepoint-1").mkdir(parents=True)  # of a run that is not finished
+    (tmp_path / "a" / "savepoints" / "savepoint-1" / "manifest.json").write_text("{}")
     assert list(group(runs_below(tmp_path / "a"))) == ["all runs"]
 
 

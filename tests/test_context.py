@@ -6,7 +6,7 @@ import pytest
 import torch
 from tiny import Ending, random_context, random_transitions, record, tiny_agent, tiny_config
 from torch import nn
-from torchrl.data import Bounded
+from torchrl.data import Bounded, Unbounded
 from torchrl.envs import TransformedEnv
 from torchrl.envs.utils import ExplorationType, set_exploration_type
 
@@ -362,3 +362,26 @@ def test_draws_follow_a_seed_that_is_set_after_a_trial_call():
         return record(config, policy, [0, 1, 2], 1)
 
     assert torch.equal(first(born_with=5)["z"], first(born_with=6)["z"])
+
+
+@pytest.mark.parametrize("kind", ["product", "attention", "recurrent", "window"])
+def test_beliefs_take_any_leading_dimensions(kind):
+    """[L], [B, L] and [A, B, L] transitions, with a mask and without."""
+    torch.manual_seed(0)
+    if kind in ("product", "window"):
+        encoder = ContextEncoder(Unbounded((4,)), 2, out_features=10)
+        belief = GaussianProduct(encoder, 5, decisions=3 if kind == "window" else None)
+    else:
+        encoder = ContextEncoder(Unbounded((4,)), 2, out_features=32)
+        belief = {"attention": Attention, "recurrent": Recurrent}[kind](encoder, latent_dim=5, features=32)
+    parts = [torch.randn(2, 3, 7, size) for size in (4, 2, 1, 4)]
+    mask = torch.arange(7) < torch.tensor([[7, 4, 0], [1, 2, 3]]).unsqueeze(-1)
+    whole, pairs = Transition(*parts), Transition(*(part.flatten(0, 1) for part in parts))
+    for masks in ((None, None), (mask, mask.flatten(0, 1))):
+        for method in (belief.forward, belief.trace):
+            for one, other in zip(method(whole, masks[0]), method(pairs, masks[1]), strict=True):
+                assert torch.allclose(one.flatten(0, 1), other, atol=1e-6) and one.shape[:2] == (2, 3)
+    single = Transition(*(part[0, 0] for part in parts))
+    for method in (belief.forward, belief.trace):
+        for one, other in zip(method(single), method(whole), strict=True):
+            assert torch.allclose(one, other[0, 0], atol=1e-6)

@@ -7,6 +7,7 @@ import torch
 from tensordict import TensorDict
 from torch import nn
 from torchrl.data import LazyTensorStorage
+from torchrl.data.replay_buffers.samplers import RandomSampler
 from torchrl.envs.transforms import RewardScaling
 
 from peach_trl.context import SequenceSampler
@@ -68,6 +69,22 @@ def test_a_loss_feeds_priorities():
     loss(drawn)
     least = batch["td_error"].view(2, 64).amin(1, keepdim=True)  # each row is in the first batch, which is uniform
     assert torch.allclose(drawn["priority_weight"].view(2, 64), least / drawn["td_error"].view(2, 64), rtol=1e-3)
+
+
+@pytest.mark.parametrize("bad", [torch.nan, torch.inf, -1.0])
+def test_what_is_no_priority_is_refused(bad):
+    buffer = TaskReplayBuffer(2, 5, seed=0, sampler=prioritized)
+    index = buffer.extend(rows_of([0, 0, 1]))
+    before = buffer.sampler.state_dict()["held"]
+    with pytest.raises(ValueError, match=f"priority {bad}: must be finite and at least 0"):
+        buffer.update_priority(index, torch.tensor([1.0, bad, 5]))
+    assert torch.equal(buffer.sampler.state_dict()["held"], before)
+
+
+def test_parts_are_made_by_the_buffer():
+    for name, part in (("storage", LazyTensorStorage(10)), ("sampler", RandomSampler())):
+        with pytest.raises(TypeError, match=f"{name} = {type(part).__name__}: give the class, or a function"):
+            TaskReplayBuffer(2, 5, **{name: part})
 
 
 def test_priorities_are_saved(tmp_path):

@@ -158,8 +158,9 @@ def test_each_seed_draws_from_its_own_replay():
         owners = sequences["task_id"].view(SEEDS, 2, -1)
         assert (owners // each == torch.arange(SEEDS).view(-1, 1, 1)).all()
         assert all(len(part.unique()) == 2 for part in owners)  # without replacement
-    with pytest.raises(IndexError, match="this buffer holds training tasks only"):
-        B.sample_tasks(library.split("test")[:1], 2)
+    wrong = library.split("test")[:2]
+    with pytest.raises(IndexError, match=f"task id {int(wrong[0])}: this buffer holds training tasks only"):
+        B.sample_tasks(torch.cat([T[:1], wrong]), 2)
 
 
 def test_oracles_of_two_seeds():

@@ -96,12 +96,12 @@ class Belief(nn.Module):
         raise NotImplementedError
 
     def scan(self, transitions: Transition, mask: Tensor | None = None) -> Tensor:
-        """The states before, between and after L transitions: [B, L + 1, S].
+        """The states before, between and after L transitions: [..., L + 1, S].
 
         Args:
-            transitions: [B, L, ...], in order of time.
-            mask: bool [B, L], False where there is no transition. A recurrent belief and a window want the transitions
-                of a row first.
+            transitions: [..., L, ...], in order of time, of any leading dimensions.
+            mask: bool [..., L], False where there is no transition. A recurrent belief and a window want the
+                transitions of a row first.
         """
         raise NotImplementedError
 
@@ -110,7 +110,7 @@ class Belief(nn.Module):
         raise NotImplementedError
 
     def trace(self, transitions: Transition, mask: Tensor | None = None) -> tuple[Tensor, Tensor]:
-        """The posteriors before, between and after L transitions: mean and deviation, [B, L + 1, Z] each."""
+        """The posteriors before, between and after L transitions: mean and deviation, [..., L + 1, Z] each."""
         return self.posterior(self.scan(transitions, mask))
 
     def read(self, state: Tensor, noise: Tensor | None = None) -> Tensor:
@@ -123,8 +123,8 @@ class Belief(nn.Module):
         return reading(*self.posterior(state), noise)
 
     def forward(self, transitions: Transition, mask: Tensor | None = None) -> tuple[Tensor, Tensor]:
-        """q(z | c) of whole contexts [B, L]: mean and standard deviation, [B, Z] each."""
-        return self.posterior(self.scan(transitions, mask)[:, -1])
+        """q(z | c) of whole contexts [..., L]: mean and standard deviation, [..., Z] each."""
+        return self.posterior(self.scan(transitions, mask)[..., -1, :])
 
 
 def reading(loc: Tensor, scale: Tensor, noise: Tensor | None = None) -> Tensor:
@@ -241,7 +241,8 @@ class GaussianProduct(SummedBelief):
         x = encoder.features(*transitions.where(mask))
         given = () if mask is None else (mask,)
         loc, scale = encoder.net.ended(x, Products(x.shape[-2]), *given)
-        return loc.flatten(0, 1), scale.flatten(0, 1)
+        shape = *transitions.observation.shape[:-2], *loc.shape[-2:]
+        return loc.reshape(shape), scale.reshape(shape)
 
     def conclude(self, total: Tensor) -> tuple[Tensor, Tensor]:
         """The product with the prior, [..., Z] each."""
@@ -326,7 +327,9 @@ class Recurrent(Belief):
 
     def scan(self, transitions: Transition, mask: Tensor | None = None) -> Tensor:
         """See :meth:`Belief.scan`; the transitions of ``mask`` must come first."""
-        return _stop(pad(self.gru(self.encoder(*transitions.where(mask)))[0], (0, 0, 1, 0)), mask)
+        embedding = self.encoder(*transitions.where(mask))
+        states = self.gru(embedding.reshape(-1, *embedding.shape[-2:]))[0].reshape(embedding.shape)
+        return _stop(pad(states, (0, 0, 1, 0)), mask)
 
     def posterior(self, state: Tensor) -> tuple[Tensor, Tensor]:
         """See :meth:`Belief.posterior`."""
@@ -374,13 +377,13 @@ class BeliefOfSeeds(Belief):
 
 
 def _stop(states: Tensor, mask: Tensor | None) -> Tensor:
-    """States [B, L + 1, S] that stay as they are behind the last transition of ``mask`` [B, L]."""
+    """States [..., L + 1, S] that stay as they are behind the last transition of ``mask`` [..., L]."""
     if mask is None:
         return states
-    if bool((mask[:, 1:] & ~mask[:, :-1]).any()):
+    if bool((mask[..., 1:] & ~mask[..., :-1]).any()):
         raise ValueError("this belief wants the transitions of its mask first: pack each row to the left")
-    step = torch.arange(states.shape[1], device=mask.device).minimum(mask.sum(1, keepdim=True))
-    return states.gather(1, step.unsqueeze(-1).expand_as(states))
+    step = torch.arange(states.shape[-2], device=mask.device).minimum(mask.sum(-1, keepdim=True))
+    return states.gather(-2, step.unsqueeze(-1).expand_as(states))
 
 
 class GaussianHead(nn.Module):

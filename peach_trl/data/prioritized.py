@@ -62,6 +62,18 @@ class PrioritizedTaskSampler(TaskSampler, PrioritizedSampler):
         """The same for one row."""
         self.extend(torch.as_tensor(index).reshape(-1))
 
+    def update_priority(self, index: Any, priority: Any, **kwargs: Any) -> None:
+        """TorchRL's, of numbers that are priorities.
+
+        Raises:
+            ValueError: if one is not finite, or less than 0: it would spoil all draws; nothing is written.
+        """
+        values = torch.as_tensor(priority)
+        if not bool(((values >= 0) & values.isfinite()).all()):
+            wrong = values[~((values >= 0) & values.isfinite())].reshape(-1)[0].item()
+            raise ValueError(f"priority {wrong}: must be finite and at least 0; look at what writes it, a loss perhaps")
+        super().update_priority(index, priority, **kwargs)
+
     def sample(self, storage: Any, batch_size: int) -> tuple[Tensor, dict]:  # type: ignore[override]
         """See :meth:`TaskSampler.sample`; with the weights."""
         rows, _ = TaskSampler.sample(self, storage, batch_size)

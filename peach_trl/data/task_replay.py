@@ -168,6 +168,12 @@ class TaskReplayBuffer(TensorDictReplayBuffer):
         transform: Transform | None = None,
         priority_key: str = "td_error",
     ) -> None:
+        for name, part in (("storage", storage), ("sampler", sampler)):
+            if not callable(part):
+                raise TypeError(
+                    f"{name} = {type(part).__name__}: give the class, or a function that makes one, as it is made here "
+                    "for all tasks; functools.partial sets its arguments"
+                )
         writer = TaskWriter(num_tasks, capacity, episodes, partitions)
         parts: dict[str, Any] = {
             "storage": storage(num_tasks * capacity),
