@@ -7,8 +7,11 @@ import types
 
 import pytest
 import torch
+from tensordict import TensorDict
 from test_recipes import start
 from tiny import ROOT, TINY
+from torchrl.data import Bounded, Composite, Unbounded
+from torchrl.envs import EnvBase
 
 from peach_trl.config import ConfigError
 from peach_trl.envs import GoalSpace, MadeConfig, PointEnv, TaskLibrary
@@ -132,3 +135,78 @@ def test_an_oracle_needs_goals():
     assert make_agent(config, make_library(config)) and isinstance(
         make_env(config, make_library(config), torch.tensor([0])).goal_space, GoalSpace
     )
+
+
+class Line(EnvBase):
+    """A point on a line, as TorchRL's documentation has environments, with no more than recipes ask for."""
+
+    def __init__(self, tasks, horizon):
+        rows = len(tasks)
+        super().__init__(batch_size=[rows])
+        self.tasks, self.limit, self.subgoal_space = tasks.unsqueeze(-1), horizon, GoalSpace([0], -2.0, 2.0, 0.3)
+        seen = {"observation": Unbounded((rows, 2)), "task_id": Unbounded((rows, 1), dtype=torch.int64)}
+        self.observation_spec = Composite(seen, shape=[rows])
+        self.action_spec, self.reward_spec = Bounded(-1, 1, (rows, 1)), Unbounded((rows, 1))
+        flags = {key: Unbounded((rows, 1), dtype=torch.bool) for key in ("done", "terminated", "truncated")}
+        self.done_spec = Composite(flags, shape=[rows])
+        self.place, self.steps = torch.zeros(rows, 1), torch.zeros(rows, 1, dtype=torch.int64)
+
+    def shown(self, **more):
+        observation = torch.cat([self.place, self.place.sign()], -1)
+        ends = self.steps >= self.limit
+        flags = {"done": ends, "truncated": ends.clone(), "terminated": torch.zeros_like(ends)}
+        return TensorDict({"observation": observation, "task_id": self.tasks.clone(), **flags, **more}, self.batch_size)
+
+    def _reset(self, tensordict=None):
+        rows = torch.ones_like(self.steps, dtype=torch.bool)
+        if tensordict is not None and "_reset" in tensordict.keys():
+            rows = tensordict["_reset"].view_as(rows)
+        self.place, self.steps = self.place.masked_fill(rows, 0), self.steps.masked_fill(rows, 0)
+        return self.shown()
+
+    def _step(self, tensordict):
+        self.place, self.steps = (self.place + 0.2 * tensordict["action"]).clamp(-2, 2), self.steps + 1
+        return self.shown(reward=(self.place > 1).float())
+
+    def _set_seed(self, seed):
+        return seed
+
+
+@pytest.fixture
+def line_world(tmp_path):
+    """Options of a recipe that plays it, and its module."""
+    module = sys.modules["own_world"] = types.ModuleType("own_world")
+    splits = {"train": torch.arange(3), "validation": torch.tensor([3]), "test": torch.tensor([4])}
+    module.tasks = lambda goals: TaskLibrary(torch.tensor(goals), splits)
+    module.make = lambda num_envs, *, library, tasks, horizon, size: Line(tasks, horizon)
+    (tmp_path / "conf" / "env").mkdir(parents=True)
+    (tmp_path / "conf" / "env" / "own.yaml").write_text(OWN)
+    return module, ["--config-dir", str(tmp_path / "conf"), "env=own", *KEPT]
+
+
+def test_an_environment_written_for_torchrl_alone(line_world, tmp_path):
+    """It has neither horizon nor goals nor a library."""
+    (folder,) = start(tmp_path, "peach", *line_world[1], plots=False)
+    assert (folder / "meta_test.csv").is_file()
+
+
+@pytest.mark.parametrize(
+    ("make", "message"),
+    [
+        (lambda tasks, horizon: None, "it returned a NoneType; return a TorchRL environment"),
+        (lambda tasks, horizon: Line(tasks[:1], horizon), "an environment of batch size [1], for"),
+        (lambda tasks, horizon: without_ids(Line(tasks, horizon)), "its observation_spec has no 'task_id'; add it"),
+    ],
+)
+def test_what_a_function_of_ones_own_makes_is_checked(line_world, tmp_path, capsys, make, message):
+    module, arguments = line_world
+    module.make = lambda num_envs, *, library, tasks, horizon, size: make(tasks, horizon)
+    with pytest.raises(SystemExit) as end:
+        start(tmp_path, "peach", *arguments, plots=False)
+    said = capsys.readouterr().err
+    assert end.value.code == 2 and f"env.make = own_world:make: {message}" in said
+
+
+def without_ids(env):
+    del env.observation_spec["task_id"]
+    return env

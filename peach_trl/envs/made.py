@@ -85,7 +85,26 @@ class MadeConfig:
         if observe_goal and not _takes(make, "observe_goal"):
             raise ConfigError(f"top.observe_goal = True: {self.make} takes no observe_goal; set it to false")
         given = _taken(make, more) | _taken(make, _tuples(self.options))
-        return make(len(tasks), library=library, tasks=tasks, horizon=self.horizon, **given)
+        env = make(len(tasks), library=library, tasks=tasks, horizon=self.horizon, **given)
+        return _completed(env, self.make, len(tasks), {"horizon": self.horizon, "library": library, "goal_space": None})
+
+
+def _completed(env: Any, make: str, rows: int, facts: Mapping[str, Any]) -> EnvBase:
+    """What a function of one's own made, with the facts that recipes ask of it, where it does not say them."""
+    if not isinstance(env, EnvBase):
+        raise ConfigError(f"env.make = {make}: it returned a {type(env).__name__}; return a TorchRL environment")
+    if env.batch_size != torch.Size([rows]):
+        raise ConfigError(
+            f"env.make = {make}: an environment of batch size {list(env.batch_size)}, for {rows} tasks; make a row for "
+            f"each, [{rows}]"
+        )
+    for name in ("observation", "task_id"):
+        if name not in env.observation_spec.keys():
+            raise ConfigError(f"env.make = {make}: its observation_spec has no {name!r}; add it, [{rows}, ...]")
+    for name, value in facts.items():
+        if not hasattr(env, name):
+            setattr(env, name, value)
+    return env
 
 
 @lru_cache(maxsize=8)
