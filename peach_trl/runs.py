@@ -9,8 +9,9 @@ from typing import Any
 
 from peach_trl.experiment import Config, of_seeds
 from peach_trl.levels.errors import NotFiniteLossError
-from peach_trl.resume import locked, write_config
+from peach_trl.resume import SAVEPOINTS, locked, write_config
 from peach_trl.utils.run import Run
+from peach_trl.utils.savepoints import PREFIX
 from peach_trl.utils.signals import Stopping
 
 
@@ -56,6 +57,8 @@ class Runs:
                 self.rescue()
             except Exception as problem:
                 (cause or error).add_note(f"the agents could not be saved: {problem}")
+        if error is not None and any((self.folder / SAVEPOINTS).glob(f"{PREFIX}-*")):
+            (cause or error).add_note(f"to go on with it: resume={self.folder}")
         for run in self.runs:
             run.__exit__(kind, cause, trace)
         self._lock.close()

@@ -99,11 +99,12 @@ def test_bit_for_bit(tmp_path, case):
     assert not (folder / "savepoints").exists() and not list(folder.rglob("*interrupted.pt"))
 
 
-def test_curves_go_on_without_a_gap_or_a_double(tmp_path):
+def test_curves_go_on_without_a_gap_or_a_double(tmp_path, capfd):
     from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
     interrupted(tmp_path, "peach", *SHORT, "train.iterations=4")
     (folder,) = (path.parent for path in tmp_path.rglob("savepoints"))
+    assert f"to go on with it: resume={folder}" in capfd.readouterr().err.replace("\n", "")
     assert len(rows_of(folder)) == 4  # the last of them was after the savepoint
     start(tmp_path, "peach", f"resume={folder}", plots=False)
     steps = [int(row["step"]) for row in rows_of(folder)]
