@@ -7,6 +7,7 @@ from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
+from torchrl.data import TensorSpec
 from torchrl.envs import EnvBase
 
 from peach_trl.config import AUTO, ConfigError
@@ -92,7 +93,7 @@ class Agent(nn.Module):
             *(hierarchy, env.action_spec, subgoal_space, goal_space if reaches else None),
             fails=getattr(env, "fails", False),
         )
-        self.observation_spec = env.observation_spec["observation"]
+        self.observation_spec = _observed(env)
         number = self.hierarchy.depth if reaches else self.hierarchy.top
         spec = self.observation_spec
         names = ViewsConfig(lower=AUTO, top=AUTO, context=AUTO, normalise=0) if views is None else views
@@ -220,6 +221,27 @@ class Agent(nn.Module):
                     seed=seed,
                 )
         return HierarchyPolicy(clock, HierarchyActor(self.hierarchy, actors), tracker)
+
+
+def _observed(env: EnvBase) -> TensorSpec:
+    """The spec of what all levels read.
+
+    Raises:
+        ConfigError: if there is none, or it is not of single precision.
+    """
+    spec = env.observation_spec.get("observation", None)
+    if spec is None:
+        names = ", ".join(map(str, env.observation_spec.keys(True, True)))
+        raise ConfigError(
+            f"{type(env).__name__} shows {names}, and no 'observation': transform it with "
+            "torchrl.envs.RenameTransform, or CatTensors for several"
+        )
+    if spec.dtype != torch.float32:
+        raise ConfigError(
+            f"{type(env).__name__} has observations of type {spec.dtype}, networks are of torch.float32: transform it "
+            "with torchrl.envs.DoubleToFloat()"
+        )
+    return spec
 
 
 @torch.no_grad()

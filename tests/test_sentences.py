@@ -4,9 +4,14 @@ import pytest
 import torch
 from tensordict import TensorDict
 from torchrl.data import Unbounded
+from torchrl.envs import DoubleToFloat, GymEnv, RenameTransform, TransformedEnv
 
+from peach_trl.agent import Agent
+from peach_trl.collectors import rollout
+from peach_trl.config import ConfigError
 from peach_trl.context import ContextEncoder, FlatBeliefTracker, GaussianProduct
 from peach_trl.data import TaskReplayBuffer
+from peach_trl.envs import GoalSpace
 from peach_trl.envs.families import PointRobot
 from peach_trl.experiment import PeachConfig, make_agent, make_library
 from peach_trl.hierarchy import LevelTransitions
@@ -55,3 +60,16 @@ def test_numbers_that_do_not_fit():
     buffer.extend(some(task_id=torch.zeros(3, 1, dtype=torch.int64)))
     with pytest.raises(ValueError, match=r"tasks of type torch.float32: ids are whole numbers"):
         buffer.sample_tasks(torch.tensor([0.0]), 2)
+
+
+def test_observations_that_no_level_can_read():
+    space = GoalSpace([0, 1], -1.0, 1.0, 0.1)
+    renamed = TransformedEnv(PointRobot(num_envs=3, split="train"), RenameTransform(["observation"], ["seen"]))
+    with pytest.raises(ConfigError, match="shows .*seen.*, and no 'observation': transform it with .*RenameTransform"):
+        Agent(renamed)
+    double = GymEnv("InvertedPendulum-v5")
+    double.subgoal_space = space
+    with pytest.raises(ConfigError, match=r"observations of type torch.float64, .* torchrl.envs.DoubleToFloat\(\)"):
+        Agent(double)
+    single = TransformedEnv(double, DoubleToFloat())
+    assert rollout(single, Agent(single).make_policy(), 5)["observation"].dtype == torch.float32
