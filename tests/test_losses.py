@@ -16,6 +16,7 @@ from peach_trl.levels import make_goal_networks, make_top_networks
 from peach_trl.objectives.context import ContextMixin, ContextSACLoss
 from peach_trl.objectives.goal import BoundedTD0Estimator, GoalLossConfig, make_goal_loss
 from peach_trl.objectives.kl import KLLoss
+from peach_trl.objectives.plain import critic_loss
 
 TASKS, ROWS, CONTEXT = 3, 16, 5
 pytestmark = pytest.mark.filterwarnings("ignore:No target network updater")  # the agent makes them, these tests do not
@@ -417,3 +418,12 @@ def test_kl_closed_form():
     renamed = KLLoss()
     renamed.set_keys(loc="mean", scale="deviation")
     torch.testing.assert_close(renamed(TensorDict({"mean": loc, "deviation": scale}, [4]))["loss_kl"], expected)
+
+
+def test_losses_of_critics_in_several_stacks_add_up():
+    y, stacks = torch.randn(2, 6, 1), [torch.randn(2, 2, 6, 1), torch.randn(1, 2, 6, 1)]  # [G, n, 1], [E, G, n, 1]
+    critics = [lambda x, tape, out=out: out for out in stacks]
+    total, gradient = critic_loss(critics, torch.randn(2, 6, 3), y, learns=False, wants_x=False)
+    expected = (torch.cat(stacks) - y).square().mean((-2, -1)).sum(0)
+    torch.testing.assert_close(total, expected)
+    assert gradient is None
