@@ -25,13 +25,12 @@ from peach_trl.experiment import Config, checkpoint_of, make_agent, make_env
 from peach_trl.hierarchy.metrics import level_metrics
 from peach_trl.levels.top_level import LOSSES
 from peach_trl.meta_tests import bounds_of, print_meta_test, run_meta_test, save_meta_test
-from peach_trl.resume import SAVEPOINTS
 from peach_trl.rules import explained
 from peach_trl.runs import Runs
 from peach_trl.schedule import Phase, Schedule
 from peach_trl.utils.loggers import log_film
 from peach_trl.utils.plots import plot_curves
-from peach_trl.utils.run import progress
+from peach_trl.utils.run import SAVEPOINTS, progress
 from peach_trl.utils.savepoints import Component, Savepoints
 
 LOGGED = (*LOSSES, "entropy")

@@ -13,9 +13,9 @@ from omegaconf import OmegaConf
 
 from peach_trl.config import ConfigError, build
 from peach_trl.utils.loggers import flat
-from peach_trl.utils.run import read_manifest, write_whole
+from peach_trl.utils.run import SAVEPOINTS, read_manifest, write_whole
 
-SAVEPOINTS, AUTO = "savepoints", "auto"
+AUTO = "auto"
 _OWN = ("resume", "resume_allow")
 Schema = TypeVar("Schema")
 

@@ -69,9 +69,11 @@ class PrioritizedTaskSampler(TaskSampler, PrioritizedSampler):
             ValueError: if one is not finite, or less than 0: it would spoil all draws; nothing is written.
         """
         values = torch.as_tensor(priority)
-        if not bool(((values >= 0) & values.isfinite()).all()):
-            wrong = values[~((values >= 0) & values.isfinite())].reshape(-1)[0].item()
-            raise ValueError(f"priority {wrong}: must be finite and at least 0; look at what writes it, a loss perhaps")
+        wrong = values[~((values >= 0) & values.isfinite())]
+        if len(wrong):
+            raise ValueError(
+                f"priority {wrong[0].item()}: must be finite and at least 0; look at what writes it, a loss perhaps"
+            )
         super().update_priority(index, priority, **kwargs)
 
     def sample(self, storage: Any, batch_size: int) -> tuple[Tensor, dict]:  # type: ignore[override]

@@ -14,8 +14,8 @@ from typing import Any
 import numpy as np
 import yaml
 
-from peach_trl.resume import SAVEPOINTS
 from peach_trl.utils.plots import LINE_COLORS, MARKERS, plot_by_trajectory, save
+from peach_trl.utils.run import SAVEPOINTS
 from peach_trl.utils.statistics import Over, interval, performance_profile, probability_of_improvement
 from peach_trl.utils.tables import Result, intervals, markdown, read_methods, read_metrics, table, write_csv
 
@@ -24,7 +24,8 @@ IGNORED = ("seed", "seeds")  # in which runs of the same method differ
 
 def runs_below(folder: Path) -> list[Path]:
     """All folders of runs in a folder: itself, those of a sweep, or of several seeds."""
-    return sorted(path.parent for path in folder.rglob("manifest.json") if SAVEPOINTS not in path.parts)
+    found = folder.rglob("manifest.json")
+    return sorted(path.parent for path in found if SAVEPOINTS not in path.relative_to(folder).parts)
 
 
 def group(folders: Sequence[Path]) -> dict[str, list[Path]]:

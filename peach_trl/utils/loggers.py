@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
-
-import torch
 
 from peach_trl.config import ConfigError, option
 
@@ -63,7 +61,7 @@ def make_logger(name: str, folder: Path, config: LoggingConfig) -> Any:
     return get_logger("trackio", str(folder), run, trackio_kwargs={"project": config.project})
 
 
-def log_film(loggers: Iterable[Any], path: Path, step: int) -> None:
+def log_film(loggers: Sequence[Any], path: Path, step: int) -> None:
     """Hands a video file to loggers, as ``eval/meta_test``; of one that cannot take it, a line says why.
 
     Args:
@@ -71,7 +69,10 @@ def log_film(loggers: Iterable[Any], path: Path, step: int) -> None:
         path: ``.gif`` or ``.mp4``.
         step: environment steps so far.
     """
-    import imageio.v3  # imported when it is used, as that takes a while
+    if not loggers:
+        return
+    import imageio.v3  # imported when they are used, as that takes a while
+    import torch
 
     frames = torch.from_numpy(imageio.v3.imread(path))
     for logger in loggers:

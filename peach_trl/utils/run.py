@@ -28,6 +28,7 @@ from tqdm import tqdm
 
 from peach_trl.utils.loggers import LoggingConfig, close_logger, flat, forget_after, make_logger
 
+SAVEPOINTS = "savepoints"  # the folder in a run's of what a resume needs
 PACKAGES = ("torch", "torchrl", "tensordict", "mujoco", "gymnasium", "hydra-core", "numpy", "peach-trl")
 
 
