@@ -13,6 +13,7 @@ from torchrl.envs import EnvBase
 from peach_trl.config import AUTO, ConfigError
 from peach_trl.context.belief import Belief
 from peach_trl.context.tracker import BeliefTracker
+from peach_trl.declared import declared
 from peach_trl.defaults import default
 from peach_trl.hierarchy.evidence import Evidence
 from peach_trl.hierarchy.policy import HierarchyActor, HierarchyClock, HierarchyPolicy
@@ -81,7 +82,7 @@ class Agent(nn.Module):
         top, lower = default(TopConfig) if top is None else top, default(LowerConfig) if lower is None else lower
         peak, scale = context.evidence == "peak", reward_scale * context.reward_factor
         self.evidence = Evidence(peak=peak, scale=scale, steps=hierarchy.top_steps)
-        goal_space, subgoal_space = (getattr(env, f"{name}_space", None) for name in ("goal", "subgoal"))
+        goal_space, subgoal_space = (declared(env, f"{name}_space") for name in ("goal", "subgoal"))
         if top.observe_goal and goal_space is None:
             raise ConfigError(
                 "top.observe_goal = True: the tasks of this environment are no states to reach; set it to false"
@@ -91,7 +92,7 @@ class Agent(nn.Module):
         reaches = top.objective == "goal"
         self.hierarchy = Hierarchy(
             *(hierarchy, env.action_spec, subgoal_space, goal_space if reaches else None),
-            fails=getattr(env, "fails", False),
+            fails=declared(env, "fails", False),
         )
         self.observation_spec = _observed(env)
         number = self.hierarchy.depth if reaches else self.hierarchy.top

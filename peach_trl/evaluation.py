@@ -20,6 +20,7 @@ from torchrl.envs.utils import ExplorationType, set_exploration_type
 
 from peach_trl.collectors.rollout import rollout
 from peach_trl.context.tracker import BeliefTracker
+from peach_trl.declared import declared
 from peach_trl.envs.goal_space import GoalSpace
 from peach_trl.hierarchy.policy import HierarchyPolicy
 
@@ -121,7 +122,7 @@ def meta_test(policy: nn.Module, env: EnvBase, trajectories: int, horizon: int |
     """
     tracker = next((part for part in policy.modules() if isinstance(part, BeliefTracker)), None)
     hierarchy = policy.actor.hierarchy if isinstance(policy, HierarchyPolicy) else None
-    horizon = getattr(env, "horizon", None) if horizon is None else horizon
+    horizon = declared(env, "horizon") if horizon is None else horizon
     if tracker is not None and tracker.trajectories < trajectories:
         raise ValueError(
             f"trajectories = {trajectories}: this policy forgets the task after {tracker.trajectories}; make it with "
@@ -135,7 +136,7 @@ def meta_test(policy: nn.Module, env: EnvBase, trajectories: int, horizon: int |
     finally:
         env.close()
     batch = batch if batch.ndim > 1 else batch.unsqueeze(0)
-    task_ids, goals, goal_space = *_tasks_of(env, batch), getattr(env, "goal_space", None)
+    task_ids, goals, goal_space = *_tasks_of(env, batch), declared(env, "goal_space")
     steps, length = _episodes(batch["next", "done"].squeeze(-1), trajectories, horizon)
 
     def by_episode(values: Tensor) -> Tensor:
@@ -167,7 +168,7 @@ def meta_test(policy: nn.Module, env: EnvBase, trajectories: int, horizon: int |
 
 def _tasks_of(env: EnvBase, batch: TensorDictBase) -> tuple[Tensor, Tensor]:
     """The tasks that rows played, [R], and their parameters [R, P]; P is 0 where these are not known."""
-    shown, library = batch.get("task_id", None), getattr(env, "library", None)
+    shown, library = batch.get("task_id", None), declared(env, "library")
     task_ids = torch.arange(len(batch)) if shown is None else shown[:, 0].flatten()
     return task_ids, torch.zeros(len(batch), 0) if library is None else library.parameters[task_ids]
 

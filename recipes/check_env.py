@@ -36,7 +36,9 @@ def main(config: CheckConfig, run_dir: Path) -> None:
     print(library)
     print(f"{type(env).__name__}: {len(tasks)} rows, actions {list(env.action_spec.shape)[1:]}")
     try:
-        found = inspect(env, config.hierarchy.top_steps, config.env.horizon, config.episodes, config.seed)
+        reach = config.hierarchy.subgoal_reach if config.hierarchy.subgoal == "relative" else None
+        length = config.hierarchy.top_steps, config.env.horizon
+        found = inspect(env, *length, config.episodes, config.seed, subgoal_reach=reach)
     finally:
         env.close()
     text = "\n".join(found.lines())

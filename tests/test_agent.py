@@ -3,6 +3,7 @@
 import copy
 import dataclasses
 import math
+from functools import partial
 
 import pytest
 import torch
@@ -11,13 +12,18 @@ from tensordict import TensorDict
 from tiny import random_context, random_sequences, random_transitions, record, tiny_agent, tiny_config
 from torch.nn.functional import softplus
 from torchrl.data import Bounded
+from torchrl.envs import GymEnv, ParallelEnv, SerialEnv, StepCounter, TransformedEnv
 from torchrl.envs.utils import ExplorationType
 
+from peach_trl import Agent, default
+from peach_trl.collectors import rollout
+from peach_trl.config import ConfigError
 from peach_trl.context import BeliefTracker
 from peach_trl.envs import GoalSpace
 from peach_trl.experiment import make_agent, make_library
+from peach_trl.hierarchy.structure import HierarchyConfig
 from peach_trl.hierarchy.transitions import LevelTransitions
-from peach_trl.levels import make_goal_networks, make_top_networks
+from peach_trl.levels import ReadingConfig, make_goal_networks, make_top_networks
 from peach_trl.modules.networks import Features
 
 TASKS, ROWS, CONTEXT, STEPS = 3, 16, 5, 3
@@ -572,3 +578,22 @@ def test_features_know_their_buffers_by_name():
     with TensorDict({key: own[key] for key in sorted(own.keys())}).to_module(features):
         assert torch.equal(features(observation, goal), before)
     assert list(features._buffers) != features.names and torch.equal(features(observation, goal), before)
+
+
+@pytest.mark.parametrize("batched", [SerialEnv, ParallelEnv])
+def test_batched_environments_of_torchrl(batched):
+    """They forward what they do not have to their copies, and were asked for ever."""
+    env = batched(2, partial(GymEnv, "Pendulum-v1"))
+    try:
+        with pytest.raises(ConfigError, match=f"{batched.__name__} has no subgoal_space"):
+            tiny_agent_of(env)
+        env.subgoal_space = GoalSpace([0, 1, 2], [-1.0, -1.0, -8.0], [1.0, 1.0, 8.0], [0.2, 0.2, 1.0])
+        agent = tiny_agent_of(TransformedEnv(env, StepCounter(6)))
+        batch = rollout(TransformedEnv(env, StepCounter(6)), agent.make_policy(), 12)
+        assert batch.shape == (2, 12) and batch["next", "done"].sum() == 4
+    finally:
+        env.close()
+
+
+def tiny_agent_of(env):
+    return Agent(env, default(HierarchyConfig, decision_steps=3), default(ReadingConfig, latent_dim=0))

@@ -11,7 +11,7 @@ from torchrl.envs import TransformedEnv
 from torchrl.envs.utils import ExplorationType, set_exploration_type
 
 from peach_trl.config import ConfigError
-from peach_trl.context import Attention, BeliefTracker, ContextEncoder, GaussianProduct, Recurrent, Transition
+from peach_trl.context import Attention, Belief, BeliefTracker, ContextEncoder, GaussianProduct, Recurrent, Transition
 from peach_trl.context.belief import make_belief
 from peach_trl.experiment import load_agent, make_agent, make_env, make_library
 from peach_trl.hierarchy.transitions import LevelTransitions
@@ -385,3 +385,59 @@ def test_beliefs_take_any_leading_dimensions(kind):
     for method in (belief.forward, belief.trace):
         for one, other in zip(method(single), method(whole), strict=True):
             assert torch.allclose(one, other[0, 0], atol=1e-6)
+
+
+class Mean(Belief):
+    """The mean over rewards so far; each of its methods can be made wrong."""
+
+    state_dim = 2
+
+    def __init__(self, **wrong):
+        super().__init__(nn.Linear(1, 1), latent_dim=1)
+        vars(self).update(wrong)
+
+    def update(self, state, transition):
+        return state + torch.cat([transition.evidence[..., :1], torch.ones_like(transition.evidence[..., :1])], -1)
+
+    def scan(self, transitions, mask=None):
+        reward = transitions.evidence[..., :1]
+        return nn.functional.pad(torch.cat([reward, torch.ones_like(reward)], -1).cumsum(-2), (0, 0, 1, 0))
+
+    def posterior(self, state):
+        return state[..., :1] / state[..., 1:].clamp(min=1), torch.ones_like(state[..., :1])
+
+
+@pytest.mark.parametrize(
+    ("wrong", "message"),
+    [
+        ({}, None),
+        (
+            {"scan": lambda transitions: None},
+            r"Mean: scan\(.* returns NoneType; it must return \[2, 4, 2\]",
+        ),
+        ({"scan": lambda transitions: transitions.evidence}, r"scan\(transitions \[B, L\]\) returns \[2, 3, 6\]"),
+        ({"update": lambda state: state}, r"Mean: update\(state \[B, S\], transition \[B\]\); TypeError: "),
+        ({"update": lambda state, transition: state[:1]}, r"update\(.* returns \[1, 2\]; it must return \[2, 2\]"),
+        (
+            {"update": lambda state, transition: state + 2},
+            r"after 1 transitions update\(\) has another state",
+        ),
+        ({"posterior": lambda state: state}, r"posterior\(\) returns a Tensor; return \(mean, deviation\)"),
+        ({"posterior": lambda state: (state, state)}, r"posterior\(.* returns \[2, 4, 2\]; it must return \[2, 4, 1\]"),
+        ({"posterior": lambda state: (state[..., :1],) * 2}, r"a deviation of 0; it must be above 0"),
+    ],
+)
+def test_a_belief_of_ones_own_is_tried(wrong, message):
+    config = tiny_config(context__latent_dim=1)
+    library = make_library(config)
+    if message is None:
+        assert make_agent(config, library, belief=Mean()).top.belief.training
+        return
+    with pytest.raises(ConfigError, match=message):
+        make_agent(config, library, belief=Mean(**wrong))
+
+
+def test_an_encoder_of_another_signature_is_named():
+    config = tiny_config()
+    with pytest.raises(ConfigError, match=r"Linear: it takes \(s, a, r, s'\) of 4, 2, \d and 4 numbers; TypeEr"):
+        make_agent(config, make_library(config), encoder=nn.Linear(4, 10))

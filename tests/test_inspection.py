@@ -79,6 +79,15 @@ def test_warnings(space, steps, message):
     assert any(re.search(message, warning) for warning in found.warnings), found.warnings
 
 
+def test_what_a_configuration_asks_for():
+    space = GoalSpace([0, 1], -2.0, 2.0, 0.3)
+    far, near = (inspect(world(space=space), 5, 20, subgoal_reach=reach).warnings for reach in (0.1, 0.05))
+    assert not any("hierarchy.subgoal_reach" in warning for warning in far)
+    assert any(warning.startswith("no subgoal lies farther than 0.25 from the state") for warning in near)
+    short = inspect(world(Short, space), decision_steps=10, horizon=20).warnings
+    assert any(re.match(r"episodes have [\d.]+ steps, a decision decision_steps = 10", warning) for warning in short)
+
+
 def test_rewards_that_are_not_met():
     found = inspect(FAMILIES["Wind"](4, seed=0), decision_steps=4, horizon=8, episodes=1)
     assert any(warning.startswith("no reward but 0 was met") for warning in found.warnings)

@@ -126,6 +126,32 @@ def test_what_is_wrong_is_named(change, message):
         config_of(change)
 
 
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (
+            "env.options.env_id=Pendulun-v1",
+            r"env.make = .*gymnasium_env, with env.options: NameNotFound: .*\.py, line \d",
+        ),
+        ("env.options.subgoal.low=[0.0]", r"env.make = .*, with env.options: ValueError: .*goal_space.py, line \d"),
+        ("+env.options.subgoal.hight=[0.0]", r"env.make = .*: TypeError: .*unexpected keyword argument 'hight'"),
+        (
+            "env.options.train=[[1.0],[2.0,3.0]]",
+            r"env.tasks = .*listed_tasks, with env.options: ValueError: tasks of 1 and 2 par",
+        ),
+    ],
+)
+def test_options_that_functions_cannot_use(change, message):
+    with pytest.raises(ConfigError, match=message):
+        config = config_of(change)
+        make_env(config, make_library(config), torch.tensor([0]))
+
+
+def test_held_out_tasks_that_are_trained_on():
+    with pytest.warns(UserWarning, match=r"1 test tasks are training tasks, too, such as that of parameters \[5.0\]"):
+        config_of("env.options.train=[4.0,5.0]", "env.options.test=[5.0,6.0]", "train.meta_batch=2").env.make_library()
+
+
 def test_an_oracle_needs_goals():
     config = config_of("top.observe_goal=true", schema=HacConfig, recipe="hac")
     with pytest.raises(ConfigError, match=r"top.observe_goal = True: the tasks of this environment are no states"):

@@ -28,6 +28,7 @@ from torchrl.data import TensorSpec
 from peach_trl.config import ConfigError, imported, option
 from peach_trl.context.encoder import ContextEncoder, Transition
 from peach_trl.context.products import Products, exponential
+from peach_trl.context.trial import try_encoder
 from peach_trl.hierarchy.evidence import Evidence
 from peach_trl.modules.views import View
 
@@ -429,7 +430,7 @@ def make_belief(
         normalise: whether what has no bounds is normalised there.
 
     Raises:
-        ConfigError: if the encoder puts out another number of features.
+        ConfigError: if the encoder takes or puts out something else.
     """
     out = 2 * config.latent_dim if config.belief == "product" else config.features
     dim = observation_spec.shape[-1]
@@ -446,7 +447,7 @@ def make_belief(
             seeds=seeds,
             bf16=config.bf16,
         )
-    _try(encoder, (dim, action_dim, evidence, dim), out, seeds or 1)
+    try_encoder(encoder, (dim, action_dim, evidence), out, seeds or 1)
     make: dict[str, Callable[[], Belief]] = {
         "product": lambda: GaussianProduct(
             encoder, config.latent_dim, decisions=config.decisions, precision=config.precision
@@ -461,14 +462,3 @@ def make_belief(
         "recurrent": lambda: Recurrent(encoder, config.latent_dim, features=config.features),
     }
     return make[config.belief]()
-
-
-def _try(encoder: nn.Module, sizes: tuple[int, ...], out: int, seeds: int) -> None:
-    """Tries the encoder on two transitions of zeros for each seed."""
-    with torch.no_grad():
-        shape = tuple(encoder(*(torch.zeros(2 * seeds, size) for size in sizes)).shape)
-    if shape != (2 * seeds, out):
-        raise ConfigError(
-            f"context.encoder = {type(encoder).__name__}: puts out {list(shape[1:])} for a transition; this belief "
-            f"needs [{out}]"
-        )

@@ -17,6 +17,7 @@ from tensordict.nn import TensorDictModuleBase
 from torch import Tensor
 from torchrl.envs import EnvBase
 
+from peach_trl.declared import declared
 from peach_trl.envs.goal_space import GoalSpace
 from peach_trl.rules import PERFECT
 
@@ -91,7 +92,15 @@ class Inspection:
 
 
 @torch.no_grad()
-def inspect(env: EnvBase, decision_steps: int, horizon: int, episodes: int = 3, seed: int = 0) -> Inspection:
+def inspect(
+    env: EnvBase,
+    decision_steps: int,
+    horizon: int,
+    episodes: int = 3,
+    seed: int = 0,
+    *,
+    subgoal_reach: float | None = None,
+) -> Inspection:
     """Plays held uniform actions in all rows of an environment, and says what that shows.
 
     Args:
@@ -100,6 +109,7 @@ def inspect(env: EnvBase, decision_steps: int, horizon: int, episodes: int = 3, 
         horizon: steps of an episode, at most.
         episodes: of each row.
         seed: of the actions.
+        subgoal_reach: how far a relative subgoal may lie, per step; ``None`` where subgoals are absolute.
 
     Examples:
         >>> from peach_trl.envs import FAMILIES
@@ -113,7 +123,7 @@ def inspect(env: EnvBase, decision_steps: int, horizon: int, episodes: int = 3, 
     batch = batch if batch.ndim > 1 else batch.unsqueeze(0)
     observation, reward = batch["next", "observation"], batch["next", "reward"].flatten()
     done, ended = batch["next", "done"][..., 0], batch["next", "terminated"][..., 0]
-    space: GoalSpace | None = getattr(env, "subgoal_space", None)
+    space: GoalSpace | None = declared(env, "subgoal_space")
     moved = torch.zeros(0) if space is None else _moved(space, batch, decision_steps)
     same = reward == reward.mode().values
     found = Inspection(
@@ -127,6 +137,8 @@ def inspect(env: EnvBase, decision_steps: int, horizon: int, episodes: int = 3, 
     )
     _propose(found, space, decision_steps, horizon)
     _warn(found, space, batch, decision_steps, horizon)
+    if space is not None and subgoal_reach is not None:
+        _warn_of_reach(found, space, decision_steps * subgoal_reach)
     return found
 
 
@@ -159,6 +171,11 @@ def _warn(found: Inspection, space: GoalSpace | None, batch: TensorDictBase, ste
     warn = found.warnings.append
     if steps > horizon:
         warn(f"decision_steps = {steps} is more than the horizon, {horizon}: the top level decides once")
+    elif found.length < 2 * steps:
+        warn(
+            f"episodes have {found.length:.3g} steps, a decision decision_steps = {steps}: the top level decides once "
+            "or twice; set fewer"
+        )
     if not batch["next", "done"].any():
         warn(f"no episode ended within {batch.shape[1]} steps: episodes must end by horizon = {horizon}")
     if found.usual == 1.0:
@@ -191,6 +208,15 @@ def _warn_of_subgoals(found: Inspection, space: GoalSpace) -> None:
     unused = found.moved == 0
     if unused.any():
         warn(f"entries {_named(indices, unused)} of the subgoal space do not move by actions: leave them out")
+
+
+def _warn_of_reach(found: Inspection, space: GoalSpace, reach: float) -> None:
+    tolerance = space.tolerance.expand(space.dim)
+    if (tolerance >= reach).all():
+        found.warnings.append(
+            f"no subgoal lies farther than {reach:.3g} from the state (hierarchy.subgoal_reach x decision_steps), "
+            f"which is within the tolerance, {_listed(tolerance)}: every one is achieved where it is set"
+        )
 
 
 def _named(indices: list[int], which: Tensor) -> list[int]:

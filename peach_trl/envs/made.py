@@ -11,7 +11,9 @@ from __future__ import annotations
 
 import inspect
 import json
+import traceback
 import typing
+import warnings
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import lru_cache, partial
@@ -24,11 +26,14 @@ from torch import Tensor
 from torchrl.envs import EnvBase
 
 from peach_trl.config import ConfigError, imported, option
+from peach_trl.declared import declared
 from peach_trl.envs.errors import NOT_FINITE
 from peach_trl.envs.goal_space import GoalSpace
 from peach_trl.envs.gymnasium_tasks import GymnasiumTasksEnv, TasksOptions
 from peach_trl.envs.tasks import TaskLibrary
 from peach_trl.rules import TaskFacts
+
+_NONE = object()  # no value
 
 SPLITS = ("train", "validation", "test")
 
@@ -76,6 +81,7 @@ class MadeConfig:
         missing = [name for name in SPLITS if name not in library.split_names]
         if missing:
             raise ConfigError(f"env.tasks = {self.tasks}: its library has no split {missing[0]}; give it some tasks")
+        _warn_of_shared(library, self.tasks)
         return library
 
     def make_env(self, library: TaskLibrary, tasks: Tensor, *, observe_goal: bool, seed: int) -> EnvBase:
@@ -85,7 +91,8 @@ class MadeConfig:
         if observe_goal and not _takes(make, "observe_goal"):
             raise ConfigError(f"top.observe_goal = True: {self.make} takes no observe_goal; set it to false")
         given = _taken(make, more) | _taken(make, _tuples(self.options))
-        env = make(len(tasks), library=library, tasks=tasks, horizon=self.horizon, **given)
+        facts = {"library": library, "tasks": tasks, "horizon": self.horizon}
+        env = _called("env.make", self.make, partial(make, len(tasks), **facts, **given))
         return _completed(env, self.make, len(tasks), {"horizon": self.horizon, "library": library, "goal_space": None})
 
 
@@ -102,7 +109,7 @@ def _completed(env: Any, make: str, rows: int, facts: Mapping[str, Any]) -> EnvB
         if name not in env.observation_spec.keys():
             raise ConfigError(f"env.make = {make}: its observation_spec has no {name!r}; add it, [{rows}, ...]")
     for name, value in facts.items():
-        if not hasattr(env, name):
+        if declared(env, name, _NONE) is _NONE:
             setattr(env, name, value)
     return env
 
@@ -110,7 +117,39 @@ def _completed(env: Any, make: str, rows: int, facts: Mapping[str, Any]) -> EnvB
 @lru_cache(maxsize=8)
 def _library(tasks: str, options: str) -> TaskLibrary:
     function = imported("env.tasks", tasks)
-    return function(**_taken(function, _tuples(json.loads(options))))
+    library = _called("env.tasks", tasks, partial(function, **_taken(function, _tuples(json.loads(options)))))
+    if not isinstance(library, TaskLibrary):
+        raise ConfigError(f"env.tasks = {tasks}: it returned a {type(library).__name__}; return a TaskLibrary")
+    return library
+
+
+def _called(key: str, path: str, function: Callable[[], Any]) -> Any:
+    """What a function that a configuration names returns.
+
+    Raises:
+        ConfigError: for any error in it, with the line where it arose; the error itself is its cause.
+    """
+    try:
+        return function()
+    except ConfigError:
+        raise
+    except Exception as error:
+        where = traceback.extract_tb(error.__traceback__)[-1]
+        raise ConfigError(
+            f"{key} = {path}, with env.options: {type(error).__name__}: {error} ({where.filename}, line {where.lineno})"
+        ) from error
+
+
+def _warn_of_shared(library: TaskLibrary, tasks: str) -> None:
+    """Says so where a task that is held out has the parameters of one for training."""
+    of = {name: set(map(tuple, library.parameters[library.split(name)].tolist())) for name in SPLITS}
+    for name in SPLITS[1:]:
+        if shared := of["train"] & of[name]:
+            warnings.warn(
+                f"env.tasks = {tasks}: {len(shared)} {name} tasks are training tasks, too, such as that of parameters "
+                f"{list(min(shared))}; what is measured on them is no generalisation",
+                stacklevel=3,
+            )
 
 
 def _takes(function: Callable[..., Any], name: str) -> bool:
@@ -221,6 +260,8 @@ def listed_tasks(
     for split, listed in zip(SPLITS, (train, validation, test), strict=True):
         splits[split] = torch.arange(len(parameters), len(parameters) + len(listed))
         parameters += [[float(value) for value in (task if isinstance(task, Sequence) else [task])] for task in listed]
+    if len(widths := sorted({len(values) for values in parameters})) > 1:
+        raise ValueError(f"tasks of {' and '.join(map(str, widths))} parameters: give each as many")
     return TaskLibrary(torch.tensor(parameters), splits, name)
 
 

@@ -22,6 +22,7 @@ from peach_trl.config import ConfigError, option
 from peach_trl.context.belief import Belief, BeliefConfig, make_belief, reading
 from peach_trl.context.encoder import Transition
 from peach_trl.context.tracker import READINGS, UPDATES, context_key
+from peach_trl.context.trial import try_belief
 from peach_trl.defaults import default
 from peach_trl.envs.goal_space import GoalSpace
 from peach_trl.hierarchy.structure import Hierarchy
@@ -99,7 +100,7 @@ class TopLevel(Level):
             parts of a batch is the first agent's, and each loss is a vector [S].
 
     Raises:
-        ConfigError: if ``belief`` has other dimensions than ``context.latent_dim``.
+        ConfigError: if ``belief`` has other dimensions than ``context.latent_dim``, or does not work.
 
     Attributes:
         actor: pi_h, from ``observation`` and the context to ``action`` in [-1, 1].
@@ -162,6 +163,8 @@ class TopLevel(Level):
         self.kl_loss = KLLoss(seeds)
         if belief is None and context.latent_dim:
             belief = make_belief(context, observation_spec, action_dim, encoder, seeds, context_view, normalise > 0)
+        elif belief is not None:
+            try_belief(belief, (dim := observation_spec.shape[-1], action_dim, context.evidence_dim(dim)), seeds or 1)
         self.belief = belief
         self.coefficients = {name: getattr(config, name) for name in LOSSES}
         self.targets = Targets(self.loss, config.tau)

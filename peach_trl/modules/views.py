@@ -16,6 +16,7 @@ import torch
 from torch import Tensor, nn
 
 from peach_trl.config import AUTO, ConfigError, option
+from peach_trl.declared import declared
 
 
 @dataclass(frozen=True)
@@ -164,9 +165,9 @@ def find_view(env: Any, reader: str, name: str = AUTO) -> View | None:
     Raises:
         ConfigError: for a name that the environment does not have.
     """
-    views: Mapping[str, View] = getattr(env, "views", {})
+    views: Mapping[str, View] = declared(env, "views", {})
     if name == AUTO:
-        name = getattr(env, "reads", {}).get(reader, "all")
+        name = declared(env, "reads", {}).get(reader, "all")
     if name == "all":
         return None
     if name not in views:

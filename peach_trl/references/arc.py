@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 from torchrl.envs import EnvBase
 
+from peach_trl.declared import declared
 from peach_trl.envs.batched_mujoco import BatchedMujocoEnv
 from peach_trl.references.candidates import REMEDY, Walk, train_ids
 
@@ -39,7 +40,7 @@ class Arc(NamedTuple):
         Raises:
             ValueError: where goals are not in the plane on a circle about the origin, and for other environments.
         """
-        space, actions = getattr(env, "goal_space", None), env.action_spec.shape[-1]
+        space, actions = declared(env, "goal_space"), env.action_spec.shape[-1]
         if not isinstance(env, BatchedMujocoEnv) or space is None or space.metric != "euclidean":
             raise ValueError(f"{type(env).__name__}, goal_space = {space}: {REMEDY}")
         goals = env.library.parameters[train_ids(env.library)]
