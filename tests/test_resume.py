@@ -204,6 +204,11 @@ def test_what_cannot_go_on(stopped, tmp_path, capsys):
     folder = copied(stopped, tmp_path)
     assert "there is no such folder" in refused(capsys, folder, f"resume={tmp_path / 'nowhere'}")[-1]
     assert "a sweep has many runs" in refused(capsys, folder, "-m", f"resume={folder}", "top.tau=0.1,0.2")[-1]
+    assert (
+        "is named by the time, and no later start would find it; set hydra.run.dir"
+        in refused(capsys, folder, "resume=auto")[-1]
+    )
+    assert "set hydra.sweep.dir=FOLDER" in refused(capsys, folder, "-m", "resume=auto", "seed=0,1")[-1]
     empty = tmp_path / "empty"
     empty.mkdir()
     assert "holds no run that could go on" in refused(capsys, folder, f"resume={empty}")[-1]

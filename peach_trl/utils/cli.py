@@ -24,6 +24,7 @@ from hydra.core.hydra_config import HydraConfig
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.core.override_parser.types import Override, ValueType
 from hydra.errors import HydraException
+from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import MissingMandatoryValue, OmegaConfBaseException
 
@@ -105,6 +106,8 @@ def _goes_on(config: Any, run_dir: Path) -> Any:
         return config
     from peach_trl.resume import FinishedError, resumed_config  # here, as it imports torch
 
+    if config.resume == "auto":
+        _refuse_stamp()
     given = [override.key_or_group for override in _overrides(HydraConfig.get().overrides.task)]
     try:
         return resumed_config(config, run_dir, given)
@@ -113,6 +116,17 @@ def _goes_on(config: Any, run_dir: Path) -> Any:
             raise
         print(error)
         return None
+
+
+def _refuse_stamp() -> None:
+    """Raises a ConfigError where the folder is named by the time: the next start would not find it."""
+    state: Any = HydraConfig.instance().cfg
+    kind = "run" if HydraConfig.get().mode == RunMode.RUN else "sweep"
+    if "${now:" in str(OmegaConf.to_container(state.hydra[kind], resolve=False)["dir"]):  # type: ignore[index]
+        raise ConfigError(
+            f"resume = 'auto': this run's folder is named by the time, and no later start would find it; set "
+            f"hydra.{kind}.dir=FOLDER, the same each time"
+        )
 
 
 def _folder_of_resumed(arguments: Any, overrides: Sequence[Override]) -> list[str]:
