@@ -30,7 +30,7 @@ from torchrl.collectors import Collector, MultiSyncCollector
 from torchrl.envs import GymEnv, ParallelEnv
 
 from peach_trl.collectors import LockstepCollector
-from peach_trl.envs.video import batched
+from peach_trl.envs.renderers import batched
 from peach_trl.experiment import PeachConfig, make_agent, make_env, make_library, seed_everything
 from peach_trl.hierarchy.transitions import LevelTransitions
 from peach_trl.utils import load_config

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import dataclasses
+import warnings
 from collections.abc import Mapping, Sequence
 from typing import Any, cast
 
@@ -76,8 +77,29 @@ def make_agent(
     env.close()
     if config.lower.checkpoint is not None:
         path = config.lower.checkpoint.replace("{seed}", str(config.seed))
-        agent.load_levels(_read_checkpoint(path, "lower.checkpoint")["agent"])
+        state = _read_checkpoint(path, "lower.checkpoint")
+        _compare_levels(path, state["config"]["hierarchy"], config)
+        agent.load_levels(state["agent"])
     return agent.to(config.device)
+
+
+def _compare_levels(path: str, trained: Mapping[str, Any], config: Config) -> None:
+    """Says what levels of another run were asked for there, where it differs, which no shape would show.
+
+    Raises:
+        ConfigError: if their subgoals were relative and these are not, or the other way round.
+    """
+    here = dataclasses.asdict(config.hierarchy)
+    if trained["subgoal"] != here["subgoal"]:
+        raise ConfigError(
+            f"lower.checkpoint = {path}: its levels were trained with hierarchy.subgoal = {trained['subgoal']}; set "
+            f"hierarchy.subgoal={trained['subgoal']}, or train others"
+        )
+    names = ["decision_steps", *(["subgoal_reach"] if here["subgoal"] == "relative" else [])]
+    if differ := [
+        f"{name} = {trained[name]} there and {here[name]} here" for name in names if trained[name] != here[name]
+    ]:
+        warnings.warn(f"lower.checkpoint = {path}: hierarchy.{', hierarchy.'.join(differ)}", stacklevel=3)
 
 
 def _stacked(
@@ -158,6 +180,11 @@ def load_agent(
             f"{tasks['fingerprint']}; those of this version are {library.name}, {library.fingerprint()}"
         )
     agent = make_agent(config, library, encoder, belief)
+    if agent.top is not None and all(name.startswith("levels.") for name in state["agent"]):
+        raise ConfigError(
+            f"checkpoint = {checkpoint}: it holds goal-reaching levels alone; give the run's final.pt. Levels are read by "
+            "lower.checkpoint and load_levels()"
+        )
     parts = state["agent"], agent.state_dict()
     found, wanted = ({name: (value.shape, value.dtype) for name, value in part.items()} for part in parts)
     if found != wanted:

@@ -1,11 +1,14 @@
 """What a checkpoint promises: whatever does not fit is refused with one line that names the cause."""
 
 import copy
+import warnings
+from pathlib import Path
 
 import pytest
 import torch
 from tiny import tiny_agent, tiny_config
 
+from peach_trl import PeachConfig, load_config, make_agent
 from peach_trl.config import ConfigError
 from peach_trl.experiment import checkpoint_of, load_agent, load_levels, make_library
 
@@ -83,3 +86,34 @@ def test_what_does_not_fit_is_refused(tmp_path, state, change, said):
     if change in (newer, no_agent, a_list):
         with pytest.raises(ConfigError, match=said):
             load_levels(path)
+
+
+EXTRAS = ("MetaWorldML1", "MetaWorldML10", "ogbench_maze", "robotics_maze")
+ENVS = sorted(path.stem for path in (Path(__file__).parents[1] / "configs" / "env").glob("*.yaml"))
+
+
+@pytest.mark.parametrize("env", [name for name in ENVS if name not in ("registered", *EXTRAS)])
+def test_agents_of_every_environment_can_be_loaded(env):
+    """Weights that lie elsewhere are written into them: subgoals that are absolute shared a buffer among critics."""
+    config = load_config(PeachConfig, "peach", overrides=[f"env={env}"])
+    library = make_library(config)
+    agent, other = make_agent(config, library), make_agent(config, library)
+    other.load_state_dict(copy.deepcopy(agent.state_dict()))
+    state = agent.state_dict()
+    assert all(torch.equal(value, state[name]) for name, value in other.state_dict().items())
+
+
+def test_levels_of_another_run(tmp_path, state):
+    """They are no agent, and what they were asked for there is compared."""
+    levels = {name: value for name, value in state["agent"].items() if name.startswith("levels.")}
+    path = written(tmp_path / "levels.pt", {**state, "agent": levels})
+    with pytest.raises(ConfigError, match=r"it holds goal-reaching levels alone; give the run's final.pt"):
+        load_agent(path)
+    config = tiny_config(lower__checkpoint=path)
+    with warnings.catch_warnings(action="error"):
+        tiny_agent(config)
+    with pytest.raises(ConfigError, match=r"trained with hierarchy.subgoal = relative; set hierarchy.subgoal=relative"):
+        tiny_agent(tiny_config(lower__checkpoint=path, hierarchy__subgoal="absolute"))
+    reach = config.hierarchy.subgoal_reach
+    with pytest.warns(UserWarning, match=rf"hierarchy.subgoal_reach = {reach} there and 0.01 here"):
+        tiny_agent(tiny_config(lower__checkpoint=path, hierarchy__subgoal_reach=0.01))

@@ -21,7 +21,7 @@ from omegaconf import OmegaConf
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from peach_trl.config import ConfigError
-from peach_trl.envs.video import LEVEL_COLOURS
+from peach_trl.envs.renderers import LEVEL_COLOURS
 from peach_trl.utils import Run, load_checkpoint, plot_curves, plot_posterior, plot_trajectories, plots
 from peach_trl.utils.loggers import LoggingConfig
 from peach_trl.utils.plots import _ellipse, _project, plot_by_trajectory

@@ -4,22 +4,26 @@ import contextlib
 import dataclasses
 import importlib.util
 import math
+from functools import partial
 from pathlib import Path
 
+import gymnasium
 import imageio.v3 as imageio
 import mujoco
 import mujoco.gl_context
 import numpy as np
 import pytest
 import torch
+from gymnasium import spaces
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 from test_recipes import manifest_of, start, without_speed
 from tiny import TINY, record, tiny_agent, tiny_config
 from torchrl.envs import GymEnv, StepCounter, TransformedEnv
 from torchrl.envs.utils import ExplorationType, exploration_type, set_exploration_type
 
-from peach_trl.envs import PointEnv, TaskLibrary
-from peach_trl.envs.video import LEVEL_COLOURS, RowRenderer, Video, marker_size, record_video, render_row
+from peach_trl.envs import GymnasiumTasksEnv, PointEnv, TaskLibrary
+from peach_trl.envs.renderers import LEVEL_COLOURS, RowRenderer, marker_size
+from peach_trl.envs.video import Video, record_video, render_row
 from peach_trl.experiment import make_env, make_library
 from peach_trl.utils import Run
 from peach_trl.utils.loggers import log_film
@@ -351,7 +355,70 @@ def test_other_environments_are_refused(tmp_path):
         record_video(GymEnv("CartPole-v1"), None, tmp_path / "a.gif")
 
 
+class Drawn(gymnasium.Env):
+    """One number, which is the shade of its picture."""
+
+    metadata = {"render_modes": ["rgb_array"], "render_fps": 25}
+    observation_space, action_space = spaces.Box(-1, 1, (1,)), spaces.Box(-1, 1, (1,))
+
+    def __init__(self, render_mode=None):
+        self.render_mode, self.shade = render_mode, 0
+
+    def reset(self, *, seed=None, options=None):
+        self.shade = 0
+        return np.zeros(1, np.float32), {}
+
+    def step(self, action):
+        self.shade += 10
+        return np.zeros(1, np.float32), 0.0, False, False, {}
+
+    def render(self):
+        return None if self.render_mode is None else np.full((20, 30, 3), self.shade, np.uint8)
+
+
+@pytest.mark.parametrize("vectorization", ["sync", "async"])
+def test_environments_of_gymnasium_draw_themselves(tmp_path, vectorization):
+    library = TaskLibrary(torch.zeros(2, 1), {"train": torch.arange(2)})
+    options = {"num_envs": 2, "horizon": 6, "vectorization": vectorization, "seed": 0}
+    env = GymnasiumTasksEnv(partial(Drawn, "rgb_array"), library, stay, **options)
+    assert record_video(env, None, tmp_path / "a.gif", rows=(0, 1)) == 6
+    frames = imageio.imread(tmp_path / "a.gif")
+    assert frames.shape == (6, 20, 60, 3) and frames[:, 0, 0, 0].tolist() == [0, 10, 20, 30, 40, 50]
+    env.close()
+    with pytest.raises(RuntimeError, match="no row was reset yet"):
+        env.render_row(0)
+    blind = GymnasiumTasksEnv(Drawn, library, stay, **options)
+    with pytest.raises(ValueError, match="its copies draw a NoneType, no picture; make them with render_mode"):
+        record_video(blind, None, tmp_path / "b.gif")
+    blind.close()
+
+
+def stay(env, task):
+    """All tasks are one."""
+
+
 # The recipe.
+
+
+def test_films_of_a_gymnasium_environment(tmp_path):
+    """While training, and of a checkpoint: a copy draws where Gymnasium's registry says that it can."""
+    gymnasium.register("peach_trl_tests/Drawn-v0", Drawn)
+    try:
+        space = "{indices: [0], low: -1.0, high: 1.0, tolerance: 0.1}"
+        own = [
+            "env.options.env_id=peach_trl_tests/Drawn-v0",
+            "env.options.set_task=shade",
+            f"env.options.subgoal={space}",
+        ]
+        tiny = [change for change in TINY if not change.startswith("env.")]
+        (run,) = start(
+            tmp_path, "peach", "env=gymnasium", "env.horizon=20", *tiny, *own, "logging.videos=true", plots=False
+        )
+        assert list((run / "videos").iterdir())
+        (filmed,) = start(tmp_path / "film", "video", f"checkpoint={run}", "tasks=2", "trajectories=1")
+        assert imageio.imread(filmed / "meta_test.gif").shape[2] == 60
+    finally:
+        del gymnasium.registry["peach_trl_tests/Drawn-v0"]
 
 
 @pytest.fixture(scope="module")

@@ -26,8 +26,8 @@ from torchrl.data import TensorSpec
 
 from peach_trl.envs.batched_mujoco import BatchedMujocoEnv
 from peach_trl.envs.families import FAMILIES
+from peach_trl.envs.renderers import Camera, RowRenderer, frames_per_second
 from peach_trl.envs.task_rows import TaskOrder
-from peach_trl.envs.video import Camera, RowRenderer, frames_per_second
 
 NAMESPACE = "peach_trl"
 
@@ -59,7 +59,7 @@ class FamilyGymnasiumEnv(gymnasium.Env):
         render_mode: ``None`` or ``"rgb_array"``.
         width: of pictures, in pixels.
         height: likewise.
-        camera: see :class:`~peach_trl.envs.video.RowRenderer`.
+        camera: see :class:`~peach_trl.envs.renderers.RowRenderer`.
         options: further arguments of ``family``, such as ``library``.
 
     Raises:

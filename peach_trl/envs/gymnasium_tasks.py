@@ -246,6 +246,14 @@ class GymnasiumTasksEnv(TaskEnv):
 
     # Beyond EnvBase.
 
+    def render_row(self, row: int) -> Any:
+        """What a copy's own ``render()`` gives: a picture, uint8 [H, W, 3], where ``render_mode="rgb_array"``."""
+        if self._vector is None:
+            raise RuntimeError("no row was reset yet: call reset() before render_row()")
+        if isinstance(self._vector, SyncVectorEnv):
+            return self._vector.envs[row].render()
+        return self._vector.call("render")[row]
+
     def _make_vector(self) -> SyncVectorEnv | AsyncVectorEnv:
         rows = [partial(self._make_row, row) for row in range(self.batch_size[0])]
         self._clear()

@@ -9,6 +9,7 @@ also gets ``observe_goal``, ``seed`` and ``not_finite`` where it names them.
 
 from __future__ import annotations
 
+import importlib
 import inspect
 import json
 import traceback
@@ -22,6 +23,7 @@ from typing import Any, Unpack
 import gymnasium
 import numpy as np
 import torch
+from gymnasium.envs.registration import load_env_creator
 from torch import Tensor
 from torchrl.envs import EnvBase
 
@@ -208,7 +210,7 @@ def gymnasium_env(
         tasks: ids of those that the rows play, [N].
         horizon: environment steps until truncation.
         goal: likewise of goals, where tasks are states to reach.
-        arguments: of ``gymnasium.make``.
+        arguments: of ``gymnasium.make``; ``render_mode`` is ``"rgb_array"`` where there is one, for videos.
         observation_keys: as of :class:`~peach_trl.envs.GymnasiumTasksEnv`.
         observation_low: likewise, a number for each entry of the observation.
         observation_high: likewise.
@@ -230,7 +232,7 @@ def gymnasium_env(
     put = partial(_call if ":" in set_task else _set, set_task, parameters.numpy())
     low, high = (None if bound is None else torch.tensor(bound) for bound in (observation_low, observation_high))
     return GymnasiumTasksEnv(
-        partial(gymnasium.make, env_id, **dict(arguments or {})),
+        partial(gymnasium.make, env_id, **{**_drawing(env_id), **(arguments or {})}),
         library,
         put,
         num_envs=num_envs,
@@ -245,6 +247,17 @@ def gymnasium_env(
         fails=fails,
         **options,
     )
+
+
+def _drawing(env_id: str) -> dict[str, Any]:
+    """The argument by which an environment draws pictures, if it can."""
+    module, _, name = env_id.rpartition(":")
+    if module:
+        importlib.import_module(module)
+    entry = gymnasium.spec(name).entry_point
+    made: Any = load_env_creator(entry) if isinstance(entry, str) else entry
+    modes = getattr(made, "metadata", {}).get("render_modes", [])
+    return {"render_mode": "rgb_array"} if "rgb_array" in modes else {}
 
 
 def listed_tasks(

@@ -95,7 +95,8 @@ class Features(nn.Module):
         if goal_space is not None:
             middle = goal_space.low + goal_space.half_range
             self.register_buffer("middle", torch.zeros_like(middle) if self.relative else middle)
-            self.register_buffer("half_range", goal_space.half_range if goal_range is None else goal_range)
+            half = goal_space.half_range if goal_range is None else goal_range
+            self.register_buffer("half_range", half.clone())  # critics that shared it could not be loaded
         if self.normalises:
             self.register_buffer("shift", torch.zeros_like(whole))
         self.names = list(self._buffers)

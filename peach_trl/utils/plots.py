@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 #: a value, or one by trajectory number
 Reference = float | Sequence[float]
 
-#: of the subgoals for level 0, 1, ..., as in :mod:`peach_trl.envs.video`
+#: of the subgoals for level 0, 1, ..., as in :mod:`peach_trl.envs.renderers`
 LEVEL_COLORS = ("#1a4dff", "#ff9900", "#b31acc", "#00b3cc")
 #: of lines: those of Okabe and Ito (2008), which differ for every kind of colour vision
 LINE_COLORS = ("#0072B2", "#E69F00", "#009E73", "#CC79A7", "#56B4E9", "#D55E00", "#000000")
