@@ -182,8 +182,8 @@ def load_agent(
     agent = make_agent(config, library, encoder, belief)
     if agent.top is not None and all(name.startswith("levels.") for name in state["agent"]):
         raise ConfigError(
-            f"checkpoint = {checkpoint}: it holds goal-reaching levels alone; give the run's final.pt. Levels are read by "
-            "lower.checkpoint and load_levels()"
+            f"checkpoint = {checkpoint}: it holds goal-reaching levels alone; give the run's final.pt. Levels are "
+            "read by lower.checkpoint and load_levels()"
         )
     parts = state["agent"], agent.state_dict()
     found, wanted = ({name: (value.shape, value.dtype) for name, value in part.items()} for part in parts)
