@@ -43,7 +43,8 @@ def test_batches_of_others():
     whole = agent()
     with pytest.raises(ValueError, match="not recorded by a HierarchyPolicy"):
         LevelTransitions(whole.hierarchy)(PointRobot(num_envs=3, split="train").rollout(5))
-    with pytest.raises(ValueError, match=r"no \['action', 'mask', 'part'\]: draw them with a SequenceSampler"):
+    missing = r"no \['action', 'mask', 'part', 'steps_to_next_obs', 'next.observation', 'next.terminated'\]: draw"
+    with pytest.raises(ValueError, match=missing):
         whole.top.update(some().unsqueeze(0))
     with pytest.raises(ValueError, match=r"no \['goal', 'action'\], which GoalTD3Loss reads; it has \['next', 'obs"):
         whole.levels[0].update(some())

@@ -221,9 +221,7 @@ class TopLevel(Level):
             ``(b, q)``: the decisions [n] with the context that actor, critics and targets read, and the Gaussians
             ``z_loc`` and ``z_scale`` [m, Z] of all beliefs, the prior included, for L_KL; Z = 0 without a context.
         """
-        missing = {"observation", "action", "mask", "part", "next"}.difference(sequences.keys())
-        if missing:
-            raise ValueError(f"sequences have no {sorted(missing)}: draw them with a SequenceSampler")
+        self._check_keys(sequences)
         self._doing = sequences, {}
         full = bool(sequences.get("mask").all())  # before they are moved: no waiting for a device
         sequences = on_device(sequences, self.device)
@@ -249,6 +247,17 @@ class TopLevel(Level):
         everywhere = None if full else self._chosen(pad(mask, (1, 0), value=True))
         q = {"z_loc": _flat(loc, everywhere), "z_scale": _flat(scale, everywhere)}
         return self._decisions(now, after, mask, full), TensorDict(q, q["z_loc"].shape[:1])
+
+    def _check_keys(self, sequences: TensorDictBase) -> None:
+        """Raises a ValueError that names what sequences lack."""
+        after = _AFTER.difference(sequences.get("next", {}).keys())
+        optional = {self._key, "missed", "proposal"}
+        missing = (self._read - _AFTER - optional | {"observation", "mask", "part"}).difference(sequences.keys())
+        if missing or after:
+            raise ValueError(
+                f"sequences have no {[*sorted(missing), *(f'next.{key}' for key in sorted(after))]}: draw them with a "
+                "SequenceSampler, or add what they lack; TopLevel shows in an example which shapes they have"
+            )
 
     def _look_ahead(self, now: dict[str, Tensor], after: dict[str, Tensor], mask: Tensor, part: Tensor) -> None:
         """Makes of each decision the next ``n_step`` ones: their rewards, and the state and belief behind the last."""
@@ -449,6 +458,7 @@ def _linked(s: Tensor, s_after: Tensor, terminated: Tensor, mask: Tensor, part: 
 
 
 _KINDS = TracedKinds()
+_AFTER = {"observation", "reward", "done", "terminated"}  # what losses read of "next"
 
 
 def _flat(column: Tensor, chosen: Tensor | None) -> Tensor:
