@@ -63,7 +63,7 @@ PAGES = {  # of the reference: packages and modules, each with all of its module
     "modules": ("Modules", ["modules", "distributions"]),
     "data": ("Data", ["data"]),
     "collectors": ("Collectors", ["collectors"]),
-    "envs": ("Environments", ["envs"]),
+    "envs": ("Environments", ["envs", "declared"]),
     "references": ("References: what can be had without learning", ["references"]),
     "utils": ("Utilities", ["utils"]),
 }
