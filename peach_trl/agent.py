@@ -35,7 +35,7 @@ class Agent(nn.Module):
         top: the top level.
         lower: the goal-reaching levels.
         reward_scale: factor on the task's rewards, the same as in the recorded transitions.
-        encoder: a context encoder of one's own, any module; see :func:`~peach_trl.context.belief.make_belief`.
+        encoder: a context encoder of one's own, any module; see :func:`~peach_trl.context.kinds.make_belief`.
         belief: a belief of one's own, encoder included.
         loss: the top level's, a subclass of one's own.
         views: what each level reads of the observation, by the names that the environment declares; ``None``: as the

@@ -12,7 +12,7 @@ from torchrl.envs.utils import ExplorationType, set_exploration_type
 
 from peach_trl.config import ConfigError
 from peach_trl.context import Attention, Belief, BeliefTracker, ContextEncoder, GaussianProduct, Recurrent, Transition
-from peach_trl.context.belief import make_belief
+from peach_trl.context.kinds import make_belief
 from peach_trl.experiment import load_agent, make_agent, make_env, make_library
 from peach_trl.hierarchy.transitions import LevelTransitions
 from peach_trl.utils import Run

@@ -19,8 +19,9 @@ from torchrl.modules import ProbabilisticActor, ValueOperator
 from torchrl.objectives import ValueEstimators
 
 from peach_trl.config import ConfigError, option
-from peach_trl.context.belief import Belief, BeliefConfig, make_belief, reading
+from peach_trl.context.belief import Belief, BeliefConfig, reading
 from peach_trl.context.encoder import Transition
+from peach_trl.context.kinds import make_belief
 from peach_trl.context.tracker import READINGS, UPDATES, context_key
 from peach_trl.context.trial import try_belief
 from peach_trl.defaults import default
@@ -90,7 +91,7 @@ class TopLevel(Level):
         config: networks, SAC and rates; ``None`` for what ships (:func:`~peach_trl.defaults.default`).
         context: the belief, and how it is read; likewise.
         goal: the space of a known goal that the top reads (the oracle), else ``None``.
-        encoder: an encoder of one's own, see :func:`~peach_trl.context.belief.make_belief`.
+        encoder: an encoder of one's own, see :func:`~peach_trl.context.kinds.make_belief`.
         belief: a belief of one's own, encoder included, instead of the one that ``context`` names.
         view: what actor and critics read of the observation; ``None`` for all of it.
         context_view: what the encoder reads of it.
