@@ -18,6 +18,7 @@ from tensordict import TensorDictBase
 from tensordict.nn import TensorDictModuleBase
 from torchrl.collectors import BaseCollector
 
+from peach_trl.collectors.faults import Faults, made_telling
 from peach_trl.collectors.lockstep import LockstepCollector
 from peach_trl.collectors.workers import worker_collector
 from peach_trl.envs.tasks import TaskLibrary
@@ -52,7 +53,7 @@ def make_collector(config: Config, library: TaskLibrary, policy: TensorDictModul
         collector = LockstepCollector(factory, policy, frames_per_batch=frames, total_frames=-1)
     else:
         shards = tasks.tensor_split(workers)
-        factories = [partial(make_env, config, library, shard, policy) for shard in shards]
+        factories = [partial(made_telling, partial(make_env, config, library, shard, policy)) for shard in shards]
         steps = [len(shard) * config.env.horizon for shard in shards]
         collector = worker_collector(config.collector.engine, factories, policy, steps)
     collector.set_seed(config.seed)
@@ -88,7 +89,9 @@ class Trajectories(Iterator[TensorDictBase]):
         if self.restarts:  # other random numbers than at first
             seed = int(torch.randint(2**31, (), generator=named_generator(f"restart {self.restarts}", config.seed)))
             config = dataclasses.replace(config, seed=seed)
-        self._collector = make_collector(config, self.library, self._plays)
+        self._faults = Faults()
+        with self._faults.listening():
+            self._collector = make_collector(config, self.library, self._plays)
         self._batches = iter(self._collector)
         self._workers = list(getattr(self._collector, "procs", ()))
 
@@ -145,7 +148,9 @@ class Trajectories(Iterator[TensorDictBase]):
             if process._closed or (code := process.exitcode) is None:
                 continue  # TorchRL closes those that it ended itself
             how = (
-                f"was killed by {signal.Signals(-code).name}" if code < 0 else f"ended with exit code {code}, see above"
+                f"was killed by {signal.Signals(-code).name}"
+                if code < 0
+                else f"ended with exit code {code}, {self._faults.of(process.pid) or 'see above'}"
             )
             found.append((number, how, code < 0))
         return found
@@ -170,6 +175,7 @@ class Trajectories(Iterator[TensorDictBase]):
             if not process._closed and process.is_alive():
                 os.kill(process.pid, signal.SIGCONT)  # a stopped one would not hear of it
         self._collector.shutdown()
+        self._faults.close()
 
 
 @contextmanager

@@ -56,7 +56,12 @@ def make_env(
 
 def make_library(config: Config) -> TaskLibrary:
     """The tasks, split for training, validation and test; with several seeds, for each of them."""
-    library = config.env.make_library()
+    try:
+        library = config.env.make_library()
+    except ConfigError:
+        raise
+    except ValueError as error:  # of the family, such as more tasks than a maze has cells
+        raise ConfigError(f"env: {error}") from None
     return library if config.seeds == 1 else library.repeat(config.seeds)
 
 

@@ -552,6 +552,7 @@ def test_bad_values_end_before_anything_runs(tmp_path, capsys, overrides, parts)
         ("source", ["source.recent=200"], ["source.recent = 200", "replay.episodes = 100", "lower source.recent"]),
         ("source", ["source.transitions=2"], ["source.transitions = 2", "raise transitions"]),
         ("hac", ["context.latent_dim=5"], ["context.latent_dim = 5", "use recipes/peach.py"]),
+        ("peach", ["env=AntUMaze", "env.validation_tasks=2"], ["env: validation = 2: AntUMaze has 6 cells for goals"]),
         ("evaluate", [], ["checkpoint = ???: missing; set checkpoint="]),
     ],
 )

@@ -1,5 +1,6 @@
 """Whatever ends a run early leaves its agents, the cause, and no process."""
 
+import dataclasses
 import json
 import os
 import signal
@@ -10,9 +11,11 @@ import time
 import pytest
 import torch
 from test_recipes import start
-from tiny import ROOT, TINY
+from tiny import ROOT, TINY, tiny_agent, tiny_config
 
-from peach_trl.experiment import load_agent
+from peach_trl.collecting import WorkerError, collecting
+from peach_trl.collectors.faults import VARIABLE
+from peach_trl.experiment import load_agent, make_library
 
 LONG = ["train.iterations=5000", "evaluation.every=90"]  # of TINY, whose last say is the first
 
@@ -126,3 +129,22 @@ def test_checkpoints_while_training(tmp_path):
     _, _, final = load_agent(str(folder))
     weights = [torch.cat([p.flatten() for p in each.top.actor.parameters()]) for each in (agent, final)]
     assert not torch.equal(*weights)
+
+
+def test_what_a_worker_says(tmp_path):
+    """Its exception, in its own words; TorchRL's workers print it, and end."""
+    config = tiny_config()
+    config = dataclasses.replace(config, collector=dataclasses.replace(config.collector, workers=2))
+    policy = tiny_agent(config).make_policy()
+    with collecting(config, make_library(config), policy) as trajectories:
+        folder = trajectories._faults.folder
+        assert next(trajectories).shape == (3, 20) and not list(folder.iterdir())
+        with torch.no_grad():
+            for parameter in policy.parameters():
+                parameter.fill_(torch.nan)
+        with pytest.raises(
+            WorkerError, match=r"worker 0 ended with exit code 1, NotFiniteError: .action. is not"
+        ) as found:
+            next(trajectories)
+        assert not found.value.killed
+    assert not folder.exists() and VARIABLE not in os.environ

@@ -26,6 +26,7 @@ from torchrl.collectors import Collector
 from torchrl.envs import Compose, EnvBase, RewardSum, TensorDictPrimer, Transform, TransformedEnv
 from torchrl.envs.utils import set_exploration_type
 
+from peach_trl.collectors.faults import telling
 from peach_trl.envs.errors import NotFiniteError
 from peach_trl.hierarchy.policy import HierarchyPolicy
 from peach_trl.modules.carried import CarriedState, Frame
@@ -259,14 +260,16 @@ class LockstepCollector(Collector):
 
     def rollout(self) -> TensorDictBase:
         """A batch ``[N, frames_per_batch / N]``."""
-        if self._lockstep is None:
-            return super().rollout()
+        with telling():
+            return super().rollout() if self._lockstep is None else self._in_lockstep(self._lockstep)
+
+    def _in_lockstep(self, lockstep: Lockstep) -> TensorDictBase:
         if self.pre_collect_hook is not None:
             self.pre_collect_hook()
         if self.reset_at_each_iter:
             self.reset()
         with set_exploration_type(self.exploration_type):
-            batch = self._lockstep.run(self.frames_per_batch)
+            batch = lockstep.run(self.frames_per_batch)
         batch.set(("collector", "traj_ids"), self._trajectory_ids(batch["next", "done"].squeeze(-1)))
         if self._truncates:
             for name in ("truncated", "done"):
