@@ -34,7 +34,7 @@ from peach_trl.schemas import HacConfig as HacConfig
 from peach_trl.schemas import PeachConfig as PeachConfig
 from peach_trl.schemas import SourceConfig as SourceConfig
 from peach_trl.seeding import named_generator
-from peach_trl.utils.run import load_checkpoint
+from peach_trl.utils.checkpoints import load_checkpoint
 
 
 def seed_everything(config: Config) -> None:

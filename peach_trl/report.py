@@ -28,9 +28,10 @@ from peach_trl.meta_tests import bounds_of, print_meta_test, run_meta_test, save
 from peach_trl.rules import explained
 from peach_trl.runs import Runs
 from peach_trl.schedule import Phase, Schedule
+from peach_trl.utils.files import SAVEPOINTS
 from peach_trl.utils.loggers import log_film
 from peach_trl.utils.plots import plot_curves
-from peach_trl.utils.run import SAVEPOINTS, progress
+from peach_trl.utils.run import progress
 from peach_trl.utils.savepoints import Component, Savepoints
 
 LOGGED = (*LOSSES, "entropy")

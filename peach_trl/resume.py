@@ -12,8 +12,8 @@ from typing import IO, Any, TypeVar
 from omegaconf import OmegaConf
 
 from peach_trl.config import ConfigError, build
+from peach_trl.utils.files import SAVEPOINTS, read_manifest, write_whole
 from peach_trl.utils.loggers import flat
-from peach_trl.utils.run import SAVEPOINTS, read_manifest, write_whole
 
 AUTO = "auto"
 _OWN = ("resume", "resume_allow")

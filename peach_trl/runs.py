@@ -10,7 +10,8 @@ from typing import Any
 from peach_trl.experiment import Config, of_seeds
 from peach_trl.levels.errors import NotFiniteLossError
 from peach_trl.resume import locked, write_config
-from peach_trl.utils.run import SAVEPOINTS, Run
+from peach_trl.utils.files import SAVEPOINTS
+from peach_trl.utils.run import Run
 from peach_trl.utils.savepoints import PREFIX
 from peach_trl.utils.signals import Stopping
 

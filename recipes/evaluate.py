@@ -17,7 +17,8 @@ from peach_trl.config import option
 from peach_trl.experiment import load_agent
 from peach_trl.meta_tests import bounds_of, print_meta_test, run_meta_test, save_meta_test
 from peach_trl.utils.cli import recipe
-from peach_trl.utils.run import Run, checkpoint_file
+from peach_trl.utils.files import checkpoint_file
+from peach_trl.utils.run import Run
 
 
 @dataclass(frozen=True)

@@ -16,7 +16,7 @@ from test_run import Trap
 from tiny import ROOT, TINY
 
 import peach_trl.report
-from peach_trl.utils.run import load_checkpoint
+from peach_trl.utils.checkpoints import load_checkpoint
 
 SHORT = [argument for argument in TINY if not argument.startswith(("train.iterations", "train.top_updates"))]
 SHORT += ["train.top_updates=6", "checkpoint.every=3", "evaluation.final=validation"]  # traced from the third on

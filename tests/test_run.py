@@ -23,9 +23,10 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 from peach_trl.config import ConfigError
 from peach_trl.envs.renderers import LEVEL_COLOURS
 from peach_trl.utils import Run, load_checkpoint, plot_curves, plot_posterior, plot_trajectories, plots
+from peach_trl.utils.checkpoints import save_tensors
+from peach_trl.utils.files import write_whole
 from peach_trl.utils.loggers import LoggingConfig
 from peach_trl.utils.plots import _ellipse, _project, plot_by_trajectory
-from peach_trl.utils.run import save_tensors, write_whole
 from peach_trl.utils.savepoints import Savepoints
 
 ROOT = Path(__file__).parent.parent

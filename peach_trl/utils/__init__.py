@@ -6,13 +6,14 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from peach_trl.utils.checkpoints import load_checkpoint
     from peach_trl.utils.cli import load_config, recipe
     from peach_trl.utils.plots import plot_curves, plot_posterior, plot_trajectories
-    from peach_trl.utils.run import Run, load_checkpoint, progress
+    from peach_trl.utils.run import Run, progress
 
 _MODULES = {
     "Run": "run",
-    "load_checkpoint": "run",
+    "load_checkpoint": "checkpoints",
     "load_config": "cli",
     "plot_curves": "plots",
     "plot_posterior": "plots",

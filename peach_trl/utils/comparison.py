@@ -14,8 +14,8 @@ from typing import Any
 import numpy as np
 import yaml
 
+from peach_trl.utils.files import SAVEPOINTS
 from peach_trl.utils.plots import LINE_COLORS, MARKERS, plot_by_trajectory, save
-from peach_trl.utils.run import SAVEPOINTS
 from peach_trl.utils.statistics import Over, interval, performance_profile, probability_of_improvement
 from peach_trl.utils.tables import Result, intervals, markdown, read_methods, read_metrics, table, write_csv
 

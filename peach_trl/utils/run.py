@@ -16,7 +16,6 @@ import platform
 import subprocess
 import sys
 import time
-import zipfile
 from collections.abc import Mapping
 from datetime import UTC, datetime
 from pathlib import Path
@@ -26,9 +25,10 @@ import torch
 from omegaconf import OmegaConf
 from tqdm import tqdm
 
+from peach_trl.utils.checkpoints import save_tensors
+from peach_trl.utils.files import read_manifest, write_whole
 from peach_trl.utils.loggers import LoggingConfig, close_logger, flat, forget_after, make_logger
 
-SAVEPOINTS = "savepoints"  # the folder in a run's of what a resume needs
 PACKAGES = ("torch", "torchrl", "tensordict", "mujoco", "gymnasium", "hydra-core", "numpy", "peach-trl")
 
 
@@ -263,82 +263,6 @@ class Run:
 
     def _write_manifest(self) -> None:
         write_whole(self.folder / "manifest.json", json.dumps(self.manifest, indent=2) + "\n")
-
-
-def save_tensors(state: Any, path: Path) -> None:
-    """``torch.save``, and waits until it is on the disk.
-
-    Raises:
-        OSError: if it cannot be written, as on a full disk, of which torch tells a ``RuntimeError`` without a cause.
-    """
-    try:
-        with open(path, "wb") as file:
-            torch.save(state, file)
-            file.flush()
-            os.fsync(file.fileno())
-    except (RuntimeError, OSError) as error:
-        cause = error if isinstance(error, OSError) else error.__context__
-        if not isinstance(cause, OSError):
-            raise
-        raise OSError(cause.errno, cause.strerror, str(path)) from None
-
-
-def write_whole(path: Path, text: str) -> None:
-    """Writes a small file, all of it or nothing."""
-    part = path.with_suffix(".tmp")
-    with open(part, "w", newline="") as file:
-        file.write(text)
-        file.flush()
-        os.fsync(file.fileno())
-    os.replace(part, path)
-
-
-def read_manifest(folder: Path) -> dict[str, Any]:
-    """The manifest of a run.
-
-    Raises:
-        FileNotFoundError: if there is none.
-        ValueError: if it is damaged.
-    """
-    path = folder / "manifest.json"
-    if not path.is_file():
-        raise FileNotFoundError(f"{folder}: holds no run (manifest.json); give the folder of a run")
-    try:
-        return json.loads(path.read_text())
-    except ValueError as error:
-        raise ValueError(f"{path}: cannot be read ({error})") from None
-
-
-def checkpoint_file(path: Path | str) -> Path:
-    """The checkpoint of the final agent, where a run's folder is named instead of a file."""
-    return Path(path) / "checkpoints" / "final.pt" if Path(path).is_dir() else Path(path)
-
-
-def load_checkpoint(path: Path | str, device: torch.device | str = "cpu") -> dict[str, Any]:
-    """Reads what :meth:`Run.checkpoint` wrote; runs no code from the file.
-
-    Args:
-        path: the ``.pt`` file, or a run's folder for its ``checkpoints/final.pt``.
-        device: where its tensors go.
-
-    Raises:
-        FileNotFoundError: if there is no such file; the message lists the checkpoints beside it.
-        ValueError: if the file is cut short, damaged, or no checkpoint.
-    """
-    path = checkpoint_file(path)
-    if not path.is_file():
-        found = ", ".join(sorted(p.name for p in path.parent.glob("*.pt"))) or "none"
-        raise FileNotFoundError(f"{path}: no such checkpoint; checkpoints in that folder: {found}")
-    try:
-        # torch does not verify the checksums that it writes.
-        with zipfile.ZipFile(path) as archive:
-            damaged = archive.testzip()
-        if damaged:
-            raise zipfile.BadZipFile(f"wrong checksum of {damaged}")
-        return torch.load(path, weights_only=True, map_location=device)
-    except (zipfile.BadZipFile, pickle.UnpicklingError, RuntimeError, EOFError) as error:
-        first_line = str(error).splitlines()[0]
-        raise ValueError(f"{path}: not a whole checkpoint ({first_line}); use another one") from error
 
 
 def progress(total: int, description: str) -> tqdm:

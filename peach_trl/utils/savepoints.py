@@ -19,7 +19,7 @@ from typing import Any
 import torch
 from torchrl.checkpoint import Checkpoint, CheckpointRotation, StateDictCheckpointAdapter
 
-from peach_trl.utils.run import save_tensors
+from peach_trl.utils.checkpoints import save_tensors
 
 DIGESTS, PREFIX = "sha256.json", "savepoint"
 
