@@ -25,7 +25,7 @@ from peach_trl.utils.run import Run
 class EvaluateConfig:
     """What to test, and how often; see ``configs/evaluate.yaml``."""
 
-    checkpoint: str = option(help="a run's folder, or its checkpoints/final.pt")
+    checkpoint: str = option(help="a run's folder, or its checkpoints/final.pt; pretrained: this package's agent")
     split: str = option(choices=("train", "validation", "test"), help="tasks to test on")
     rollouts: int = option(low=1, help="independent meta-tests of each task")
     trajectories: int = option(low=1, help="trajectories of a meta-test")

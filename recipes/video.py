@@ -29,7 +29,7 @@ from peach_trl.utils.run import Run
 class VideoConfig:
     """What to show, and how large; see ``configs/video.yaml``."""
 
-    checkpoint: str = option(help="a run's folder, or its checkpoints/final.pt")
+    checkpoint: str = option(help="a run's folder, or its checkpoints/final.pt; pretrained: this package's agent")
     path: str = option(help="the video: .gif, or with imageio-ffmpeg .mp4; relative to the run's folder")
     split: str = option(choices=("train", "validation", "test"), help="tasks to show")
     tasks: int = option(low=1, help="number of tasks, side by side")

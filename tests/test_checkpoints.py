@@ -8,7 +8,7 @@ import pytest
 import torch
 from tiny import tiny_agent, tiny_config
 
-from peach_trl import PeachConfig, load_config, make_agent
+from peach_trl import PeachConfig, load_config, make_agent, make_env, meta_test
 from peach_trl.config import ConfigError
 from peach_trl.experiment import checkpoint_of, load_agent, load_levels, make_library
 
@@ -117,3 +117,12 @@ def test_levels_of_another_run(tmp_path, state):
     reach = config.hierarchy.subgoal_reach
     with pytest.warns(UserWarning, match=rf"hierarchy.subgoal_reach = {reach} there and 0.01 here"):
         tiny_agent(tiny_config(lower__checkpoint=path, hierarchy__subgoal_reach=0.01))
+
+
+def test_the_agent_that_goes_with_the_package():
+    """It is of this version's tasks and networks, and searches: as good as the README says of the default task."""
+    config, library, agent = load_agent("pretrained")
+    assert config.env == load_config(PeachConfig, "peach").env
+    env = make_env(config, library, library.split("test"), policy := agent.make_policy(3, average=True, seed=0))
+    returns = meta_test(policy, env, trajectories=3).returns.mean(0)
+    assert returns[0] > 0.5 and returns[1:].min() > 0.8

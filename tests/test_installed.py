@@ -50,6 +50,8 @@ def test_a_wheel_runs_in_an_empty_folder(wheel, tmp_path):
         *(tmp_path, wheel),
     ).stdout
     assert "trajectory 2" in said
+    said = run(["-m", "peach_trl", "evaluate", "trajectories=1", "split=validation"], tmp_path, wheel).stdout
+    assert "meta-test on the validation tasks, 60 rollouts" in said  # of the agent that goes along
     code = (
         "from peach_trl import PeachConfig, load_config; import peach_trl;"
         "print(load_config(PeachConfig, 'peach').hierarchy.depth, peach_trl.__file__)"

@@ -553,7 +553,7 @@ def test_bad_values_end_before_anything_runs(tmp_path, capsys, overrides, parts)
         ("source", ["source.transitions=2"], ["source.transitions = 2", "raise transitions"]),
         ("hac", ["context.latent_dim=5"], ["context.latent_dim = 5", "use recipes/peach.py"]),
         ("peach", ["env=AntUMaze", "env.validation_tasks=2"], ["env: validation = 2: AntUMaze has 6 cells for goals"]),
-        ("evaluate", [], ["checkpoint = ???: missing; set checkpoint="]),
+        ("evaluate", ["checkpoint=???"], ["checkpoint = ???: missing; set checkpoint="]),
     ],
 )
 def test_recipes_refuse_what_they_are_not_for(tmp_path, capsys, recipe, overrides, parts):

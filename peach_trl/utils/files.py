@@ -7,6 +7,9 @@ import os
 from pathlib import Path
 from typing import Any
 
+from peach_trl.utils.installed import PACKAGE
+
+PRETRAINED = PACKAGE / "pretrained" / "point.pt"
 SAVEPOINTS = "savepoints"  # the folder in a run's of what a resume needs
 
 
@@ -37,5 +40,11 @@ def read_manifest(folder: Path) -> dict[str, Any]:
 
 
 def checkpoint_file(path: Path | str) -> Path:
-    """The checkpoint of the final agent, where a run's folder is named instead of a file."""
+    """The checkpoint of the final agent, where a run's folder is named instead of a file.
+
+    ``"pretrained"`` is the one that goes with the package: PEACH on the default task, as ``python recipes/peach.py``
+    leaves it.
+    """
+    if str(path) == "pretrained":
+        return PRETRAINED
     return Path(path) / "checkpoints" / "final.pt" if Path(path).is_dir() else Path(path)
