@@ -174,6 +174,18 @@ class Agent(nn.Module):
                     "hierarchy, lower and views as they were there"
                 )
         levels.load_state_dict(given)
+        self.settle_levels()
+
+    def settle_levels(self) -> None:
+        """Leaves the statistics that the goal-reaching levels normalise by as they are."""
+        for level in self.levels:
+            for normaliser in level.normalisers:
+                normaliser.settle()  # type: ignore[operator]
+
+    @property
+    def settled(self) -> bool:
+        """Whether the statistics that levels normalise by change no more."""
+        return all(normaliser.settled for level in self._every for normaliser in level.normalisers)  # type: ignore[union-attr]
 
     def state_of(self, seed: int, single: Agent) -> dict[str, Tensor]:
         """The state of one of several agents, as an agent of its own has it; of one alone its own.
@@ -186,8 +198,17 @@ class Agent(nn.Module):
         return {name: _one_of(state[name], name, own, seed) for name, own in single.state_dict().items()}
 
     def load_seeds(self, states: Sequence[Mapping[str, Tensor]]) -> None:
-        """Makes the agents what the states of so many single ones say."""
+        """Makes the agents what the states of so many single ones say.
+
+        Raises:
+            ValueError: where they differ in what all have in common here, the statistics that they normalise by.
+        """
         state = self.state_dict()
+        known = [single for single in states if single]
+        for name, own in known[0].items() if known else ():
+            shared = name in state and own.ndim == state[name].ndim
+            if shared and not all(torch.equal(own, single[name]) for single in known):
+                raise ValueError(f"{name} differs among the seeds, which have it in common: take one seed at a time")
         for seed, single in enumerate(states):
             names = {_name_of(name, seed): name for name in state}
             for name, own in single.items():

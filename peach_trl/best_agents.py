@@ -36,7 +36,7 @@ class BestAgents:
         better = []
         for seed, result in enumerate(results):
             score = float(result.returns.mean(0).sum())
-            if math.isfinite(score) and score > self._scores[seed]:
+            if math.isfinite(score) and score > self._scores[seed] and (len(results) == 1 or self.agent.settled):
                 state = self.agent.state_of(seed, self._single)
                 self.states[seed] = {name: value.clone() for name, value in state.items()}
                 self._scores[seed], self.iterations[seed] = score, iteration

@@ -72,7 +72,7 @@ def option(
     return dataclasses.field(metadata={**limits, "auto": auto, "help": help})
 
 
-def build(schema: type[Schema], values: Mapping[str, Any], path: str = "") -> Schema:
+def build(schema: type[Schema], values: Mapping[str, Any], path: str = "", check: bool = True) -> Schema:
     """Builds ``schema`` from a nested mapping, checking every key, type and range.
 
     Whole floats such as 1e6 are taken for integers, integers for floats, lists become tuples. A schema may define
@@ -84,6 +84,7 @@ def build(schema: type[Schema], values: Mapping[str, Any], path: str = "") -> Sc
         schema: a dataclass whose fields were declared with :func:`option`, or are schemas themselves.
         values: a nested mapping, such as an OmegaConf ``DictConfig`` turned into a ``dict``.
         path: the key under which ``values`` stands, for messages.
+        check: whether to call the outermost ``check``; not for what is of another machine.
 
     Raises:
         ConfigError: for an unknown or missing key, a wrong type, a value out of range, or a failed ``check``.
@@ -120,9 +121,8 @@ def build(schema: type[Schema], values: Mapping[str, Any], path: str = "") -> Sc
         result = schema(**built)
         if callable(resolved := getattr(result, "resolved", None)):
             result = typing.cast(Schema, resolved())
-        check = getattr(result, "check", None)
-        if callable(check):
-            check()
+        if check and callable(checks := getattr(result, "check", None)):
+            checks()
     except ConfigError as error:
         raise ConfigError(_join(path, error)) from None
     return result

@@ -6,6 +6,7 @@ import copy
 import dataclasses
 import warnings
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import Any, cast
 
 import torch
@@ -35,6 +36,7 @@ from peach_trl.schemas import PeachConfig as PeachConfig
 from peach_trl.schemas import SourceConfig as SourceConfig
 from peach_trl.seeding import named_generator
 from peach_trl.utils.checkpoints import load_checkpoint
+from peach_trl.utils.files import checkpoint_file
 
 
 def seed_everything(config: Config) -> None:
@@ -80,27 +82,40 @@ def make_agent(
     levels = config.hierarchy, config.context, config.top, config.lower
     agent = Agent(env, *levels, scale, encoder, belief, loss=loss, views=config.views)
     env.close()
-    if config.lower.checkpoint is not None:
-        path = config.lower.checkpoint.replace("{seed}", str(config.seed))
-        state = _read_checkpoint(path, "lower.checkpoint")
-        _compare_levels(path, state["config"]["hierarchy"], config)
+    path = levels_file(config)
+    if path is not None and (config.resume is None or path.is_file()):  # a resumed run has them in its savepoint
+        state = _read_checkpoint(str(path), "lower.checkpoint")
+        _compare_levels(str(path), state["config"], config)
         agent.load_levels(state["agent"])
     return agent.to(config.device)
 
 
-def _compare_levels(path: str, trained: Mapping[str, Any], config: Config) -> None:
+def levels_file(config: Config) -> Path | None:
+    """What ``lower.checkpoint`` names for this seed."""
+    named = config.lower.checkpoint
+    return None if named is None else checkpoint_file(named.replace("{seed}", str(config.seed)))
+
+
+def _compare_levels(path: str, there: Mapping[str, Any], config: Config) -> None:
     """Says what levels of another run were asked for there, where it differs, which no shape would show.
 
     Raises:
-        ConfigError: if their subgoals were relative and these are not, or the other way round.
+        ConfigError: if their subgoals were relative and these are not, or the other way round; or if the topmost was
+            the top of its hierarchy, whose goals are the tasks', and is not here.
     """
-    here = dataclasses.asdict(config.hierarchy)
+    trained, here = there["hierarchy"], dataclasses.asdict(config.hierarchy)
+    objective = there["top"]["objective"]
+    if objective != config.top.objective:
+        raise ConfigError(
+            f"lower.checkpoint = {path}: it is of top.objective = {objective}, whose levels reach for other goals; "
+            f"set top.objective={objective}, or train others"
+        )
     if trained["subgoal"] != here["subgoal"]:
         raise ConfigError(
             f"lower.checkpoint = {path}: its levels were trained with hierarchy.subgoal = {trained['subgoal']}; set "
             f"hierarchy.subgoal={trained['subgoal']}, or train others"
         )
-    names = ["decision_steps", *(["subgoal_reach"] if here["subgoal"] == "relative" else [])]
+    names = ["decision_steps", "clock", "failure", *(["subgoal_reach"] if here["subgoal"] == "relative" else [])]
     if differ := [
         f"{name} = {trained[name]} there and {here[name]} here" for name in names if trained[name] != here[name]
     ]:
@@ -124,7 +139,12 @@ def _stacked(
     parts = (config.hierarchy, config.context, config.top, config.lower, config.transitions.reward_scale)
     agent = Agent(env, *parts, encoder, belief, loss=loss, views=config.views, seeds=config.seeds)
     env.close()
-    agent.load_seeds(states)
+    try:
+        agent.load_seeds(states)
+    except ValueError as error:  # of levels of other runs
+        raise ConfigError(f"lower.checkpoint = {config.lower.checkpoint}: {error}; set seeds=1") from None
+    if config.lower.checkpoint is not None:
+        agent.settle_levels()
     return agent
 
 
@@ -142,7 +162,7 @@ def checkpoint_of(config: Config, library: TaskLibrary, agent: Mapping[str, Tens
     return {"format": FORMAT, **own}
 
 
-def _read_checkpoint(path: str, key: str = "checkpoint") -> dict[str, Any]:
+def _read_checkpoint(path: Path | str, key: str = "checkpoint") -> dict[str, Any]:
     """A checkpoint's content; a ConfigError that names the key where it cannot be read."""
     try:
         state = load_checkpoint(path)
@@ -162,7 +182,7 @@ def _read_checkpoint(path: str, key: str = "checkpoint") -> dict[str, Any]:
 
 
 def load_agent(
-    checkpoint: str, encoder: nn.Module | None = None, belief: Belief | None = None
+    checkpoint: Path | str, encoder: nn.Module | None = None, belief: Belief | None = None
 ) -> tuple[Config, TaskLibrary, Agent]:
     """An agent as it was trained, with the common part of its configuration and its tasks.
 
@@ -206,7 +226,7 @@ def _said(kind: tuple[torch.Size, torch.dtype] | None) -> str:
     return "missing" if kind is None else f"{list(kind[0])} {str(kind[1]).removeprefix('torch.')}"
 
 
-def load_levels(checkpoint: str) -> tuple[Hierarchy, Sequence[GoalLevel]]:
+def load_levels(checkpoint: Path | str) -> tuple[Hierarchy, Sequence[GoalLevel]]:
     """Goal-reaching levels as they were trained, alone, as skills for other pipelines.
 
     Args:
@@ -225,7 +245,7 @@ def load_levels(checkpoint: str) -> tuple[Hierarchy, Sequence[GoalLevel]]:
         >>> walk.actor(TensorDict({"observation": s, "goal": place}, [8]))["action"]  # doctest: +SKIP
     """
     config = common_config(_read_checkpoint(checkpoint)["config"])
-    config = dataclasses.replace(config, lower=dataclasses.replace(config.lower, checkpoint=checkpoint))
+    config = dataclasses.replace(config, lower=dataclasses.replace(config.lower, checkpoint=str(checkpoint)))
     agent = make_agent(config, make_library(config))
     return agent.hierarchy, agent.levels
 
@@ -309,5 +329,5 @@ def make_sequence_sampler(config: PeachConfig | HacConfig, buffer: TaskReplayBuf
 
 def make_context_sampler(config: SourceConfig, buffer: TaskReplayBuffer) -> ContextSampler:
     """S_c of Algorithm 1 as the source has it."""
-    decisions = -(-config.env.horizon // config.hierarchy.top_steps)
+    decisions = config.hierarchy.most_decisions(config.env.horizon)
     return ContextSampler(buffer, config.source.sampler(decisions), named_generator("context", config.seed))

@@ -21,7 +21,7 @@ from peach_trl.best_agents import BestAgents
 from peach_trl.config import ConfigError
 from peach_trl.envs.tasks import TaskLibrary
 from peach_trl.evaluation import MetaTest
-from peach_trl.experiment import Config, checkpoint_of, make_agent, make_env
+from peach_trl.experiment import Config, checkpoint_of, levels_file, make_agent, make_env
 from peach_trl.hierarchy.metrics import level_metrics
 from peach_trl.levels.top_level import LOSSES
 from peach_trl.meta_tests import bounds_of, print_meta_test, run_meta_test, save_meta_test
@@ -101,6 +101,8 @@ class Report:
             print("no savepoint was written yet: the run starts anew")
             for run in self.runs.runs:
                 run.rewind(0, -1, 0.0, 0.0)
+            if any((path := levels_file(config)) is not None and not path.is_file() for config in self.runs.configs):
+                raise ConfigError(f"lower.checkpoint = {path}: no such file, and no savepoint has its levels yet")
         else:
             print(f"resumed after iteration {number}, at environment step {self.env_steps}")
         for run in self.runs.runs:
@@ -128,7 +130,7 @@ class Report:
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Restores what :meth:`state_dict` gave, and cuts the files to what they were."""
         self.env_steps, self.updates, self._score = (state_dict[name] for name in ("env_steps", "updates", "score"))
-        if self._best is not None:
+        if self._best is not None and state_dict["best"] is not None:
             self._best.load_state_dict(state_dict["best"])
         for run, (rows, *spent) in zip(self.runs.runs, state_dict["files"], strict=True):
             run.rewind(rows, self.env_steps, *spent)

@@ -16,6 +16,11 @@ from peach_trl.utils.files import SAVEPOINTS, read_manifest, write_whole
 from peach_trl.utils.loggers import flat
 
 AUTO = "auto"
+#: what decides the shape of all that is saved
+STUCK = (
+    *("seed", "seeds", "collector.workers", "collector.engine", "train.envs_per_task", "env.train_tasks"),
+    *("hierarchy.depth", "context.latent_dim", "context.belief", "lower.algorithm", "top.objective"),
+)
 _OWN = ("resume", "resume_allow")
 Schema = TypeVar("Schema")
 
@@ -75,11 +80,13 @@ def resumed_config(config: Schema, folder: Path, given: Iterable[str]) -> Schema
         if key.split(".")[0] not in _OWN:
             _set(after, key, _get(values, key))
     own = {"resume": resume, "resume_allow": allow}
-    old, new = (build(type(config), {**part, **own}) for part in (before, after))
+    old, new = (build(type(config), {**part, **own}, check=part is after) for part in (before, after))
     flats = [flat(dataclasses.asdict(part)) for part in (old, new)]  # type: ignore[call-overload]
     differ = [key for key in sorted(flats[0].keys() | flats[1].keys()) if flats[0].get(key) != flats[1].get(key)]
     for key in differ:
         print(f"  {key}: {flats[0].get(key)} -> {flats[1].get(key)}", file=sys.stderr, flush=True)
+    if stuck := [key for key in differ if key in STUCK]:
+        raise ConfigError(f"resume = {resume}: {stuck[0]} cannot change, all that is saved follows it; leave it")
     refused = [key for key in differ if not any(f"{key}.".startswith(f"{name}.") for name in allow)]
     if refused:
         raise ConfigError(

@@ -127,6 +127,14 @@ class Config:
             part(self)
 
 
+@dataclass(frozen=True, kw_only=True)
+class StoredConfig(Config):
+    """The common part of a configuration that a checkpoint holds, perhaps of a run on another machine."""
+
+    def check(self) -> None:
+        """Nothing: it was checked where it was run, and acting wants neither its memory nor its workers."""
+
+
 def _check_tasks(config: Config) -> None:
     env, train, collector = config.env, config.train, config.collector
     if train.meta_batch > env.train_tasks:
@@ -160,13 +168,19 @@ def _check_sizes(config: Config) -> None:
             f"hierarchy.decision_steps = {hierarchy.decision_steps}: a decision of the top level takes up to "
             f"{hierarchy.top_steps} environment steps, more than env.horizon = {horizon}; lower decision_steps or depth"
         )
+    levels = hierarchy.depth > 1 or config.top.objective == "goal"
+    if train.iterations + train.prefill + levels * train.warmup == 0:
+        raise ConfigError(
+            f"train.iterations = {train.iterations}, train.prefill = {train.prefill}, train.warmup = {train.warmup}: "
+            "there is nothing to do; let one of them be 1 at least (train.warmup counts where there are lower levels)"
+        )
     fewest = 2 ** (hierarchy.depth - 1)
     if hierarchy.depth > 2 and hierarchy.decision_steps < fewest:
         raise ConfigError(
             f"hierarchy.depth = {hierarchy.depth}: within decision_steps = {hierarchy.decision_steps} not every level "
             f"below the top can make 2 decisions on a goal; raise decision_steps to {fewest}, or lower depth"
         )
-    decisions = train.trajectories * -(-horizon // hierarchy.top_steps)
+    decisions = train.trajectories * hierarchy.most_decisions(horizon)
     if config.top.objective == "reward" and config.replay.top_capacity < train.envs_per_task * decisions:
         raise ConfigError(
             f"replay.top_capacity = {config.replay.top_capacity}: a pass brings train.envs_per_task = "
@@ -330,8 +344,12 @@ class SourceConfig(Config):
 def common_config(values: Mapping[str, Any]) -> Config:
     """The common part of any recipe's configuration, as a checkpoint holds it: enough to act and to test.
 
+    Where the device of training is not there, it is the CPU.
+
     Raises:
         ConfigError: for a key or a value that this version does not know.
     """
     names = {field.name for field in dataclasses.fields(Config)}
-    return build(Config, {name: value for name, value in values.items() if name in names})
+    config = build(StoredConfig, {name: value for name, value in values.items() if name in names})
+    missing = torch.device(config.device).type == "cuda" and not torch.cuda.is_available()
+    return dataclasses.replace(config, device="cpu") if missing else config

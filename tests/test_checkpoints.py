@@ -6,11 +6,11 @@ from pathlib import Path
 
 import pytest
 import torch
-from tiny import tiny_agent, tiny_config
+from tiny import TINY, tiny_agent, tiny_config
 
 from peach_trl import PeachConfig, load_config, make_agent, make_env, meta_test
 from peach_trl.config import ConfigError
-from peach_trl.experiment import checkpoint_of, load_agent, load_levels, make_library
+from peach_trl.experiment import HacConfig, checkpoint_of, load_agent, load_levels, make_library
 
 
 @pytest.fixture(scope="module")
@@ -126,3 +126,53 @@ def test_the_agent_that_goes_with_the_package():
     env = make_env(config, library, library.split("test"), policy := agent.make_policy(3, average=True, seed=0))
     returns = meta_test(policy, env, trajectories=3).returns.mean(0)
     assert returns[0] > 0.5 and returns[1:].min() > 0.8
+
+
+def test_a_checkpoint_of_another_machine(tmp_path, state):
+    """It acts where it is loaded: on the CPU, whatever trained it, with none of training's memory and workers."""
+    if torch.cuda.is_available():
+        pytest.skip("there is a device")
+    changed = copy.deepcopy(state)
+    changed["config"]["device"] = "cuda"
+    changed["config"]["replay"]["lower_capacity"] = 10**12
+    changed["config"]["collector"].update(engine="ray", workers=2)
+    path = tmp_path / "final.pt"
+    written(path, changed)
+    assert load_agent(path)[0].device == "cpu" and len(load_levels(path)[1]) == 1
+
+
+def test_levels_of_another_objective(tmp_path):
+    """The top level of HAC reaches for the tasks' goals, and no shape says so."""
+    hac = load_config(HacConfig, "hac", overrides=[*TINY, "top.observe_goal=true", "top.objective=goal"])
+    library = make_library(hac)
+    path = written(tmp_path / "levels.pt", checkpoint_of(hac, library, make_agent(hac, library).state_dict()))
+    with pytest.raises(ConfigError, match=r"it is of top.objective = goal, whose levels reach for other goals"):
+        tiny_agent(tiny_config(hierarchy__depth=3, lower__checkpoint=path))
+
+
+def test_statistics_of_loaded_levels_stay(tmp_path):
+    """Also where several seeds start from those of one, which has seen fewer observations than all of them would."""
+
+    def config(*changes):
+        body = ["env=HopperRandParams", "env.train_tasks=4", "train.meta_batch=2", "views.normalise=100"]
+        return load_config(PeachConfig, "peach", overrides=[*body, *changes])
+
+    def saved(number):
+        one = config(f"seed={number}")
+        agent = make_agent(one, library := make_library(one))
+        agent.see(torch.randn(100, agent.observation_spec.shape[-1]) * 3 + number)
+        assert agent.settled
+        folder = tmp_path / f"seed_{number}"
+        folder.mkdir()
+        return written(folder / "levels.pt", checkpoint_of(one, library, agent.state_dict()))
+
+    paths = [saved(number) for number in range(2)]
+    two = config("seeds=2", f"lower.checkpoint={paths[0]}")
+    agent = make_agent(two, make_library(two))
+    before = {name: value.clone() for name, value in agent.levels.state_dict().items()}
+    agent.see(torch.randn(150, agent.observation_spec.shape[-1]))
+    assert all(torch.equal(value, before[name]) for name, value in agent.levels.state_dict().items())
+    assert not agent.settled  # the top level's own
+    each = config("seeds=2", f"lower.checkpoint='{tmp_path}/seed_{{seed}}/levels.pt'")
+    with pytest.raises(ConfigError, match=r"differs among the seeds, which have it in common.*set seeds=1"):
+        make_agent(each, make_library(each))

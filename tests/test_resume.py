@@ -237,6 +237,18 @@ def test_before_the_first_savepoint_it_starts_anew(tmp_path, capsys):
 
 
 @pytest.mark.slow
+def test_an_error_before_the_first_batch_of_workers(tmp_path):
+    """What hands weights to them waited, at the end of the program, for a thread that could start no more."""
+    interrupted(tmp_path, "peach", *SHORT, "train.iterations=4", "collector.workers=2", "checkpoint.every=1", after=3)
+    (folder,) = (path.parent for path in tmp_path.rglob("savepoints"))
+    for path in (folder / "savepoints").glob("*/sha256.json"):
+        path.unlink()
+    command = [sys.executable, str(ROOT / "recipes" / "peach.py"), f"resume={folder}"]
+    done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, timeout=100)
+    assert done.returncode == 2 and "savepoints is whole" in done.stderr
+
+
+@pytest.mark.slow
 def test_killed_at_any_time(tmp_path):
     """SIGKILL up to twenty times, also within a save: it always goes on, and comes to the same end."""
     arguments = [*SHORT, "train.iterations=60", "checkpoint.every=1", "evaluation.every=7"]

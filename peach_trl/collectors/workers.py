@@ -10,6 +10,7 @@ import torch
 from tensordict import TensorDictBase
 from torchrl.collectors import BaseCollector, MultiSyncCollector
 from torchrl.envs import EnvBase
+from torchrl.weight_update import SharedMemWeightSyncScheme
 
 from peach_trl.collectors.lockstep import LockstepCollector
 
@@ -36,7 +37,7 @@ def worker_collector(
         ImportError: if Ray is not installed.
     """
     if engine == "processes":
-        return MultiSyncCollector(
+        return _Processes(
             list(factories),
             policy,
             frames_per_batch=list(frames),
@@ -54,6 +55,20 @@ def worker_collector(
     if find_spec("ray") is None:
         raise ImportError("engine = 'ray': the package ray is not installed; pip install peach-trl[ray]")
     return _ray_collector(factories, policy, sum(frames))
+
+
+class _Processes(MultiSyncCollector):
+    """Ends what hands weights over, too: left to the end of the program, it would wait for a thread for ever."""
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        scheme = SharedMemWeightSyncScheme()
+        super().__init__(*args, weight_sync_schemes={"policy": scheme}, **kwargs)
+        self._scheme = scheme
+
+    def shutdown(self, *args: Any, **kwargs: Any) -> None:
+        """Ends the processes, and the threads of this one."""
+        super().shutdown(*args, **kwargs)
+        self._scheme.shutdown()
 
 
 class _SeededCollector(LockstepCollector):

@@ -39,7 +39,7 @@ def level_metrics(hierarchy: Hierarchy, batch: TensorDictBase) -> dict[str, floa
     columns, failed = {}, batch.get(("next", "failed"), None)
     if failed is not None:
         columns["failures"] = (failed.sum() / batch["next", "done"].sum().clamp(min=1)).item()
-    if hierarchy.depth == 1:
+    if hierarchy.depth == 1 and hierarchy.goal_space is None:
         return columns
     achieved, end, _ = hierarchy.recorded_ends(batch)
     reached = batch["next", "observation"]

@@ -59,6 +59,10 @@ class HierarchyConfig:
         """k^h, the environment steps of one decision of the top level, at most."""
         return self.k ** (self.depth - 1)
 
+    def most_decisions(self, horizon: int) -> int:
+        """Decisions of the top level in an episode of ``horizon`` steps; where goals end them, one a step at most."""
+        return -(-horizon // self.top_steps) if self.clock == "time" else horizon
+
 
 class Hierarchy:
     """The shape of a hierarchy over one environment: horizons, proposal spaces, goals and the rule that ends attempts.

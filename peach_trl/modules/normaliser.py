@@ -53,10 +53,20 @@ class Normaliser(nn.Module):
         self.register_buffer("mean", torch.zeros(len(self._scale), dtype=torch.float64))
         self.register_buffer("square", torch.zeros(len(self._scale), dtype=torch.float64))  # mean (x - mean)^2
 
+    @property
+    def settled(self) -> bool:
+        """Whether later observations leave the statistics as they are."""
+        return self.steps is not None and bool(self.count >= self.steps)
+
+    def settle(self) -> None:
+        """Leaves the statistics as they are from now on."""
+        self.steps = int(self.count) if self.steps is None else self.steps
+        self.count.clamp_(min=self.steps)
+
     @torch.no_grad()
     def see(self, observation: Tensor) -> bool:
         """Takes observations [..., D] into the statistics, each as much (Chan et al. 1979); says whether it did."""
-        if self.steps is not None and self.count >= self.steps:
+        if self.settled:
             return False
         (view,) = self._view
         seen = observation.to(self.mean.device)
