@@ -204,6 +204,8 @@ def test_what_cannot_go_on(stopped, tmp_path, capsys):
     folder = copied(stopped, tmp_path)
     assert "there is no such folder" in refused(capsys, folder, f"resume={tmp_path / 'nowhere'}")[-1]
     assert "a sweep has many runs" in refused(capsys, folder, "-m", f"resume={folder}", "top.tau=0.1,0.2")[-1]
+    stuck = ["collector.workers=2", "resume_allow=[collector.workers]"]
+    assert "collector.workers cannot change" in refused(capsys, folder, f"resume={folder}", *stuck)[-1]
     assert (
         "is named by the time, and no later start would find it; set hydra.run.dir"
         in refused(capsys, folder, "resume=auto")[-1]
