@@ -9,7 +9,7 @@ Values and their meaning: configs/evaluate.yaml. Results: the run's folder under
 from __future__ import annotations
 
 import json
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
 import peach_trl.utils.startup  # noqa: F401  # first: it checks keys before torch is imported
@@ -44,7 +44,7 @@ def main(config: EvaluateConfig, run_dir: Path) -> None:
         save_meta_test(run, trained, library, result, config.split)
         bounds = bounds_of(trained, library, config.split)
         run.log(0, result.metrics("eval/"))
-        trained_run = {"seed": trained.seed, **training_facts(config.checkpoint)}
+        trained_run = {"seed": trained.seed, **training_facts(config.checkpoint), "config": asdict(trained)}
         run.finish(**result.metrics(), references=bounds, tasks=library.identity(), trained=trained_run)
     print_meta_test(result, config.split, bounds)
 

@@ -75,6 +75,18 @@ def test_runs_are_grouped_by_what_differs(tmp_path):
     assert list(group(runs_below(tmp_path / "a"))) == ["all runs"]
 
 
+def test_tests_of_checkpoints_are_grouped_by_what_was_trained(tmp_path):
+    for depth in (2, 3):
+        for seed in (0, 1):
+            trained = {"seed": seed, "config": {"seed": seed, "hierarchy": {"depth": depth}}}
+            folder = write_run(tmp_path / f"{depth}_{seed}", 7, trained=trained)
+            (folder / "config.yaml").write_text(yaml.safe_dump({"checkpoint": f"runs/{depth}_{seed}", "seed": 0}))
+    found = group(runs_below(tmp_path))
+    assert list(found) == ["hierarchy.depth=2", "hierarchy.depth=3"] and [*map(len, found.values())] == [2, 2]
+    runs(tmp_path, "trained", depth=3, seeds=1)  # beside a run of its own
+    assert list(group(runs_below(tmp_path))) == ["hierarchy.depth=2", "hierarchy.depth=3"]
+
+
 class Tags(HTMLParser):
     def __init__(self):
         super().__init__()

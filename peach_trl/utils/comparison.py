@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import base64
 import html
+import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -19,7 +20,7 @@ from peach_trl.utils.plots import LINE_COLORS, MARKERS, plot_by_trajectory, save
 from peach_trl.utils.statistics import Over, interval, performance_profile, probability_of_improvement
 from peach_trl.utils.tables import Result, intervals, markdown, read_methods, read_metrics, table, write_csv
 
-IGNORED = ("seed", "seeds")  # in which runs of the same method differ
+IGNORED = ("seed", "seeds", "resume", "resume_allow")  # in which runs of the same method differ
 
 
 def runs_below(folder: Path) -> list[Path]:
@@ -29,13 +30,19 @@ def runs_below(folder: Path) -> list[Path]:
 
 
 def group(folders: Sequence[Path]) -> dict[str, list[Path]]:
-    """The folders of each method, by name.
+    """The folders of each method, by name. A test of a checkpoint belongs to the method that was trained.
 
     Raises:
         FileNotFoundError: if a folder has no ``config.yaml``.
     """
-    configs = {folder: _flat(yaml.safe_load((folder / "config.yaml").read_text())) for folder in folders}
+    trained = {folder: _trained(folder) for folder in folders}
+    configs = {
+        folder: _flat(config or yaml.safe_load((folder / "config.yaml").read_text()))
+        for folder, config in trained.items()
+    }
     keys = sorted({key for config in configs.values() for key in config} - set(IGNORED))
+    if any(trained.values()):  # whose configurations hold what all recipes have
+        keys = [key for key in keys if all(key in config for config in configs.values())]
     values = {folder: {key: config.get(key) for key in keys} for folder, config in configs.items()}
     differing = [key for key in keys if len({repr(config[key]) for config in values.values()}) > 1]
     methods: dict[str, list[Path]] = {}
@@ -43,6 +50,13 @@ def group(folders: Sequence[Path]) -> dict[str, list[Path]]:
         name = ", ".join(f"{key}={config[key]}" for key in differing) or "all runs"
         methods.setdefault(name, []).append(folder)
     return methods
+
+
+def _trained(folder: Path) -> Mapping[str, Any] | None:
+    """The configuration that an agent was trained with, where a folder is of a test of its checkpoint."""
+    path = folder / "manifest.json"
+    manifest = json.loads(path.read_text()) if path.is_file() else {}
+    return manifest.get("trained", {}).get("config")
 
 
 def _flat(values: Mapping[str, Any], path: str = "") -> dict[str, Any]:
