@@ -243,7 +243,8 @@ def test_levels_of_another_run_frozen(tmp_path):
         for seed in range(seeds):
             state = learner.state_of(seed, single)
             for name, value in agent.state_dict().items():
-                assert torch.equal(state[name], value) or not name.startswith("levels."), name
+                if name.startswith("levels.") and not name.endswith(".count"):  # which says that they stay
+                    assert torch.equal(state[name], value), name
         assert not any(phase.lower_updates for phase in Schedule(skill, learner))
     _, (walk,) = load_levels(str(levels))
     reads = TensorDict({"observation": torch.randn(5, 29), "goal": torch.randn(5, 2)}, [5])

@@ -59,7 +59,7 @@ class Normaliser(nn.Module):
         return self.steps is not None and bool(self.count >= self.steps)
 
     def settle(self) -> None:
-        """Leaves the statistics as they are from now on."""
+        """Leaves the statistics as they are from now on, as if enough had been seen."""
         self.steps = int(self.count) if self.steps is None else self.steps
         self.count.clamp_(min=self.steps)
 
