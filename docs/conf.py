@@ -28,7 +28,7 @@ myst_fence_as_directive = ["mermaid"]
 suppress_warnings = ["myst.xref_missing"]  # pages name files of the repository, which a reader finds there
 
 nb_execution_mode = "off" if os.environ.get("PEACH_DOCS_FAST") else "force"
-nb_execution_timeout = 300
+nb_execution_timeout = 900
 nb_execution_raise_on_error = True
 nb_merge_streams = True
 nb_output_stderr = "remove"
