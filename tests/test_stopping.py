@@ -48,7 +48,7 @@ def is_there(group):
 def workers_of(process):
     """The worker processes of a run, the first one first."""
     command = ["ps", "-ww", "--ppid", str(process.pid), "-o", "pid=,args="]
-    lines = subprocess.run(command, capture_output=True, text=True, check=True).stdout.splitlines()
+    lines = subprocess.run(command, capture_output=True, text=True).stdout.splitlines()  # 1 where there are none
     return sorted(int(line.split()[0]) for line in lines if "spawn_main" in line)
 
 
@@ -83,6 +83,26 @@ def test_a_signal(tmp_path, number, group, code, cause, arguments):
     begun = time.monotonic()
     (os.killpg if group else os.kill)(process.pid, number)
     assert_ends(process, begun, (code, -number), cause, tmp_path, 2 if "seeds=2" in arguments else 1)
+
+
+@pytest.mark.slow
+def test_a_signal_while_workers_start(tmp_path):
+    """Nobody has a collector yet that could end them."""
+    command = [sys.executable, str(ROOT / "recipes" / "peach.py"), *TINY, "collector.workers=2"]
+    pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
+    process = subprocess.Popen(command, cwd=tmp_path, start_new_session=True, **pipes)
+    until = time.monotonic() + 90
+    while not workers_of(process) and time.monotonic() < until:
+        time.sleep(0.05)
+    process.send_signal(signal.SIGINT)
+    try:
+        process.communicate(timeout=30)
+    finally:
+        if process.poll() is None:
+            os.killpg(process.pid, signal.SIGKILL)
+    assert process.returncode in (130, -signal.SIGINT)
+    time.sleep(2)  # Python's own tracker of semaphores follows a little later
+    assert not is_there(process.pid)
 
 
 @pytest.mark.parametrize(
@@ -143,7 +163,7 @@ def test_what_a_worker_says(tmp_path):
             for parameter in policy.parameters():
                 parameter.fill_(torch.nan)
         with pytest.raises(
-            WorkerError, match=r"worker 0 ended with exit code 1, NotFiniteError: .action. is not"
+            WorkerError, match=r"worker \d ended with exit code 1, NotFiniteError: .action. is not"
         ) as found:
             next(trajectories)
         assert not found.value.killed

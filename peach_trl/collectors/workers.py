@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import multiprocessing
 from collections.abc import Callable, Sequence
 from importlib.util import find_spec
 from typing import Any, cast
@@ -61,9 +62,15 @@ class _Processes(MultiSyncCollector):
     """Ends what hands weights over, too: left to the end of the program, it would wait for a thread for ever."""
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
-        scheme = SharedMemWeightSyncScheme()
-        super().__init__(*args, weight_sync_schemes={"policy": scheme}, **kwargs)
-        self._scheme = scheme
+        self._scheme = SharedMemWeightSyncScheme()
+        before = set(multiprocessing.active_children())
+        try:
+            super().__init__(*args, weight_sync_schemes={"policy": self._scheme}, **kwargs)
+        except BaseException:  # also where it is interrupted while they start, and nobody else can end them
+            for process in set(multiprocessing.active_children()) - before:
+                process.kill()
+            self._scheme.shutdown()
+            raise
 
     def shutdown(self, *args: Any, **kwargs: Any) -> None:
         """Ends the processes, and the threads of this one."""
