@@ -13,12 +13,14 @@ import difflib
 import importlib
 import math
 import operator
+import traceback
 import types
 import typing
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any, TypeVar
 
 Schema = TypeVar("Schema")
+Result = TypeVar("Result")
 AUTO = "auto"  # in place of a value that follows from others
 
 
@@ -126,6 +128,27 @@ def build(schema: type[Schema], values: Mapping[str, Any], path: str = "", check
     except ConfigError as error:
         raise ConfigError(_join(path, error)) from None
     return result
+
+
+def attempt(what: str, function: Callable[[], Result]) -> Result:
+    """What somebody else's function returns; ``what`` says whose it is.
+
+    Raises:
+        ConfigError: for any error in it, with the line where it arose; the error itself is its cause.
+
+    Examples:
+        >>> attempt("env.make = own:make:", lambda: {}["goal"])
+        Traceback (most recent call last):
+        ...
+        peach_trl.config.ConfigError: env.make = own:make: KeyError: 'goal' (..., line 1)
+    """
+    try:
+        return function()
+    except ConfigError:
+        raise
+    except Exception as error:
+        where = traceback.extract_tb(error.__traceback__)[-1]
+        raise ConfigError(f"{what} {type(error).__name__}: {error} ({where.filename}, line {where.lineno})") from error
 
 
 def require_key(schema: type, key: str, value: Any) -> None:

@@ -85,7 +85,7 @@ def make_agent(
     path = levels_file(config)
     if path is not None and (config.resume is None or path.is_file()):  # a resumed run has them in its savepoint
         state = _read_checkpoint(str(path), "lower.checkpoint")
-        _compare_levels(str(path), state["config"], config)
+        _compare_levels(str(path), common_config(state["config"]), config)
         agent.load_levels(state["agent"])
     return agent.to(config.device)
 
@@ -96,30 +96,29 @@ def levels_file(config: Config) -> Path | None:
     return None if named is None else checkpoint_file(named.replace("{seed}", str(config.seed)))
 
 
-def _compare_levels(path: str, there: Mapping[str, Any], config: Config) -> None:
+def _compare_levels(path: str, trained: Config, config: Config) -> None:
     """Says what levels of another run were asked for there, where it differs, which no shape would show.
 
     Raises:
         ConfigError: if their subgoals were relative and these are not, or the other way round; or if the topmost was
             the top of its hierarchy, whose goals are the tasks', and is not here.
     """
-    trained, here = there["hierarchy"], dataclasses.asdict(config.hierarchy)
-    objective = there["top"]["objective"]
+    there, here, objective = trained.hierarchy, config.hierarchy, trained.top.objective
     if objective != config.top.objective:
         raise ConfigError(
             f"lower.checkpoint = {path}: it is of top.objective = {objective}, whose levels reach for other goals; "
             f"set top.objective={objective}, or train others"
         )
-    if trained["subgoal"] != here["subgoal"]:
+    if there.subgoal != here.subgoal:
         raise ConfigError(
-            f"lower.checkpoint = {path}: its levels were trained with hierarchy.subgoal = {trained['subgoal']}; set "
-            f"hierarchy.subgoal={trained['subgoal']}, or train others"
+            f"lower.checkpoint = {path}: its levels were trained with hierarchy.subgoal = {there.subgoal}; set "
+            f"hierarchy.subgoal={there.subgoal}, or train others"
         )
-    names = ["decision_steps", "clock", "failure", *(["subgoal_reach"] if here["subgoal"] == "relative" else [])]
-    if differ := [
-        f"{name} = {trained[name]} there and {here[name]} here" for name in names if trained[name] != here[name]
-    ]:
-        warnings.warn(f"lower.checkpoint = {path}: hierarchy.{', hierarchy.'.join(differ)}", stacklevel=3)
+    names = ["decision_steps", "clock", "failure", *(["subgoal_reach"] if here.subgoal == "relative" else [])]
+    values = {name: (getattr(there, name), getattr(here, name)) for name in names}
+    differ = [f"hierarchy.{name} = {old} there and {new} here" for name, (old, new) in values.items() if old != new]
+    if differ:
+        warnings.warn(f"lower.checkpoint = {path}: {', '.join(differ)}", stacklevel=3)
 
 
 def _stacked(

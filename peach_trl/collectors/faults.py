@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import shutil
 import tempfile
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -30,7 +29,8 @@ class Faults:
     """
 
     def __init__(self) -> None:
-        self.folder = Path(tempfile.mkdtemp(prefix="peach_trl_faults_"))
+        self._place = tempfile.TemporaryDirectory(prefix="peach_trl_faults_")  # removed at the latest with this
+        self.folder = Path(self._place.name)
 
     @contextmanager
     def listening(self) -> Iterator[None]:
@@ -54,7 +54,7 @@ class Faults:
 
     def close(self) -> None:
         """Removes what was told."""
-        shutil.rmtree(self.folder, ignore_errors=True)
+        self._place.cleanup()
 
 
 @contextmanager

@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from peach_trl.config import ConfigError
+from peach_trl.config import ConfigError, attempt
 from peach_trl.context.encoder import Transition
 
 ROWS, LENGTH = 2, 3
@@ -35,7 +34,7 @@ def try_encoder(encoder: nn.Module, sizes: tuple[int, int, int], out: int, seeds
     """
     name, rows = f"context.encoder = {type(encoder).__name__}", ROWS * seeds
     takes = f"it takes (s, a, r, s') of {sizes[0]}, {sizes[1]}, {sizes[2]} and {sizes[0]} numbers"
-    found = _called(f"{name}: {takes}", lambda: encoder(*_zeros(sizes, rows)))
+    found = attempt(f"{name}: {takes};", lambda: encoder(*_zeros(sizes, rows)))
     shape = list(found.shape[1:]) if isinstance(found, Tensor) else type(found).__name__
     if not isinstance(found, Tensor) or found.shape != (rows, out):
         raise ConfigError(f"{name}: puts out {shape} for a transition; this belief needs [{out}]")
@@ -60,19 +59,19 @@ def try_belief(belief: Any, sizes: tuple[int, int, int], seeds: int = 1) -> None
     training = belief.training
     belief.eval()
     try:
-        states = _called(f"{name}: scan(transitions [B, L])", lambda: belief.scan(transitions))
+        states = attempt(f"{name}: scan(transitions [B, L]);", lambda: belief.scan(transitions))
         _check(f"{name}: scan(transitions [B, L])", states, (rows, LENGTH + 1, belief.state_dim))
-        state = _called(f"{name}: initial(B)", lambda: belief.initial(rows))
+        state = attempt(f"{name}: initial(B);", lambda: belief.initial(rows))
         for step in range(LENGTH):
             one = Transition(*(column[:, step] for column in transitions))
-            state = _called(f"{name}: update(state [B, S], transition [B])", lambda: belief.update(state, one))  # noqa: B023
+            state = attempt(f"{name}: update(state [B, S], transition [B]);", lambda: belief.update(state, one))  # noqa: B023
             _check(f"{name}: update(state [B, S], transition [B])", state, (rows, belief.state_dim))
             if not torch.allclose(state, states[:, step + 1], rtol=1e-3, atol=1e-4):
                 raise ConfigError(
                     f"{name}: after {step + 1} transitions update() has another state than scan(), by "
                     f"{(state - states[:, step + 1]).abs().max():.2g}: policies read the one, losses the other"
                 )
-        found = _called(f"{name}: posterior(states [B, L + 1, S])", lambda: belief.posterior(states))
+        found = attempt(f"{name}: posterior(states [B, L + 1, S]);", lambda: belief.posterior(states))
     finally:
         belief.train(training)
     if not isinstance(found, tuple) or len(found) != 2:
@@ -85,13 +84,6 @@ def try_belief(belief: Any, sizes: tuple[int, int, int], seeds: int = 1) -> None
 
 def _zeros(sizes: tuple[int, int, int], rows: int) -> list[Tensor]:
     return [torch.zeros(rows, size) for size in (*sizes, sizes[0])]
-
-
-def _called(what: str, function: Callable[[], Any]) -> Any:
-    try:
-        return function()
-    except Exception as error:
-        raise ConfigError(f"{what}; {type(error).__name__}: {error}") from error
 
 
 def _check(what: str, value: Any, shape: tuple[int, ...]) -> None:

@@ -12,7 +12,6 @@ from __future__ import annotations
 import importlib
 import inspect
 import json
-import traceback
 import typing
 import warnings
 from collections.abc import Callable, Mapping, Sequence
@@ -27,7 +26,7 @@ from gymnasium.envs.registration import load_env_creator
 from torch import Tensor
 from torchrl.envs import EnvBase
 
-from peach_trl.config import ConfigError, imported, option
+from peach_trl.config import ConfigError, attempt, imported, option
 from peach_trl.declared import declared
 from peach_trl.envs.errors import NOT_FINITE
 from peach_trl.envs.goal_space import GoalSpace
@@ -79,12 +78,7 @@ class MadeConfig:
 
     def make_library(self) -> TaskLibrary:
         """The tasks, in the splits ``"train"``, ``"validation"`` and ``"test"``."""
-        library = _library(self.tasks, json.dumps(self.options, sort_keys=True))
-        missing = [name for name in SPLITS if name not in library.split_names]
-        if missing:
-            raise ConfigError(f"env.tasks = {self.tasks}: its library has no split {missing[0]}; give it some tasks")
-        _warn_of_shared(library, self.tasks)
-        return library
+        return _library(self.tasks, json.dumps(self.options, sort_keys=True))
 
     def make_env(self, library: TaskLibrary, tasks: Tensor, *, observe_goal: bool, seed: int) -> EnvBase:
         """One row for each of ``tasks`` [N]."""
@@ -94,7 +88,7 @@ class MadeConfig:
             raise ConfigError(f"top.observe_goal = True: {self.make} takes no observe_goal; set it to false")
         given = _taken(make, more) | _taken(make, _tuples(self.options))
         facts = {"library": library, "tasks": tasks, "horizon": self.horizon}
-        env = _called("env.make", self.make, partial(make, len(tasks), **facts, **given))
+        env = attempt(f"env.make = {self.make}, with env.options:", partial(make, len(tasks), **facts, **given))
         return _completed(env, self.make, len(tasks), {"horizon": self.horizon, "library": library, "goal_space": None})
 
 
@@ -119,27 +113,15 @@ def _completed(env: Any, make: str, rows: int, facts: Mapping[str, Any]) -> EnvB
 @lru_cache(maxsize=8)
 def _library(tasks: str, options: str) -> TaskLibrary:
     function = imported("env.tasks", tasks)
-    library = _called("env.tasks", tasks, partial(function, **_taken(function, _tuples(json.loads(options)))))
+    given = _taken(function, _tuples(json.loads(options)))
+    library = attempt(f"env.tasks = {tasks}, with env.options:", partial(function, **given))
     if not isinstance(library, TaskLibrary):
         raise ConfigError(f"env.tasks = {tasks}: it returned a {type(library).__name__}; return a TaskLibrary")
+    missing = [name for name in SPLITS if name not in library.split_names]
+    if missing:
+        raise ConfigError(f"env.tasks = {tasks}: its library has no split {missing[0]}; give it some tasks")
+    _warn_of_shared(library, tasks)
     return library
-
-
-def _called(key: str, path: str, function: Callable[[], Any]) -> Any:
-    """What a function that a configuration names returns.
-
-    Raises:
-        ConfigError: for any error in it, with the line where it arose; the error itself is its cause.
-    """
-    try:
-        return function()
-    except ConfigError:
-        raise
-    except Exception as error:
-        where = traceback.extract_tb(error.__traceback__)[-1]
-        raise ConfigError(
-            f"{key} = {path}, with env.options: {type(error).__name__}: {error} ({where.filename}, line {where.lineno})"
-        ) from error
 
 
 def _warn_of_shared(library: TaskLibrary, tasks: str) -> None:

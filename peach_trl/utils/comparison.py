@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import base64
 import html
-import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -15,7 +14,7 @@ from typing import Any
 import numpy as np
 import yaml
 
-from peach_trl.utils.files import SAVEPOINTS
+from peach_trl.utils.files import SAVEPOINTS, read_manifest
 from peach_trl.utils.plots import LINE_COLORS, MARKERS, plot_by_trajectory, save
 from peach_trl.utils.statistics import Over, interval, performance_profile, probability_of_improvement
 from peach_trl.utils.tables import Result, intervals, markdown, read_methods, read_metrics, table, write_csv
@@ -33,7 +32,7 @@ def group(folders: Sequence[Path]) -> dict[str, list[Path]]:
     """The folders of each method, by name. A test of a checkpoint belongs to the method that was trained.
 
     Raises:
-        FileNotFoundError: if a folder has no ``config.yaml``.
+        FileNotFoundError: if a folder has no ``manifest.json`` or ``config.yaml``.
     """
     trained = {folder: _trained(folder) for folder in folders}
     configs = {
@@ -54,9 +53,7 @@ def group(folders: Sequence[Path]) -> dict[str, list[Path]]:
 
 def _trained(folder: Path) -> Mapping[str, Any] | None:
     """The configuration that an agent was trained with, where a folder is of a test of its checkpoint."""
-    path = folder / "manifest.json"
-    manifest = json.loads(path.read_text()) if path.is_file() else {}
-    return manifest.get("trained", {}).get("config")
+    return read_manifest(folder).get("trained", {}).get("config")
 
 
 def _flat(values: Mapping[str, Any], path: str = "") -> dict[str, Any]:
