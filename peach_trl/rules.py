@@ -153,13 +153,17 @@ def resolve(
 
 
 def resolved(config: Any) -> Any:
-    """A recipe's configuration with values in place of ``"auto"``; see :func:`resolve`."""
+    """A recipe's configuration with values in place of ``"auto"``; see :func:`resolve`.
+
+    A gradient step has no more tasks than there are.
+    """
     found = resolve({key: _value(config, key) for key in (*KEYS, *GIVEN)}, *_task(config))
     for key, (value, _) in found.items():
         group, name = key.split(".")
         changed = dataclasses.replace(getattr(config, group), **{name: value})
         config = dataclasses.replace(config, **{group: changed})
-    return config
+    M = min(config.train.meta_batch, config.env.train_tasks)  # as tasks are drawn without replacement
+    return dataclasses.replace(config, train=dataclasses.replace(config.train, meta_batch=M))
 
 
 def explained(config: Any) -> list[str]:

@@ -54,7 +54,7 @@ class TrainConfig:
     lower_updates: int = option(low=0, help="gradient steps of each goal-reaching level an iteration, from then on")
     top_updates: int = option(low=0, help="gradient steps of encoder and top level per iteration")
     lower_batch: int = option(low=1, help="batch size of the goal-reaching levels")
-    meta_batch: int = option(low=1, help="tasks in a gradient step of the top level, M")
+    meta_batch: int = option(low=1, help="tasks in a gradient step of the top level, M; all, where there are fewer")
 
 
 @dataclass(frozen=True)
@@ -136,12 +136,7 @@ class StoredConfig(Config):
 
 
 def _check_tasks(config: Config) -> None:
-    env, train, collector = config.env, config.train, config.collector
-    if train.meta_batch > env.train_tasks:
-        raise ConfigError(
-            f"train.meta_batch = {train.meta_batch}: only env.train_tasks = {env.train_tasks} tasks can be drawn "
-            "without replacement; lower train.meta_batch"
-        )
+    env, collector = config.env, config.collector
     if collector.workers > env.train_tasks:
         raise ConfigError(
             f"collector.workers = {collector.workers}: each worker needs a task of its own; lower it to "

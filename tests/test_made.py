@@ -118,7 +118,6 @@ def test_a_module_of_ones_own(tmp_path):
         ("env.make=nowhere:make", r"env.make = 'nowhere:make': No module named 'nowhere'; write module:name"),
         ("env.tasks=peach_trl.envs:nothing", r"env.tasks = .*has no attribute 'nothing'"),
         ("+env.options.sizes=3", r"env.options.sizes = 3: neither .*gymnasium_env nor .*listed_tasks takes it"),
-        ("train.meta_batch=17", "only env.train_tasks = 16"),
     ],
 )
 def test_what_is_wrong_is_named(change, message):

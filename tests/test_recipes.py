@@ -519,7 +519,6 @@ def test_a_sweep_in_processes_of_its_own(tmp_path):
         (["env=Wnd"], ["env = Wnd: no such file in env/; did you mean env=Wind?"]),
         (["env=xyz"], ["env = xyz: no such file in env/; there are AntDir, "]),
         (["hierarchy.dept=2"], ["hierarchy.dept = 2: unknown key", "did you mean hierarchy.depth?"]),
-        (["train.meta_batch=61"], ["train.meta_batch = 61", "env.train_tasks = 60", "lower train.meta_batch"]),
         (["collector.workers=61"], ["collector.workers = 61", "lower it to env.train_tasks = 60"]),
         (["env.radius=9.9"], ["env.radius = 9.9", "lower radius"]),
         (["top.objective=goal", "context.latent_dim=0"], ["top.objective = 'goal'", "set top.observe_goal=true"]),

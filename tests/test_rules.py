@@ -55,6 +55,13 @@ def test_values_that_are_set_stay_and_are_told_apart():
     assert "not" not in lines["top.test_penalty"]
 
 
+def test_a_gradient_step_has_no_more_tasks_than_there_are():
+    assert config_of().train.meta_batch == 16
+    assert config_of("env=HalfCheetahDir").train.meta_batch == 2  # forwards and backwards
+    flat = load_config(PeachConfig, "flat", ROOT / "configs", ["env=HalfCheetahDir"])
+    assert flat.train.meta_batch == 2 and config_of("train.meta_batch=61").train.meta_batch == 60
+
+
 def test_a_family_without_facts_wants_values():
     with pytest.raises(ConfigError, match=r"reward_scale = 'auto': the task family does not state its best_reward"):
         config_of("env=HalfCheetahVel", "transitions.reward_scale=auto")
