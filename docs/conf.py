@@ -53,6 +53,7 @@ PAGES = {  # of the reference: packages and modules, each with all of its module
             "best_agents",
             "resume",
             "evaluation",
+            "probe",
         ]
         + ["schemas", "defaults", "config", "rules", "seeding"],
     ),

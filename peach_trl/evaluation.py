@@ -136,7 +136,7 @@ def meta_test(policy: nn.Module, env: EnvBase, trajectories: int, horizon: int |
     finally:
         env.close()
     batch = batch if batch.ndim > 1 else batch.unsqueeze(0)
-    task_ids, goals, goal_space = *_tasks_of(env, batch), declared(env, "goal_space")
+    task_ids, goals, goal_space = *tasks_of(env, batch), declared(env, "goal_space")
     steps, length = _episodes(batch["next", "done"].squeeze(-1), trajectories, horizon)
 
     def by_episode(values: Tensor) -> Tensor:
@@ -166,7 +166,7 @@ def meta_test(policy: nn.Module, env: EnvBase, trajectories: int, horizon: int |
     )
 
 
-def _tasks_of(env: EnvBase, batch: TensorDictBase) -> tuple[Tensor, Tensor]:
+def tasks_of(env: EnvBase, batch: TensorDictBase) -> tuple[Tensor, Tensor]:
     """The tasks that rows played, [R], and their parameters [R, P]; P is 0 where these are not known."""
     shown, library = batch.get("task_id", None), declared(env, "library")
     task_ids = torch.arange(len(batch)) if shown is None else shown[:, 0].flatten()

@@ -2,6 +2,7 @@
 
 from peach_trl.references.arc import Arc
 from peach_trl.references.candidates import Candidates, Region, Walk
+from peach_trl.references.observer import ideal_estimates
 from peach_trl.references.places import Search, Thompson
 from peach_trl.references.play import Deciding, Played, Stay, play
 from peach_trl.references.policies import has_references, policies, references
@@ -19,6 +20,7 @@ __all__ = [
     "Thompson",
     "Walk",
     "has_references",
+    "ideal_estimates",
     "play",
     "policies",
     "references",

@@ -104,10 +104,13 @@ class Candidates:
         self.possible = torch.where(left.any(-1, keepdim=True), left, self.possible)  # a goal elsewhere fits nowhere
         self.found = self.found | (reward > 0)
 
+    def mean(self) -> Tensor:
+        """Of the possible goals, [R, 2]: no estimate has a smaller expected squared error."""
+        return self.possible.float() @ self.goals / self.possible.sum(-1, keepdim=True)
+
     def estimate(self) -> Tensor:
         """The possible goal that is nearest to the mean of all, [R, 2]."""
-        mean = self.possible.float() @ self.goals / self.possible.sum(-1, keepdim=True)
-        return self.goals[distance_to(mean, self.goals).masked_fill(~self.possible, torch.inf).argmin(-1)]
+        return self.goals[distance_to(self.mean(), self.goals).masked_fill(~self.possible, torch.inf).argmin(-1)]
 
 
 def train_ids(library: TaskLibrary) -> Tensor:

@@ -10,8 +10,8 @@ distance, which they never grow with.
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Callable
-from functools import partial
 
 import torch
 from torch import Tensor
@@ -27,18 +27,23 @@ def place_policies(
 ) -> dict[str, Stay]:
     """The policies for goals in ``region``; arguments and errors: see :func:`~peach_trl.references.policies`."""
     goals = env.library.parameters[env.task_id]
-    prior = partial(Candidates, region, _reward_samples(env), len(goals))
+    nothing_seen = prior(env, region, len(goals))
 
     def search(walk: Tensor) -> Search:
-        return Search(region.walk(walk), prior(), decision_steps, reach)
+        return Search(region.walk(walk), copy.deepcopy(nothing_seen), decision_steps, reach)
 
     walk, place = best_walk(env, region, region.walks, search, trajectories), _best_place(env, region)
     return {
         "oracle": Stay(goals),
         "search": search(walk.expand(len(goals), -1)),
-        "thompson": Thompson(prior(), seed),
+        "thompson": Thompson(copy.deepcopy(nothing_seen), seed),
         "no context": Stay(place.expand(len(goals), -1)),
     }
+
+
+def prior(env: BatchedMujocoEnv, region: Region, rows: int) -> Candidates:
+    """The posterior over the goals in ``region`` where nothing was seen yet, of ``rows``; plays ``env`` a little."""
+    return Candidates(region, _reward_samples(env), rows)
 
 
 class Thompson(Stay):

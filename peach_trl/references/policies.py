@@ -22,9 +22,9 @@ from peach_trl.envs.families.point_robot import PointRobot, SparsePointRobot
 from peach_trl.envs.families.treasure_hunt import TreasureHunt
 from peach_trl.envs.families.wind import Wind
 from peach_trl.references.arc import Arc
-from peach_trl.references.candidates import REMEDY
+from peach_trl.references.candidates import REMEDY, Candidates, Region
 from peach_trl.references.dense import dense_policies
-from peach_trl.references.places import place_policies
+from peach_trl.references.places import place_policies, prior
 from peach_trl.references.play import Stay, play
 from peach_trl.references.square import Square
 from peach_trl.references.treasure import treasure_policies
@@ -87,6 +87,19 @@ def policies(env: BatchedMujocoEnv, trajectories: int, decision_steps: int, reac
     return _made(_maker(_played_in(env)), trajectories, decision_steps, reach, seed)
 
 
+def prior_of(env: EnvBase, rows: int) -> Candidates | None:
+    """The exact posterior over the goals of ``env`` where nothing was seen yet, of R rows.
+
+    Returns:
+        ``None`` where goals are not hidden places on a circle or in a square, met within a distance.
+    """
+    env = _played_in(env)
+    try:
+        return prior(env, _region(env), rows)
+    except ValueError:
+        return None
+
+
 def _played_in(env: EnvBase) -> BatchedMujocoEnv:
     """Where the policies play: in the environment, or in what stands in for it."""
     known = cast(BatchedMujocoEnv, env)
@@ -112,12 +125,20 @@ def _maker(env: EnvBase) -> Maker:
         return partial(wind_policies, env)
     if isinstance(env, TreasureHunt):
         return partial(treasure_policies, env)
-    if isinstance(env, PointRobot) and not isinstance(env, SparsePointRobot):
-        return partial(dense_policies, env)
-    if isinstance(env, Body):
-        raise ValueError(f"{type(env).__name__}: a body does not go where its action points; {REMEDY}")
+    if _is_dense(env):
+        return partial(dense_policies, cast(PointRobot, env))
+    return partial(place_policies, cast(BatchedMujocoEnv, env), _region(env))
+
+
+def _is_dense(env: EnvBase) -> bool:
+    return isinstance(env, PointRobot) and not isinstance(env, SparsePointRobot)
+
+
+def _region(env: EnvBase) -> Region:
+    """Where hidden goals lie that are met within a distance, and told by nothing else."""
+    if isinstance(env, Body | Wind | TreasureHunt) or _is_dense(env):
+        raise ValueError(f"{type(env).__name__}: its goals are told by more, or not gone to as actions point; {REMEDY}")
     try:
-        region = Square.of(env)
+        return Square.of(env)
     except ValueError:
-        region = Arc.of(env)
-    return partial(place_policies, cast(BatchedMujocoEnv, env), region)
+        return Arc.of(env)
