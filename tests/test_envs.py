@@ -30,6 +30,7 @@ CONFIG = PointConfig(
     goals="half_circle",
     radius=8.0,
     goal_tolerance=2.5,
+    subgoals="place",
     subgoal_tolerance=0.5,
     speed=0.25,
     frame_skip=5,
@@ -464,3 +465,13 @@ def test_goals_out_of_reach_are_rejected():
 def test_wrong_arguments_raise(arguments, message):
     with pytest.raises(ValueError, match=message):
         PointEnv(CONFIG, **arguments)
+
+
+def test_subgoals_of_the_point_may_be_whole_states():
+    space = PointEnv(dataclasses.replace(CONFIG, subgoals="state"), 2).subgoal_space
+    assert space.dim == 4 and space.metric == "box"
+    torch.testing.assert_close(space.tolerance, torch.tensor([0.5, 0.5, 0.1, 0.1]))  # metres, metres a step
+    moving = torch.tensor([[0.3, 0.0, 0.2, 0.0]])
+    assert space.achieved(moving, torch.tensor([[0.0, 0.0, 0.15, 0.0]])) and not space.achieved(
+        moving, torch.zeros(1, 4)
+    )

@@ -179,6 +179,7 @@ def test_every_family_is_registered_with_gymnasium():
         ("hac", "AntFourRooms", ["top.observe_goal=true", "top.objective=goal"]),
         ("peach", "AntHalfCircle", ["lower.freeze_after=0", "views.top=body"]),
         ("peach", "AntUMaze", ["body=fast", "train.meta_batch=2", "env.train_tasks=2"]),
+        ("peach", "point", ["env.subgoals=state", "transitions.goal_reward=dense"]),
     ],
 )
 def test_recipes_run_on_families(recipe, name, overrides, tmp_path, capsys):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections import Counter
 
 import pytest
@@ -94,7 +95,9 @@ def hierarchy_config(**changes) -> HierarchyConfig:
 
 SPACE = GoalSpace([0, 1], low=[-8.0, -8.0], high=[8.0, 8.0], tolerance=[0.75, 0.75], metric="box")
 END_SPACE = GoalSpace([0, 1], low=[-8.0, -8.0], high=[8.0, 8.0], tolerance=1.5, metric="euclidean")
-TRANSITIONS = TransitionsConfig(hindsight_goals=3, goal_terminates=True, reward="task", reward_scale=0.5)
+TRANSITIONS = TransitionsConfig(
+    hindsight_goals=3, goal_terminates=True, goal_reward="sparse", reward="task", reward_scale=0.5
+)
 
 
 def record(hierarchy: Hierarchy, steps: int, seed: int):
@@ -190,6 +193,24 @@ def test_the_reference_covers_every_kind_of_transition():
     for rows in lower:
         first = rows[(rows["transition_type"] == HINDSIGHT_ACTION).squeeze(-1)]
         assert 0 < first["next", "terminated"].float().mean() < 1
+
+
+@pytest.mark.parametrize("subgoal", ["relative", "absolute"])
+def test_dense_rewards_are_the_share_of_the_way_that_is_left(subgoal):
+    config = hierarchy_config(depth=3, decision_steps=4, subgoal=subgoal)
+    hierarchy = Hierarchy(config, Bounded(-1, 1, (2,)), SPACE, END_SPACE)
+    batch, *_ = record(hierarchy, 70, seed=3)
+    dense = dataclasses.replace(TRANSITIONS, goal_reward="dense")
+    by_kind = [LevelTransitions(hierarchy, kind)(batch) for kind in (TRANSITIONS, dense)]
+    for level, (sparse, found) in enumerate(zip(*by_kind, strict=True)):
+        reach = 0.5 * 2 ** (level + 1)  # metres that the level above may ask for, along an axis
+        furthest = reach if subgoal == "relative" and level < 2 else 8.0
+        way = (found["next", "observation"][:, :2] - found["goal"]).abs().amax(-1, keepdim=True) / furthest
+        expected = torch.where(sparse["next", "reward"] == -1, -way.clamp(max=1), sparse["next", "reward"])
+        torch.testing.assert_close(found["next", "reward"], expected)
+        assert 0 < (found["next", "reward"] > sparse["next", "reward"]).float().mean() < 1
+        for key in found.keys(True, True):
+            assert key == ("next", "reward") or torch.equal(found[key], sparse[key])
 
 
 # Evidence.

@@ -27,8 +27,10 @@ if TYPE_CHECKING:
 
 #: where goals lie, by the name in the configuration
 GOALS = {"half_circle": half_circle_tasks, "circle": circle_tasks, "square": square_tasks}
+SUBGOALS = ("place", "state")
 _TIME_CONSTANT = 2.0  # of the velocity, in environment steps
 _VELOCITY_SLACK = 1.05  # bound of the velocity over the top speed
+_VELOCITY_TOLERANCE = 0.4  # of a subgoal that is a whole state, likewise
 
 
 @dataclasses.dataclass(frozen=True)
@@ -40,6 +42,7 @@ class PointConfig:
     goals: str = option(choices=tuple(GOALS), help="where goals lie, around the start")
     radius: float = option(above=0, help="radius of the circle of goals, or half-width of their square, in metres")
     goal_tolerance: float = option(above=0, help="distance from the goal within which the reward is 1, in metres")
+    subgoals: str = option(choices=SUBGOALS, help="a place (x, y), or a whole state (x, y, vx, vy)")
     subgoal_tolerance: float = option(above=0, help="distance within which a subgoal is achieved, in metres")
     speed: float = option(above=0, help="top speed along each axis, in metres per environment step")
     frame_skip: int = option(low=2, help="simulation steps of 0.02 s per environment step; 1 would be too coarse")
@@ -100,6 +103,9 @@ class PointEnv(BatchedMujocoEnv):
     ``config.speed`` inside the arena, so that positions never pass ``config.arena``, the bound of the observation
     spec. Velocities stay within ``config.speed``; the spec's bound is 5 % above.
 
+    Subgoals are places (x, y) within ``config.subgoal_tolerance``. With ``config.subgoals="state"`` they are whole
+    states, each entry within its own tolerance: the same one in metres, and .4 of the top speed.
+
     Args:
         config: the world and its tasks.
         num_envs: number of rows, N.
@@ -110,9 +116,9 @@ class PointEnv(BatchedMujocoEnv):
 
     Examples:
         >>> config = PointConfig(
-        ...     arena=10.0, horizon=200, goals="half_circle", radius=8.0, goal_tolerance=2.5, subgoal_tolerance=0.5,
-        ...     speed=0.25, frame_skip=5, train_tasks=30, validation_tasks=15, test_tasks=15, task_seed=0, threads=1,
-        ...     not_finite="raise",
+        ...     arena=10.0, horizon=200, goals="half_circle", radius=8.0, goal_tolerance=2.5, subgoals="place",
+        ...     subgoal_tolerance=0.5, speed=0.25, frame_skip=5, train_tasks=30, validation_tasks=15, test_tasks=15,
+        ...     task_seed=0, threads=1, not_finite="raise",
         ... )
         >>> env = PointEnv(config, num_envs=4, seed=0)
         >>> rollout = env.rollout(3)
@@ -148,7 +154,7 @@ class PointEnv(BatchedMujocoEnv):
             observation_low=-high,
             observation_high=high,
             goal_space=GoalSpace([0, 1], -arena, arena, config.goal_tolerance, "euclidean"),
-            subgoal_space=GoalSpace([0, 1], -arena, arena, config.subgoal_tolerance, "euclidean"),
+            subgoal_space=_subgoal_space(config, high),
             **{"threads": config.threads, **options},
         )
         self.config = config
@@ -174,6 +180,13 @@ class PointEnv(BatchedMujocoEnv):
     def goal_position(self, goal: np.ndarray, model: mujoco.MjModel, data: mujoco.MjData) -> np.ndarray | None:
         """See :meth:`BatchedMujocoEnv.goal_position`."""
         return np.array([goal[0], goal[1], 0.25])
+
+
+def _subgoal_space(config: PointConfig, high: Tensor) -> GoalSpace:
+    if config.subgoals == "place":
+        return GoalSpace([0, 1], -config.arena, config.arena, config.subgoal_tolerance, "euclidean")
+    tolerance = [config.subgoal_tolerance] * 2 + [_VELOCITY_TOLERANCE * config.speed] * 2
+    return GoalSpace(range(4), -high, high, tolerance, "box")
 
 
 def _build_model(config: PointConfig) -> mujoco.MjModel:

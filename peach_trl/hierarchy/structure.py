@@ -125,6 +125,23 @@ class Hierarchy:
         """The space of the goals that ``level`` reaches for; ``None`` for a top level that follows the reward."""
         return self.subgoal_space if level < self.top else self.goal_space
 
+    def left(self, level: int, observation: Tensor, goal: Tensor) -> Tensor:
+        """How much of the way to its goal a goal-reaching level has left, [...], from 0 to 1.
+
+        It is the largest of the entries' distances, each as a share of how far away the level above may set it; of
+        absolute subgoals and the tasks' own goals, of half their range. Further away is 1.
+
+        Args:
+            level: that reaches for a goal.
+            observation: [..., D].
+            goal: [..., G].
+        """
+        space = self.space_of(level)
+        assert space is not None  # as it reaches for a goal
+        relative = level < self.top and self.config.subgoal == "relative"
+        furthest = self.reach[level + 1] if relative else space.half_range
+        return ((space.project(observation) - goal) / furthest).abs().amax(-1).clamp(max=1)
+
     def decode(self, level: int, observation: Values, proposal: Values) -> Values:
         """A proposal in [-1, 1] as what it stands for: an action [..., A], or an absolute subgoal [..., G]."""
         if level == 0 and self._unit_actions:

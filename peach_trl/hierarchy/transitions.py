@@ -26,6 +26,7 @@ from peach_trl.seeding import named_generator
 #: Values of a transition's ``transition_type``.
 HINDSIGHT_ACTION, HINDSIGHT_GOAL, SUBGOAL_TEST = 0, 1, 2
 REWARDS = ("task", "dense")
+GOAL_REWARDS = ("sparse", "dense")
 #: A reward that is there while training only: of observations after a step [N, T, D] and task ids [N, T, 1], [N, T].
 DenseReward: TypeAlias = Callable[[Tensor, Tensor], Tensor]
 
@@ -36,6 +37,9 @@ class TransitionsConfig:
 
     hindsight_goals: int = option(low=0, help="hindsight goals per attempt; the last state reached is always one")
     goal_terminates: bool = option(help="a goal that is achieved ends an attempt's value; false: it is to be held")
+    goal_reward: str = option(
+        choices=GOAL_REWARDS, help="of goal-reaching levels: -1 and 0, or minus the distance left"
+    )
     reward: str = option(choices=REWARDS, help="what the top level learns from: the task's reward, or its dense form")
     reward_scale: float = option(above=0, auto=True, help="factor on the task's rewards, summed over a top decision")
 
@@ -62,8 +66,10 @@ class LevelTransitions:
     for a goal also have ``goal`` and ``("next", "goal")``; rewards are 0 and terminated where the goal is achieved,
     else -1; using up the attempts is not terminal. With ``goal_terminates=False`` it goes on at the goal, which is to
     be held: where attempts last for their k decisions, whatever was achieved, a level else learns nothing of what to
-    do once it is there. Where the environment says under ``("next", "failed")`` that the body has failed, the reward is
-    -H and terminal, the least that any value is, so that no level is better off by it; without that key nothing fails.
+    do once it is there. With ``goal_reward="dense"`` they are minus the distance left instead of -1, as a share of the
+    furthest subgoal (:meth:`Hierarchy.left`). Where the environment says under ``("next", "failed")`` that the body has
+    failed, the reward is -H and terminal, the least that any value is, so that no level is better off by it; without
+    that key nothing fails.
     Hindsight goals and missed subgoal tests are rows of their own, by ``transition_type``.
 
     A top level whose objective is the task's reward has one row a decision: the scaled sum of the task's rewards, the
@@ -211,7 +217,7 @@ class LevelTransitions:
         copies = []
         space = self.hierarchy.space_of(level)
         if space is not None:
-            copies += self._hindsight_goal(space, flat, decisions, rows)
+            copies += self._hindsight_goal(level, space, flat, decisions, rows)
         if level > 0:
             missed = self._missed(level, flat, decisions)
             proposal = self.hierarchy.encode(level, rows["observation"], flat["subgoals"][decisions.start, level - 1])
@@ -256,7 +262,9 @@ class LevelTransitions:
             rows["steps_to_next_obs"] = (end - start + 1).unsqueeze(-1)
             rows["next", "terminated"] = flat["terminated"][end].unsqueeze(-1)
         else:
-            rows.update(self._goal_reward(flat["achieved"][end, level], flat["done"][end], flat["failed"][end]))
+            achieved, done, failed = flat["achieved"][end, level], flat["done"][end], flat["failed"][end]
+            goal = flat["subgoals"][start, level] if level < hierarchy.top else flat["end_goal"][start]
+            rows.update(self._goal_reward(level, reached, goal, achieved, done, failed))
         if level == hierarchy.top and "meta_episode" in flat.keys():
             rows["meta_episode"] = flat["meta_episode"][start]
         if level < hierarchy.top:
@@ -266,7 +274,7 @@ class LevelTransitions:
         return rows
 
     def _hindsight_goal(
-        self, space: GoalSpace, flat: TensorDictBase, decisions: _Decisions, rows: _Columns
+        self, level: int, space: GoalSpace, flat: TensorDictBase, decisions: _Decisions, rows: _Columns
     ) -> list[_Copies]:
         """Copies of the rows whose goal is a state reached by this or a later decision of the same attempt."""
         number = torch.arange(len(decisions.start))
@@ -285,18 +293,23 @@ class LevelTransitions:
             picked = last_of if j == 0 else first_of + (draws[:, j - 1] * length).long()
             picked = torch.where(j < length, picked, -1)[attempt]
             keep = (number <= picked).nonzero().squeeze(-1)
-            goal = reached.index_select(0, picked[keep])
-            achieved = space.achieved(rows["next", "observation"].index_select(0, keep), goal)
-            changes: _Columns = {"goal": goal, **self._goal_reward(achieved, done[keep], failed[keep])}
+            goal, state = reached.index_select(0, picked[keep]), rows["next", "observation"].index_select(0, keep)
+            achieved = space.achieved(state, goal)
+            reward = self._goal_reward(level, state, goal, achieved, done[keep], failed[keep])
+            changes: _Columns = {"goal": goal, **reward}
             copies.append((keep, changes | {"transition_type": torch.full((len(keep), 1), HINDSIGHT_GOAL)}))
         return copies
 
-    def _goal_reward(self, achieved: Tensor, done: Tensor, failed: Tensor) -> _Columns:
-        """Reward 0 where the goal is achieved, -H where the body failed, else -1; [M] to [M, 1] each."""
+    def _goal_reward(
+        self, level: int, state: Tensor, goal: Tensor, achieved: Tensor, done: Tensor, failed: Tensor
+    ) -> _Columns:
+        """Reward 0 at the goal, -H where the body failed, else -1 or minus what is left; [M] to [M, 1] each."""
         achieved, done, failed = (part.unsqueeze(-1) for part in (achieved, done, failed))
-        over = achieved & self.config.goal_terminates
+        over, reward = achieved & self.config.goal_terminates, achieved.float() - 1
+        if self.config.goal_reward == "dense":
+            reward = reward * self.hierarchy.left(level, state, goal).unsqueeze(-1)
         return {
-            ("next", "reward"): torch.where(failed, -self.hierarchy.lowest, achieved.float() - 1),
+            ("next", "reward"): torch.where(failed, -self.hierarchy.lowest, reward),
             ("next", "terminated"): over | failed,
             ("next", "done"): over | done,
         }

@@ -118,6 +118,7 @@ class AntHalfCircle(Ant):
             goals="half_circle",
             radius=self.goal_radius,
             goal_tolerance=self.goal_tolerance,
+            subgoals="place",
             subgoal_tolerance=self.subgoal_tolerance,
             speed=self.stride,
             frame_skip=2,
