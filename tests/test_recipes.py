@@ -66,14 +66,14 @@ def runs_in(folder):
     return sorted(path.parent for path in folder.glob("runs/**/manifest.json"))
 
 
-def start(folder, recipe, *arguments, plots=True):
+def start(folder, recipe, *arguments, plots=True, seconds=SECONDS):
     """Runs a recipe's command line in this process, with ``folder`` as the working directory; its new run folders."""
     folder.mkdir(exist_ok=True)
     before = set(runs_in(folder))
     with contextlib.ExitStack() as stack:
         stack.enter_context(contextlib.chdir(folder))
         stack.enter_context(mock.patch.object(sys, "argv", [f"recipes/{recipe}.py", *arguments]))
-        stack.enter_context(time_limit())
+        stack.enter_context(time_limit(seconds))
         for name, value in (("handlers", list(logging.root.handlers)), ("level", logging.root.level)):
             stack.enter_context(mock.patch.object(logging.root, name, value))  # Hydra configures logging for good
         # Hydra takes the tracer of a coverage measurement for a debugger, and then ends no program.

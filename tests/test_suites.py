@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import torch
 from test_made import KEPT
-from test_recipes import start
+from test_recipes import SECONDS, start
 from torchrl.envs import check_env_specs
 
 from peach_trl.envs.suites import (
@@ -327,6 +327,7 @@ MAZE = ["env.horizon=20", "train.meta_batch=2", *KEPT]
 )
 def test_a_recipe_trains_and_tests(extra, changes, tmp_path, request):
     request.getfixturevalue(extra)
-    (folder,) = start(tmp_path, "peach", *changes, *MAZE, plots=False)
+    seconds = 3600 if "env=MetaWorldML10" in changes else SECONDS
+    (folder,) = start(tmp_path, "peach", *changes, *MAZE, plots=False, seconds=seconds)
     rows = (folder / "meta_test.csv").read_text().splitlines()
     assert len(rows) > 2 and rows[1].startswith("test,")

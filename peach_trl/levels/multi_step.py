@@ -12,6 +12,8 @@ import torch
 from torch import Tensor
 from torch.nn.functional import pad
 
+from peach_trl.modules.execution import TracedKinds
+
 
 def multi_step(
     reward: Tensor, steps: Tensor, terminated: Tensor, mask: Tensor, part: Tensor, *, n: int, gamma: float, across: bool
@@ -52,3 +54,34 @@ def multi_step(
         last = last + goes_on
         goes_on = goes_on & ~pad(over[:, j:], (0, j))
     return total.unsqueeze(-1), taken.unsqueeze(-1), last
+
+
+def link(state: Tensor, state_after: Tensor, terminated: Tensor, mask: Tensor, part: Tensor) -> tuple[Tensor, Tensor]:
+    """Lets the value of a trajectory's last decision go on from the first state of the next one, if there is one.
+
+    Args:
+        state: s of each decision, [B, L, D].
+        state_after: s' of each, likewise.
+        terminated: bool [B, L, 1].
+        mask: bool [B, L], which decisions there are; they come first.
+        part: int64 [B, L], the episode of a sequence that each belongs to.
+
+    Returns:
+        ``(state_after, terminated)``, the same but for the last decisions of trajectories that have a next one.
+
+    Examples:
+        >>> s, no = torch.tensor([[[1.0], [2.0], [3.0]]]), torch.zeros(1, 3, 1, dtype=torch.bool)
+        >>> link(s, s + 0.5, no, torch.ones(1, 3, dtype=torch.bool), torch.tensor([[0, 0, 1]]))[0].flatten().tolist()
+        [1.5, 3.0, 3.5]
+    """
+    traced = _KINDS.get((state.shape, terminated.shape), lambda: _linked)
+    after, over = traced(state, state_after, terminated, mask, part)
+    return after, over
+
+
+def _linked(s: Tensor, s_after: Tensor, terminated: Tensor, mask: Tensor, part: Tensor) -> tuple[Tensor, Tensor]:
+    goes_on = pad(mask[:, 1:] & (part[:, 1:] != part[:, :-1]), (0, 1)).unsqueeze(-1)
+    return torch.where(goes_on, s.roll(-1, 1), s_after), terminated & ~goes_on
+
+
+_KINDS = TracedKinds()

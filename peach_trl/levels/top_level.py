@@ -6,7 +6,6 @@ L_KL of it, and a step with the three learning rates. ``recipes/peach.py`` write
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, cast
 
@@ -15,7 +14,7 @@ from tensordict import TensorDict, TensorDictBase
 from torch import Tensor, nn
 from torch.nn.functional import pad
 from torchrl.data import TensorSpec
-from torchrl.modules import ProbabilisticActor, ValueOperator
+from torchrl.modules import ProbabilisticActor
 from torchrl.objectives import ValueEstimators
 
 from peach_trl.config import ConfigError, option
@@ -28,10 +27,11 @@ from peach_trl.defaults import default
 from peach_trl.envs.goal_space import GoalSpace
 from peach_trl.hierarchy.structure import Hierarchy
 from peach_trl.levels.adam import FusedAdam
-from peach_trl.levels.multi_step import multi_step
+from peach_trl.levels.multi_step import link, multi_step
 from peach_trl.levels.targets import Level, Targets, leaves, normalisers, on_device
+from peach_trl.levels.top_networks import make_top_networks
 from peach_trl.modules.execution import TracedKinds
-from peach_trl.modules.networks import FeatureNet, Features, NetworkConfig, stochastic_actor
+from peach_trl.modules.networks import NetworkConfig
 from peach_trl.modules.slow_copy import SlowCopy
 from peach_trl.modules.views import View
 from peach_trl.objectives.context import ContextSACLoss
@@ -158,7 +158,9 @@ class TopLevel(Level):
         self.config, self.context, action_dim = config, context, hierarchy.proposal_dims[-1]
         reads = view, normalise > 0
         self.actor, critics = make_top_networks(action_dim, observation_spec, context, goal, config, seeds, *reads)
-        self.loss = _make_loss(loss, self.actor, critics, config, context_key(context.read))
+        self.loss = make_sac(loss, self.actor, critics, config.alpha, test_penalty=config.test_penalty)
+        self.loss.set_keys(context=context_key(context.read))
+        self.loss.make_value_estimator(ValueEstimators.TD0, gamma=config.gamma)
         if seeds is not None:
             self.loss.log_alpha = cast(Tensor, self.loss.log_alpha).expand(seeds).clone()
         self.kl_loss = KLLoss(seeds)
@@ -229,7 +231,8 @@ class TopLevel(Level):
         mask, part, evidence = sequences.get("mask"), sequences.get("part"), Transition.of(sequences)
         now, after = self._columns(sequences), self._columns(sequences.get("next"))
         if self.context.bootstrap:
-            _link(now, after, mask, part)
+            state, end = after["observation"], after["terminated"]
+            after["observation"], after["terminated"] = link(now["observation"], state, end, mask, part)
         if self.belief is None:
             self._look_ahead(now, after, mask, part)
             nothing = torch.zeros(self.seeds or 1, 0, device=mask.device)
@@ -397,65 +400,6 @@ class TopLevel(Level):
         alpha = self.config.alpha * (torch.as_tensor(worth) / PERFECT).clamp(self.config.alpha_least, 1.0)
         cast(Tensor, self.loss.log_alpha).copy_(alpha.log().squeeze())
         self._lower_rates(self._rates, self.config.lr_end, progress)
-
-
-def make_top_networks(
-    action_dim: int,
-    observation_spec: TensorSpec,
-    context: ReadingConfig,
-    goal: GoalSpace | None,
-    config: NetworkConfig,
-    seeds: int | None = None,
-    view: View | None = None,
-    normalise: bool = False,
-) -> tuple[ProbabilisticActor, list[ValueOperator]]:
-    """pi_h(s, b) and two critics Q(s, b, a).
-
-    Args:
-        action_dim: dimensions of the top's proposal, P.
-        observation_spec: spec of s.
-        context: what is read: ``belief`` [..., 2 Z], ``z`` [..., Z], or with ``latent_dim`` 0 nothing.
-        goal: the space of a known goal that is read, else ``None``.
-        config: hidden layers, and their precision.
-        seeds: how many of each, if there are several.
-        view: what they read of s; ``None`` for all of it.
-        normalise: whether what has no bounds is normalised.
-    """
-    read = context.latent_dim * (2 if context.read == "belief" else 1)
-    keys = ["observation"] + ["goal"] * (goal is not None) + [context_key(context.read)] * (read > 0)
-
-    def net(extra: int, out: int, cells: Sequence[int], norm: bool) -> FeatureNet:
-        features = Features(observation_spec, goal, view=view, normalise=normalise)
-        return FeatureNet(features, read + extra, out, cells, norm, seeds=seeds, bf16=config.bf16)
-
-    actor = stochastic_actor(net(0, 2 * action_dim, config.actor_cells, False), keys)
-    nets = [net(action_dim, 1, config.critic_cells, config.critic_norm) for _ in range(2)]
-    return actor, [ValueOperator(net, in_keys=[*keys, "action"]) for net in nets]
-
-
-def _make_loss(
-    kind: type[ContextSACLoss],
-    actor: ProbabilisticActor,
-    critics: list[ValueOperator],
-    config: TopConfig,
-    context: str,
-) -> ContextSACLoss:
-    loss = make_sac(kind, actor, critics, config.alpha, test_penalty=config.test_penalty)
-    loss.set_keys(context=context)
-    loss.make_value_estimator(ValueEstimators.TD0, gamma=config.gamma)
-    return loss
-
-
-def _link(now: dict[str, Tensor], after: dict[str, Tensor], mask: Tensor, part: Tensor) -> None:
-    """Lets the value of a trajectory's last decision go on from the first state of the next one, if there is one."""
-    traced = _KINDS.get((now["observation"].shape, after["terminated"].shape), lambda: _linked)
-    columns = now["observation"], after["observation"], after["terminated"], mask, part
-    after["observation"], after["terminated"] = traced(*columns)
-
-
-def _linked(s: Tensor, s_after: Tensor, terminated: Tensor, mask: Tensor, part: Tensor) -> tuple[Tensor, Tensor]:
-    goes_on = pad(mask[:, 1:] & (part[:, 1:] != part[:, :-1]), (0, 1)).unsqueeze(-1)
-    return torch.where(goes_on, s.roll(-1, 1), s_after), terminated & ~goes_on
 
 
 _KINDS = TracedKinds()
