@@ -4,8 +4,10 @@
 
 Prints, for each task: the interquartile mean of the return / horizon by trajectory, the searching policy's, and the
 share of its sum over a meta-test that agents have, as interquartile mean with its 95 % interval over whole seeds and
-tasks, as mean over seeds, and of the worst one; how many seeds, minutes of a seed, and million environment steps. The
-CSV has a row for each task and seed. References are those that a run wrote into its manifest.
+tasks, as mean over seeds, and of the worst one; how many seeds, minutes of a seed, and million environment steps. With
+`--levels`, for studies of the hierarchy, also the share of its subgoals that each goal-reaching level reached in the
+last iterations of training, bottom up. The CSV has a row for each task and seed. References are those that a run wrote
+into its manifest: the searching policy has the run's own decision length and reach.
 """
 
 from __future__ import annotations
@@ -19,7 +21,7 @@ from collections.abc import Mapping, Sequence
 import numpy as np
 
 from peach_trl.utils.statistics import interval
-from peach_trl.utils.tables import Result, find_runs, intervals, named, read_methods, table
+from peach_trl.utils.tables import Result, find_runs, intervals, named, read_methods, read_metrics, table
 
 HEAD = ["task", "by trajectory", "search", "share of the search", "mean (worst seed)", "seeds", "minutes", "M steps"]
 
@@ -29,6 +31,7 @@ def arguments() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("tasks", nargs="+", metavar="NAME=FOLDERS", help="glob patterns with commas between them")
     parser.add_argument("--csv", help="write one row a task and seed to this file")
+    parser.add_argument("--levels", action="store_true", help="how often goal-reaching levels reach their subgoals")
     return parser
 
 
@@ -46,6 +49,14 @@ def search(runs: Sequence[Result]) -> list[float]:
 def shares(runs: Sequence[Result]) -> np.ndarray:
     """The sum of the returns of a meta-test / the searching policy's mean sum, [seeds, tasks]."""
     return np.stack([run.scores["return"].sum(1) for run in runs]) / sum(search(runs))
+
+
+def reached(runs: Sequence[Result], last: int = 10) -> str:
+    """Share of subgoals that each goal-reaching level reached in its ``last`` rows, bottom up; means over seeds."""
+    of_seeds = [read_metrics(run.folder / "metrics.csv") for run in runs]
+    names = sorted({name for metrics in of_seeds for name in metrics if name.startswith("train/success/level_")})
+    means = [statistics.mean(statistics.mean(metrics[name][1][-last:]) for metrics in of_seeds) for name in names]
+    return " ".join(f"{mean:.2f}" for mean in means)
 
 
 def line(name: str, runs: Sequence[Result], share: np.ndarray) -> list[str]:
@@ -84,7 +95,11 @@ def main(command: list[str] | None = None) -> None:
         for name, folders in named(args.tasks).items():
             runs = read_methods({name: find_runs(folders)})[name]
             tasks[name] = runs, shares(runs)
-        print(table([HEAD, *(line(name, *task) for name, task in tasks.items())]))
+        lines = [HEAD, *(line(name, *task) for name, task in tasks.items())]
+        if args.levels:
+            more = ["subgoals reached", *(reached(runs) for runs, _ in tasks.values())]
+            lines = [[*cells, cell] for cells, cell in zip(lines, more, strict=True)]
+        print(table(lines))
         if args.csv:
             write_csv(tasks, args.csv)
     except (ValueError, FileNotFoundError) as error:

@@ -199,6 +199,13 @@ def test_the_table_of_search_tasks(tmp_path, monkeypatch, capsys):
         "task,split,seed,share,return_1,return_2",
         "half circle,test,0,1.296,1.12,2.12",
     ]
+    rows = ["step,train/success/level_0,train/success/level_1", *(f"{i},{i / 100},1" for i in range(20))]
+    for seed in (0, 1):
+        (tmp_path / f"a/{seed}/metrics.csv").write_text("\n".join(rows) + "\n")
+    monkeypatch.setattr(sys, "argv", ["search.py", f"half circle={tmp_path}/a/*", "--levels"])
+    runpy.run_path(str(RESULTS.parent / "search.py"), run_name="__main__")
+    printed = capsys.readouterr().out.splitlines()
+    assert "subgoals reached" in printed[0] and printed[2].endswith("| 0.14 1.00 |")  # rows 10 to 19: .1 to .19
     write_run(tmp_path / "b/0")
     monkeypatch.setattr(sys, "argv", ["search.py", f"x={tmp_path}/b/*"])
     with pytest.raises(SystemExit, match="no searching policy"):
