@@ -18,7 +18,7 @@ from training import Job, cpu  # beside this file
 from peach_trl.data.task_replay import TaskReplayBuffer
 
 SETTINGS = {
-    "tasks": [f"env.train_tasks={n} train.meta_batch={min(n, 16)}" for n in (10, 60, 100, 300, 1000)],
+    "tasks": [f"env.train_tasks={n}" for n in (10, 60, 100, 300, 1000)],
     "depth": [f"hierarchy.depth={n}" for n in (2, 3, 4)],
     "z": [f"context.latent_dim={n}" for n in (0, 2, 5, 16, 64)],
     "seeds": [f"seeds={n}" for n in (1, 2, 4, 8)],

@@ -120,29 +120,15 @@ def meta_test(policy: nn.Module, env: EnvBase, trajectories: int, horizon: int |
         >>> result.returns.shape  # 60 tasks, 3 trajectories
         torch.Size([60, 3])
     """
-    tracker = next((part for part in policy.modules() if isinstance(part, BeliefTracker)), None)
     hierarchy = policy.actor.hierarchy if isinstance(policy, HierarchyPolicy) else None
-    horizon = declared(env, "horizon") if horizon is None else horizon
-    if tracker is not None and tracker.trajectories < trajectories:
-        raise ValueError(
-            f"trajectories = {trajectories}: this policy forgets the task after {tracker.trajectories}; make it with "
-            f"make_policy(trajectories={trajectories}), or its tracker"
-        )
-    if horizon is None:
-        raise ValueError(f"horizon: {type(env).__name__} has none; say how many steps an episode has at most")
-    try:
-        with set_exploration_type(ExplorationType.DETERMINISTIC):
-            batch = rollout(env, policy, trajectories * horizon)
-    finally:
-        env.close()
-    batch = batch if batch.ndim > 1 else batch.unsqueeze(0)
+    with set_exploration_type(ExplorationType.DETERMINISTIC):
+        batch, steps, length, tracker = played(policy, env, trajectories, horizon)
     task_ids, goals, goal_space = *tasks_of(env, batch), declared(env, "goal_space")
-    steps, length = _episodes(batch["next", "done"].squeeze(-1), trajectories, horizon)
 
     def by_episode(values: Tensor) -> Tensor:
         return values[torch.arange(len(values)).view(-1, 1, 1), steps]  # [R, K, T, ...]
 
-    reached, within = by_episode(batch["next", "observation"]), torch.arange(horizon) < length.unsqueeze(-1)
+    reached, within = by_episode(batch["next", "observation"]), torch.arange(steps.shape[-1]) < length.unsqueeze(-1)
     reward = by_episode(batch["next", "reward"].squeeze(-1))
     last, reward = reward[..., -1] > 0, reward * within
     if goal_space is not None:
@@ -154,7 +140,7 @@ def meta_test(policy: nn.Module, env: EnvBase, trajectories: int, horizon: int |
     return MetaTest(
         task_ids=task_ids,
         goals=goals,
-        returns=reward.sum(-1) / horizon,
+        returns=reward.sum(-1) / steps.shape[-1],
         success=last.float(),
         found=(reward > 0).any(-1).float(),
         positions=reached if hierarchy is None else hierarchy.subgoal_space.project(reached),
@@ -164,6 +150,32 @@ def meta_test(policy: nn.Module, env: EnvBase, trajectories: int, horizon: int |
         failed=None if failed is None else by_episode(failed.squeeze(-1)).any(-1).float(),
         goal_space=goal_space,
     )
+
+
+def played(
+    policy: nn.Module, env: EnvBase, trajectories: int, horizon: int | None = None
+) -> tuple[TensorDictBase, Tensor, Tensor, BeliefTracker | None]:
+    """The steps of a meta-test on every row; arguments and errors: see :func:`meta_test`.
+
+    Returns:
+        ``(batch, steps, length, tracker)``: what was recorded, [R, S]; where in it each episode's steps are, int64
+        [R, K, T], the last one repeated where it is shorter; its number of steps, [R, K]; and what keeps the belief.
+    """
+    tracker = next((part for part in policy.modules() if isinstance(part, BeliefTracker)), None)
+    horizon = declared(env, "horizon") if horizon is None else horizon
+    if tracker is not None and tracker.trajectories < trajectories:
+        raise ValueError(
+            f"trajectories = {trajectories}: this policy forgets the task after {tracker.trajectories}; make it with "
+            f"make_policy(trajectories={trajectories}), or its tracker"
+        )
+    if horizon is None:
+        raise ValueError(f"horizon: {type(env).__name__} has none; say how many steps an episode has at most")
+    try:
+        batch = rollout(env, policy, trajectories * horizon)
+    finally:
+        env.close()
+    batch = batch if batch.ndim > 1 else batch.unsqueeze(0)
+    return batch, *_episodes(batch["next", "done"].squeeze(-1), trajectories, horizon), tracker
 
 
 def tasks_of(env: EnvBase, batch: TensorDictBase) -> tuple[Tensor, Tensor]:

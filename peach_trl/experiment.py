@@ -116,7 +116,10 @@ def _compare_levels(path: str, trained: Config, config: Config) -> None:
         )
     names = ["decision_steps", "clock", "failure", *(["subgoal_reach"] if here.subgoal == "relative" else [])]
     values = {name: (getattr(there, name), getattr(here, name)) for name in names}
-    differ = [f"hierarchy.{name} = {old} there and {new} here" for name, (old, new) in values.items() if old != new]
+    values = {f"hierarchy.{name}": both for name, both in values.items()}
+    for name in ("goal_reward", "goal_terminates"):
+        values[f"transitions.{name}"] = getattr(trained.transitions, name), getattr(config.transitions, name)
+    differ = [f"{name} = {old} there and {new} here" for name, (old, new) in values.items() if old != new]
     if differ:
         warnings.warn(f"lower.checkpoint = {path}: {', '.join(differ)}", stacklevel=3)
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import dataclasses
 import math
 from collections.abc import Mapping
 from typing import Any, cast
@@ -65,6 +66,7 @@ def save_meta_test(
     goals = result.goals
     env = make_env(config, library, library.split("train")[:1])
     places = _in_the_plane(env, goals[0])
+    result = _where(env, result) if places else result
     if result.positions.shape[-1] == 2:
         if places:
             tolerance = float(cast(GoalSpace, result.goal_space).tolerance.max())
@@ -77,6 +79,16 @@ def save_meta_test(
         values = torch.atan2(goals[:, 1], goals[:, 0]).rad2deg() if places else goals[:, 0]
         label = "direction of the goal, degrees" if places else "first parameter of the task"
         plot_posterior(run.folder / "posterior.png", result.loc, result.scale, values, label)
+
+
+def _where(env: Any, result: MetaTest) -> MetaTest:
+    """Only those entries of positions and subgoals that goals have, where there are more."""
+    named = {index: i for i, index in enumerate(env.subgoal_space.indices)} if env.subgoal_space is not None else {}
+    chosen = [named.get(index) for index in env.goal_space.indices]
+    if result.positions.shape[-1] != len(named) or None in chosen:
+        return result
+    subgoals = None if result.subgoals is None else result.subgoals[..., chosen]
+    return dataclasses.replace(result, positions=result.positions[..., chosen], subgoals=subgoals)
 
 
 def _in_the_plane(env: Any, goal: Tensor) -> bool:

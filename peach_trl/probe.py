@@ -11,6 +11,7 @@ from __future__ import annotations
 import copy
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import cast
 
 import torch
 from torch import Tensor
@@ -18,11 +19,10 @@ from torchrl.envs import EnvBase
 from torchrl.envs.utils import ExplorationType, set_exploration_type
 
 from peach_trl.agent import Agent
-from peach_trl.collectors.rollout import rollout
 from peach_trl.context.tracker import BeliefTracker
 from peach_trl.declared import declared
 from peach_trl.envs.tasks import TaskLibrary
-from peach_trl.evaluation import tasks_of
+from peach_trl.evaluation import played, tasks_of
 from peach_trl.experiment import Config, make_env
 from peach_trl.hierarchy.policy import HierarchyPolicy
 from peach_trl.references import ideal_estimates
@@ -59,12 +59,12 @@ class LinearProbe:
 
 @dataclass(frozen=True)
 class Seen:
-    """What beliefs were at the N decisions of R meta-tests, and what they could have been.
+    """What beliefs were before, between and after the N decisions of R meta-tests, and what they could have been.
 
     Attributes:
-        beliefs: mean and log deviation of q(z | c) before each decision, [R, N, 2 Z].
+        beliefs: mean and log deviation of q(z | c), [R, N + 1, 2 Z].
         parameters: of the tasks, [R, P].
-        ideal: the ideal observer's estimates at the same times, [R, N, P]; ``None`` where it is not known.
+        ideal: the ideal observer's estimates at the same times, [R, N + 1, P]; ``None`` where it is not known.
     """
 
     beliefs: Tensor
@@ -76,30 +76,41 @@ class Seen:
 def see(policy: HierarchyPolicy, env: EnvBase, trajectories: int, decision_steps: int, observed: bool = False) -> Seen:
     """Plays meta-tests on the rows of an environment, each with its task, and notes the belief at every decision.
 
+    Where an episode ends early, what was believed then counts for the decisions that it had left.
+
     Args:
-        policy: with a belief.
-        env: with a library of tasks, and episodes of the same length, its horizon; it is closed in the end.
+        policy: with a belief, whose decisions take ``decision_steps`` environment steps, or one at depth 1.
+        env: with a library of tasks, and a horizon; it is closed in the end.
         trajectories: of a meta-test.
         decision_steps: environment steps between two looks at the belief; episodes begin with one.
         observed: whether an ideal observer looks on.
 
     Raises:
-        ValueError: if the policy keeps no belief.
+        ValueError: if the policy keeps no belief, or decides at other times; if tasks have no parameters; and as
+            :func:`~peach_trl.evaluation.meta_test` does.
     """
-    tracker = next((part for part in policy.modules() if isinstance(part, BeliefTracker)), None)
-    if tracker is None:
+    if not any(isinstance(part, BeliefTracker) for part in policy.modules()):
         raise ValueError("policy: it keeps no belief that could be asked; give one with context.latent_dim above 0")
-    horizon, space = int(declared(env, "horizon")), declared(env, "goal_space")
-    batch = rollout(env, policy, trajectories * horizon)
+    batch, steps, length, tracker = played(policy, env, trajectories)
     _, parameters = tasks_of(env, batch)
-    looks = torch.cat([k * horizon + torch.arange(0, horizon, decision_steps) for k in range(trajectories)])
-    beliefs = torch.cat([tracker.belief.read(part) for part in batch["context", "state"][:, looks].split(1, 1)], 1)
-    ideal = None
+    if not parameters.shape[1]:
+        raise ValueError(f"{type(env).__name__}: its tasks have no parameters that could be told; give it a library")
+    looks, rows = steps[:, :, ::decision_steps].flatten(1), torch.arange(len(steps)).unsqueeze(1)  # [R, N]
+    begun = torch.arange(steps.shape[-1])[::decision_steps] < length.unsqueeze(-1)
+    if not bool(batch["hierarchy", "acts"][rows, looks][..., -1][begun.flatten(1)].all()):
+        raise ValueError(
+            f"decision_steps = {decision_steps}: decisions begin at other steps, as with hierarchy.clock=own_goal; "
+            "only those of one length can be compared"
+        )
+    last = steps[:, -1, -1]
+    after = cast(BeliefTracker, tracker).after(batch[rows[:, 0], last]).unsqueeze(1)
+    states = torch.cat([batch["context", "state"][rows, looks], after], 1)
+    beliefs = torch.cat([cast(BeliefTracker, tracker).belief.read(part) for part in states.split(1, 1)], 1)
+    ideal, space = None, declared(env, "goal_space")
     if observed and space is not None and space.dim == 2:
         positions, rewards = space.project(batch["next", "observation"]), batch["next", "reward"].squeeze(-1)
         estimates = ideal_estimates(env, positions, rewards)
-        ideal = None if estimates is None else estimates[:, looks]
-    env.close()
+        ideal = None if estimates is None else estimates[rows, torch.cat([looks, last.unsqueeze(1) + 1], 1)]
     return Seen(beliefs, parameters, ideal)
 
 
@@ -108,9 +119,9 @@ class Probed:
     """Errors of an agent's belief by decision: distances of R test tasks' parameters from what is said of them.
 
     Attributes:
-        belief: of the linear probe, [R, N], in the units of the parameters.
+        belief: of the linear probe, [R, N + 1], in the units of the parameters.
         prior: of the mean of the training tasks, [R]: nothing is known.
-        ideal: of the ideal observer of the same paths, [R, N], or ``None``.
+        ideal: of the ideal observer of the same paths, [R, N + 1], or ``None``.
         ridge: of the probe, by the error on the validation tasks.
     """
 
@@ -120,7 +131,7 @@ class Probed:
     ridge: float
 
     def curves(self) -> dict[str, Tensor]:
-        """Root mean squares over tasks, as shares of the prior's: 1: nothing is known, 0: all is; [N] each."""
+        """Root mean squares over tasks, as shares of the prior's: 1: nothing is known, 0: all is; [N + 1] each."""
         found = {"belief": self.belief} | ({} if self.ideal is None else {"ideal observer": self.ideal})
         return {name: _rms(errors) / _rms(self.prior) for name, errors in found.items()}
 
@@ -130,20 +141,22 @@ def probe(
 ) -> Probed:
     """Fits a linear probe on the training tasks, and asks it on ``split``.
 
-    The probe is one map for all decisions. It is fitted to two meta-tests of each training task, one of which proposes
-    with the actor's own noise, so that it sees more paths; its ``ridge`` is the one of ``ridges`` with the smallest
-    error on the validation tasks. Meta-tests on these, and on ``split``, are as in ``peach-trl evaluate``.
+    The probe is one map for all decisions. It is fitted to two meta-tests of each training task, one of which explores
+    as in collection, so that it sees more paths; its ``ridge`` is the one of ``ridges`` with the smallest error on the
+    validation tasks. All others are without noise, once a task. Parameters of different units count as they are.
 
     Args:
-        agent: what was learnt.
+        agent: what was learnt, of one seed.
         config: of the run, with a context variable.
         library: its tasks.
-        split: ``"test"``, or ``"validation"`` while anything is being chosen.
+        split: ``"test"``; ``"validation"`` is what ``ridge`` was chosen on.
         ridges: to choose from.
 
     Raises:
-        ValueError: for an agent without a belief.
+        ValueError: for an agent without a belief, or of several seeds; and see :func:`see`.
     """
+    if config.seeds > 1:
+        raise ValueError(f"seeds = {config.seeds}: each has a belief of its own; load one of them, by its folder")
 
     def seen(name: str, noisy: bool = False, observed: bool = False) -> Seen:
         policy = agent.make_policy(config.evaluation.trajectories, average=True, seed=0)
@@ -152,8 +165,9 @@ def probe(
             env = make_env(config, library, library.split(name))
             return see(policy, env, config.evaluation.trajectories, config.hierarchy.top_steps, observed)
 
-    torch.manual_seed(config.seed)
-    train, noisy, validation = seen("train"), seen("train", noisy=True), seen("validation")
+    with torch.random.fork_rng(devices=[]):  # nothing here moves the generators of training
+        torch.manual_seed(config.seed)
+        train, noisy, validation = seen("train"), seen("train", noisy=True), seen("validation")
     features = torch.cat([train.beliefs, noisy.beliefs])
     targets = train.parameters.repeat(2, 1).unsqueeze(1).expand(-1, features.shape[1], -1)
 

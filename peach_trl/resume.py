@@ -7,11 +7,12 @@ import fcntl
 import sys
 from collections.abc import Iterable, Mapping
 from pathlib import Path
-from typing import IO, Any, TypeVar
+from typing import IO, Any, TypeVar, cast
 
 from omegaconf import OmegaConf
 
 from peach_trl.config import ConfigError, build
+from peach_trl.schemas import completed
 from peach_trl.utils.files import SAVEPOINTS, read_manifest, write_whole
 from peach_trl.utils.loggers import flat
 
@@ -102,7 +103,7 @@ def _stored(resume: str, folder: Path, path: Path) -> Any:
     if found and all(read_manifest(path.parent)["finished"] for path in found):
         raise FinishedError(f"resume = {resume}: the run in {folder} is finished; there is nothing to go on with")
     try:
-        return OmegaConf.to_container(OmegaConf.load(path))
+        return completed(cast(Any, OmegaConf.to_container(OmegaConf.load(path))))
     except FileNotFoundError:
         raise ConfigError(
             f"resume = {resume}: {folder} holds no run that could go on ({SAVEPOINTS}/config.yaml); give the folder of "

@@ -336,6 +336,24 @@ class SourceConfig(Config):
             )
 
 
+#: keys that came after checkpoints were written: the group, the key, what was done before, and a key of its groups
+LATER = (("transitions", "goal_reward", "sparse", "hindsight_goals"), ("env", "subgoals", "place", "goals"))
+
+
+def completed(values: Mapping[str, Any]) -> dict[str, Any]:
+    """A stored configuration with the keys that came later, as things were done without them.
+
+    Examples:
+        >>> completed({"transitions": {"hindsight_goals": 3}})
+        {'transitions': {'goal_reward': 'sparse', 'hindsight_goals': 3}}
+    """
+    values = dict(values)
+    for group, key, before, among in LATER:
+        if among in values.get(group, {}):
+            values[group] = {key: before, **values[group]}
+    return values
+
+
 def common_config(values: Mapping[str, Any]) -> Config:
     """The common part of any recipe's configuration, as a checkpoint holds it: enough to act and to test.
 
@@ -345,6 +363,6 @@ def common_config(values: Mapping[str, Any]) -> Config:
         ConfigError: for a key or a value that this version does not know.
     """
     names = {field.name for field in dataclasses.fields(Config)}
-    config = build(StoredConfig, {name: value for name, value in values.items() if name in names})
+    config = build(StoredConfig, {name: value for name, value in completed(values).items() if name in names})
     missing = torch.device(config.device).type == "cuda" and not torch.cuda.is_available()
     return dataclasses.replace(config, device="cpu") if missing else config

@@ -117,6 +117,17 @@ def test_levels_of_another_run(tmp_path, state):
     reach = config.hierarchy.subgoal_reach
     with pytest.warns(UserWarning, match=rf"hierarchy.subgoal_reach = {reach} there and 0.01 here"):
         tiny_agent(tiny_config(lower__checkpoint=path, hierarchy__subgoal_reach=0.01))
+    with pytest.warns(UserWarning, match="transitions.goal_reward = sparse there and dense here"):
+        tiny_agent(tiny_config(lower__checkpoint=path, transitions__goal_reward="dense"))
+
+
+def test_checkpoints_of_before_some_keys(tmp_path, state):
+    """What they lack is as it was done then."""
+    config = copy.deepcopy(state["config"])
+    del config["transitions"]["goal_reward"], config["env"]["subgoals"]
+    found, _, agent = load_agent(written(tmp_path / "old.pt", {**state, "config": config}))
+    assert found.transitions.goal_reward == "sparse" and found.env.subgoals == "place"
+    assert all(torch.equal(value, state["agent"][name]) for name, value in agent.state_dict().items())
 
 
 def test_the_agent_that_goes_with_the_package():

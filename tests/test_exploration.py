@@ -325,6 +325,15 @@ def test_proposals_that_lead_elsewhere():
     torch.testing.assert_close(gaps(elsewhere=every, at_random=True).mean(), uniform.mean(), rtol=0.1, atol=0)
 
 
+def test_velocities_are_no_places():
+    """Of subgoals that are whole states, positions alone say where a proposal leads."""
+    memory, row = Elsewhere(tiny_agent(tiny_config(env__subgoals="state")).hierarchy), np.array([True])
+    here = np.float32([[0.0, 0, 0, 0]])
+    memory.see(here, row, fresh=row)
+    faster, farther = np.float32([[[0.1, 0, 1, 1]], [[0.3, 0, 0, 0]]])
+    assert memory.pick(here, row, np.stack([faster, farther])).tolist() == farther.tolist()
+
+
 def test_where_a_row_has_been_lasts_for_its_meta_episode():
     config = tiny_config()
     hierarchy = tiny_agent(config).hierarchy

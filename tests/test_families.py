@@ -183,7 +183,9 @@ def test_every_family_is_registered_with_gymnasium():
     ],
 )
 def test_recipes_run_on_families(recipe, name, overrides, tmp_path, capsys):
-    (folder,) = start(tmp_path, recipe, f"env={name}", *SMALL, *overrides, plots=False)
+    states = "env.subgoals=state" in overrides  # whose positions are drawn nonetheless
+    (folder,) = start(tmp_path, recipe, f"env={name}", *SMALL, *overrides, plots=states)
+    assert (folder / "trajectories.png").is_file() == states
     rows = list(csv.DictReader(open(folder / "metrics.csv")))
     assert math.isfinite(float(rows[-1]["eval/return/trajectory_2"]))
     assert "trajectory 2:" in capsys.readouterr().out

@@ -204,7 +204,7 @@ def test_dense_rewards_are_the_share_of_the_way_that_is_left(subgoal):
     by_kind = [LevelTransitions(hierarchy, kind)(batch) for kind in (TRANSITIONS, dense)]
     for level, (sparse, found) in enumerate(zip(*by_kind, strict=True)):
         reach = 0.5 * 2 ** (level + 1)  # metres that the level above may ask for, along an axis
-        furthest = reach if subgoal == "relative" and level < 2 else 8.0
+        furthest = reach if subgoal == "relative" and level < 2 else 16.0
         way = (found["next", "observation"][:, :2] - found["goal"]).abs().amax(-1, keepdim=True) / furthest
         expected = torch.where(sparse["next", "reward"] == -1, -way.clamp(max=1), sparse["next", "reward"])
         torch.testing.assert_close(found["next", "reward"], expected)

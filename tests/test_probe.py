@@ -1,6 +1,7 @@
 """What a belief knows: the probe, and the ideal observer that bounds it."""
 
 import csv
+import dataclasses
 import math
 
 import pytest
@@ -8,10 +9,12 @@ import torch
 from test_benchmarks import output
 from test_references import point, robot
 from tiny import ROOT, TINY
+from torchrl.envs.utils import ExplorationType, set_exploration_type
 
+from peach_trl.context import Belief
 from peach_trl.envs import FAMILIES
-from peach_trl.experiment import PeachConfig, load_agent, make_agent, make_library
-from peach_trl.probe import LinearProbe, probe
+from peach_trl.experiment import PeachConfig, load_agent, make_agent, make_env, make_library
+from peach_trl.probe import LinearProbe, probe, see
 from peach_trl.references import ideal_estimates
 from peach_trl.utils import load_config
 
@@ -61,18 +64,79 @@ def test_a_trained_belief_is_near_the_ideal_observer(pretrained):
     *_, found = pretrained
     curves = found.curves()
     belief, ideal = curves["belief"], curves["ideal observer"]
-    assert belief.shape == ideal.shape == (30,) and found.prior.shape == (60,)
+    assert belief.shape == ideal.shape == (31,) and found.prior.shape == (60,)
     assert belief[0] == pytest.approx(1.0, abs=0.05) and ideal[0] == pytest.approx(1.0, abs=0.05)
     assert belief[-1] < 0.2 and ideal[-1] < 0.1
     assert (belief > ideal - 0.02).all()  # nothing knows more than that
     assert (belief[:6] < ideal[:6] + 0.05).all()  # while it searches
 
 
-def test_an_untrained_belief_is_not(pretrained):
-    config, library, _, found = pretrained
-    torch.manual_seed(1)
-    untrained = probe(make_agent(config, library), config, library).curves()["belief"]
-    assert untrained[-1] > 2 * found.curves()["belief"][-1]
+class Counting(Belief):
+    """Knows how many decisions there were, and nothing of the task."""
+
+    state_dim = 1
+
+    def __init__(self, latent_dim):
+        super().__init__(torch.nn.Linear(1, 1), latent_dim)
+
+    def update(self, state, transition):
+        return state + 1
+
+    def scan(self, transitions, mask=None):
+        steps = torch.arange(transitions.observation.shape[-2] + 1.0)
+        return steps.unsqueeze(-1).expand(*transitions.observation.shape[:-2], -1, 1)
+
+    def posterior(self, state):
+        loc = state.expand(*state.shape[:-1], self.latent_dim)
+        return loc, torch.ones_like(loc)
+
+
+def agent_of(*overrides, own=True):
+    small = [change for change in TINY if "env=gymnasium" not in overrides or not change.startswith("env.")]
+    config = load_config(PeachConfig, "peach", ROOT / "configs", [*small, *overrides])
+    library = make_library(config)
+    torch.manual_seed(0)
+    return config, library, make_agent(config, library, belief=Counting(config.context.latent_dim) if own else None)
+
+
+@pytest.mark.parametrize("overrides", [["env.horizon=60"], ["env.horizon=50"], ["hierarchy.depth=1"]])
+def test_beliefs_are_asked_before_between_and_after_decisions(overrides):
+    config, library, agent = agent_of(*overrides)
+    steps = config.hierarchy.top_steps
+    env = make_env(config, library, torch.tensor([0, 1, 0]))
+    seen = see(agent.make_policy(2), env, 2, steps, observed=True)
+    number = 2 * math.ceil(config.env.horizon / steps)
+    assert seen.beliefs[..., 0].tolist() == [[*range(number + 1)]] * 3
+    assert torch.equal(seen.parameters, library.parameters[[0, 1, 0]])
+    assert seen.ideal.shape == (3, number + 1, 2)
+
+
+def test_a_belief_that_only_counts_says_nothing_of_the_task():
+    config, library, agent = agent_of("env.train_tasks=8", "env.test_tasks=8")
+    curve = probe(agent, config, library).curves()["belief"]
+    assert (curve > 0.95).all()
+
+
+def test_episodes_that_end_early():
+    """A pole that falls: the belief stays what it was, and its next trajectory is asked from its own start on."""
+    pole = ["env.options.env_id=InvertedPendulum-v5", "env.options.set_task=_reset_noise_scale"]
+    pole += ["env.options.train=[.02,.03,.04,.05]", "env.options.validation=[.01]", "env.options.test=[.06]"]
+    config, library, agent = agent_of("env=gymnasium", *pole, "env.horizon=60", "hierarchy.decision_steps=20")
+    torch.manual_seed(0)
+    with set_exploration_type(ExplorationType.RANDOM):
+        seen = see(agent.make_policy(2), make_env(config, library, torch.arange(4)), 2, 20, observed=True)
+    counts = seen.beliefs[..., 0]
+    assert counts.shape == (4, 7) and seen.ideal is None
+    assert (counts[:, 1:] >= counts[:, :-1]).all() and (counts[:, -1] < 6).all()  # it falls within 60 steps
+    assert (counts[:, -1] >= 2).all()  # at least a decision in each of two trajectories
+
+
+def test_decisions_of_other_lengths_are_refused():
+    config, library, agent = agent_of("hierarchy.clock=own_goal")
+    with pytest.raises(ValueError, match=r"decision_steps = 7: decisions begin at other steps"):
+        see(agent.make_policy(2), make_env(config, library, torch.arange(2)), 2, 7)
+    with pytest.raises(ValueError, match=r"seeds = 2: each has a belief of its own"):
+        probe(agent, dataclasses.replace(config, seeds=2), library)
 
 
 def test_an_agent_without_a_belief_is_refused():
@@ -89,5 +153,5 @@ def test_benchmark(tmp_path):
     assert [line.split("|")[1].strip() for line in lines] == ["method", "---", "product", "*ideal observer*"]
     with open(tmp_path / "a.csv", newline="") as file:
         rows = list(csv.DictReader(file))
-    assert len(rows) == 30 and rows[-1]["decision"] == "29" and float(rows[-1]["belief"]) < 0.2
+    assert len(rows) == 31 and rows[-1]["decision"] == "30" and float(rows[-1]["belief"]) < 0.2
     assert (tmp_path / "a.png").is_file() and (tmp_path / "a.pdf").is_file()

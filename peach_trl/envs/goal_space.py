@@ -24,6 +24,8 @@ class GoalSpace:
         high: largest goal, likewise; above ``low`` everywhere.
         tolerance: for ``"box"`` one number or G of them, for ``"euclidean"`` one radius; above 0.
         metric: ``"box"`` or ``"euclidean"``.
+        places: how many of the entries, the first ones, say where something is, and not how fast it moves, say;
+            ``None`` for all. Exploration measures distances by them.
 
     Attributes:
         dim: number of entries of a goal, G.
@@ -51,6 +53,7 @@ class GoalSpace:
         high: float | Sequence[float] | Tensor,
         tolerance: float | Sequence[float] | Tensor,
         metric: Literal["box", "euclidean"] = "box",
+        places: int | None = None,
     ) -> None:
         self.indices = tuple(int(i) for i in indices)
         if not self.indices or min(self.indices) < 0 or len(set(self.indices)) < len(self.indices):
@@ -59,6 +62,9 @@ class GoalSpace:
             raise ValueError(f"metric = {metric!r}: must be 'box' or 'euclidean'")
         self.metric = metric
         self.dim = len(self.indices)
+        self.places = self.dim if places is None else places
+        if not 1 <= self.places <= self.dim:
+            raise ValueError(f"places = {places}: must be 1 to {self.dim}, entries of a goal; None for all")
         self.low = self._vector("low", low)
         self.high = self._vector("high", high)
         if not bool((self.low < self.high).all()):

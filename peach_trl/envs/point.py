@@ -186,7 +186,7 @@ def _subgoal_space(config: PointConfig, high: Tensor) -> GoalSpace:
     if config.subgoals == "place":
         return GoalSpace([0, 1], -config.arena, config.arena, config.subgoal_tolerance, "euclidean")
     tolerance = [config.subgoal_tolerance] * 2 + [_VELOCITY_TOLERANCE * config.speed] * 2
-    return GoalSpace(range(4), -high, high, tolerance, "box")
+    return GoalSpace(range(4), -high, high, tolerance, "box", places=2)
 
 
 def _build_model(config: PointConfig) -> mujoco.MjModel:

@@ -21,7 +21,8 @@ class Elsewhere:
     """Remembers where each row was when its top level decided, and picks uniform proposals that lead elsewhere.
 
     How far a place is from one that was seen counts in what a decision of the top level reaches, along each dimension
-    of the subgoal space, and farther than that is as good as that far: else all would go to the farthest corner.
+    of the subgoal space that says where something is (``GoalSpace.places``), and farther than that is as good as that
+    far: else all would go to the farthest corner.
 
     Args:
         hierarchy: of two levels or more.
@@ -76,6 +77,7 @@ class Elsewhere:
         candidates = proposals[:, which]
         ends = self._ends(observation[which], candidates) / self._scale
         gaps = ends[:, :, None] - self._seen[which] / self._scale  # [M, n, V, G]
+        gaps = gaps[..., : self.hierarchy.subgoal_space.places]
         nearest = np.sqrt(np.square(gaps).sum(-1)).min(-1)
         best = np.minimum(nearest, 1).argmax(0)
         chosen[which] = candidates[best, np.arange(len(which))]

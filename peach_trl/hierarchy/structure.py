@@ -129,7 +129,7 @@ class Hierarchy:
         """How much of the way to its goal a goal-reaching level has left, [...], from 0 to 1.
 
         It is the largest of the entries' distances, each as a share of how far away the level above may set it; of
-        absolute subgoals and the tasks' own goals, of half their range. Further away is 1.
+        absolute subgoals and the tasks' own goals, of their range. Further away is 1.
 
         Args:
             level: that reaches for a goal.
@@ -139,7 +139,7 @@ class Hierarchy:
         space = self.space_of(level)
         assert space is not None  # as it reaches for a goal
         relative = level < self.top and self.config.subgoal == "relative"
-        furthest = self.reach[level + 1] if relative else space.half_range
+        furthest = self.reach[level + 1] if relative else 2 * space.half_range
         return ((space.project(observation) - goal) / furthest).abs().amax(-1).clamp(max=1)
 
     def decode(self, level: int, observation: Values, proposal: Values) -> Values:

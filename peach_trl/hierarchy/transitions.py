@@ -254,6 +254,10 @@ class LevelTransitions:
             ("next", "observation"): reached,
             ("next", "done"): flat["done"][end].unsqueeze(-1),
         }
+        if level < hierarchy.top:
+            rows["goal"] = rows["next", "goal"] = flat["subgoals"][start, level]
+        elif "end_goal" in flat.keys():  # known, be it reached for, or only read by a top that follows the reward
+            rows["goal"] = rows["next", "goal"] = flat["end_goal"][start]
         if hierarchy.space_of(level) is None:
             rewards = flat["reward" if self.dense is None else "learnt"]
             rows["next", "reward"] = self._learnt.of_decisions(rewards, flat["reached"], start, end)
@@ -263,14 +267,9 @@ class LevelTransitions:
             rows["next", "terminated"] = flat["terminated"][end].unsqueeze(-1)
         else:
             achieved, done, failed = flat["achieved"][end, level], flat["done"][end], flat["failed"][end]
-            goal = flat["subgoals"][start, level] if level < hierarchy.top else flat["end_goal"][start]
-            rows.update(self._goal_reward(level, reached, goal, achieved, done, failed))
+            rows.update(self._goal_reward(level, reached, rows["goal"], achieved, done, failed))
         if level == hierarchy.top and "meta_episode" in flat.keys():
             rows["meta_episode"] = flat["meta_episode"][start]
-        if level < hierarchy.top:
-            rows["goal"] = rows["next", "goal"] = flat["subgoals"][start, level]
-        elif "end_goal" in flat.keys():  # known, be it reached for, or only read by a top that follows the reward
-            rows["goal"] = rows["next", "goal"] = flat["end_goal"][start]
         return rows
 
     def _hindsight_goal(

@@ -12,8 +12,9 @@ from peach_trl.references.policies import prior_of
 def ideal_estimates(env: EnvBase, positions: Tensor, rewards: Tensor) -> Tensor | None:
     """The estimates of an ideal observer, who sees what a path shows and knows where goals may be.
 
-    They are the means of the exact posterior over goals, from a uniform prior: no other estimates have a smaller
-    expected squared error. So they bound what any belief can know after the same path, whoever chose it.
+    They are the means of the posterior over goals, exact to within the grid of candidates, from a uniform prior: no
+    other estimates have a smaller expected squared error. So they bound what any belief can know after the same path,
+    whoever chose it.
 
     Args:
         env: with a hidden goal on a circle or in a square of the plane; its rows are played a little.
