@@ -72,23 +72,27 @@ def write_csv(methods: Mapping[str, tuple[list[int], Curves]], path: str) -> Non
                     writer.writerow([name, seed, decision, f"{error:.5g}", told])
 
 
-def draw(methods: Mapping[str, tuple[list[int], Curves]], path: str) -> None:
-    """Means over seeds, with the range of seeds; the ideal observer's dashed."""
+def draw(methods: Mapping[str, tuple[list[int], Curves]], path: str, columns: int = 3) -> None:
+    """A panel a method: means over seeds, with the range of seeds; the ideal observer's dashed."""
     from matplotlib.figure import Figure
 
-    figure = Figure(figsize=(6.4, 3.6), layout="constrained")
-    axes = figure.add_subplot()
-    for i, (name, (_, curves)) in enumerate(methods.items()):
-        color = LINE_COLORS[i % len(LINE_COLORS)]
-        for who, of_seeds in curves.items():
-            every, ideal = np.stack(of_seeds), who != "belief"
-            label = f"{name}: {who}" if ideal else name
-            axes.plot(every.mean(0), color=color, ls="--" if ideal else "-", lw=1 if ideal else 2, label=label)
-            if not ideal:
-                axes.fill_between(np.arange(every.shape[1]), every.min(0), every.max(0), color=color, alpha=0.15, lw=0)
-    axes.set(xlabel="decisions seen", ylabel="error / error without knowledge", ylim=(0, None))
-    axes.grid(alpha=0.3)
-    figure.legend(loc="outside right center", fontsize=9, frameon=False)
+    rows = -(-len(methods) // columns)
+    wide = min(columns, len(methods))
+    figure = Figure(figsize=(2.9 * wide, 2.4 * rows + 0.4), layout="constrained")
+    panels = figure.subplots(rows, wide, sharey=True, squeeze=False).flat
+    for axes, (name, (_, curves)) in zip(panels, methods.items(), strict=False):
+        for (who, of_seeds), color, style in zip(curves.items(), LINE_COLORS, ("-", "--"), strict=False):
+            every = np.stack(of_seeds)
+            axes.plot(every.mean(0), color=color, ls=style, label=who)
+            axes.fill_between(np.arange(every.shape[1]), every.min(0), every.max(0), color=color, alpha=0.15, lw=0)
+        axes.set_title(name, fontsize=10)
+        axes.set(ylim=(0, 1.1), xlabel="decisions seen")
+        axes.grid(alpha=0.3)
+    for axes in list(panels):
+        axes.set_visible(False)
+    figure.supylabel("error / error without knowledge", fontsize=10)
+    first = figure.axes[0]
+    figure.legend(*first.get_legend_handles_labels(), loc="outside upper center", ncols=2, fontsize=9, frameon=False)
     save(figure, path)
 
 

@@ -15,7 +15,7 @@ from peach_trl.context import Belief
 from peach_trl.envs import FAMILIES
 from peach_trl.experiment import PeachConfig, load_agent, make_agent, make_env, make_library
 from peach_trl.probe import LinearProbe, probe, see
-from peach_trl.references import ideal_estimates
+from peach_trl.references import Arc, Candidates, ideal_estimates
 from peach_trl.utils import load_config
 
 
@@ -43,6 +43,16 @@ def test_the_ideal_observer_knows_what_is_left():
     assert torch.allclose(estimates[0, -1], expected, atol=0.05)
     assert torch.allclose(estimates[:, 0], torch.tensor([0.0, 2 / torch.pi]), atol=0.02)  # the mean of the half circle
     assert torch.linalg.vector_norm(estimates[1, -1] - goal) < 0.05 and rewards[1].max() > 0
+
+
+def test_a_goal_beyond_the_end_of_the_region():
+    """Its reward fits no candidate that is left: the nearest one stands for it, not those that were not seen yet."""
+    arc = Arc(radius=1.0, start=0.0, length=math.pi, tolerance=0.2)
+    candidates = Candidates(arc, torch.tensor([[0.0, 1.0], [0.2, 1.0]]), rows=2)
+    candidates.see(torch.tensor([[1.0, -0.1]] * 2), torch.tensor([0.0, 0.0]))  # the end is excluded
+    candidates.see(torch.tensor([[1.0, -0.15]] * 2), torch.tensor([1.0, 0.0]))
+    assert torch.linalg.vector_norm(candidates.estimate()[0] - torch.tensor([1.0, 0.0])) < 0.05
+    assert candidates.possible[1].sum() > 0.8 * candidates.possible.shape[1]
 
 
 def test_where_there_is_no_ideal_observer():

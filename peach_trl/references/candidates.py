@@ -101,7 +101,9 @@ class Candidates:
         most = self._reward[torch.searchsorted(self._distance, distance - self._slack, right=True) - 1]
         least = self._reward[torch.searchsorted(self._distance, distance + self._slack)]
         left = self.possible & (got <= most + _NOISE) & (got >= least - _NOISE)
-        self.possible = torch.where(left.any(-1, keepdim=True), left, self.possible)  # a goal elsewhere fits nowhere
+        # A goal beyond the ends of the region fits nowhere: what is nearest to a reward stands for it.
+        otherwise = torch.where(got > 0, distance <= distance.amin(-1, keepdim=True) + self._slack, self.possible)
+        self.possible = torch.where(left.any(-1, keepdim=True), left, otherwise)
         self.found = self.found | (reward > 0)
 
     def mean(self) -> Tensor:
