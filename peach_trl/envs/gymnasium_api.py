@@ -70,9 +70,9 @@ class FamilyGymnasiumEnv(gymnasium.Env):
         >>> from functools import partial
         >>> from peach_trl.envs import PointConfig, PointEnv
         >>> config = PointConfig(
-        ...     arena=10.0, horizon=200, goals="half_circle", radius=8.0, goal_tolerance=2.5, subgoal_tolerance=0.5,
-        ...     speed=0.25, frame_skip=5, train_tasks=30, validation_tasks=15, test_tasks=15, task_seed=0, threads=1,
-        ...     not_finite="raise",
+        ...     arena=10.0, horizon=200, goals="half_circle", radius=8.0, goal_tolerance=2.5, subgoals="place",
+        ...     subgoal_tolerance=0.5, speed=0.25, frame_skip=5, train_tasks=30, validation_tasks=15, test_tasks=15,
+        ...     task_seed=0, threads=1, not_finite="raise",
         ... )
         >>> env = FamilyGymnasiumEnv(partial(PointEnv, config), split="test")
         >>> env.reset(seed=0, options={"task_id": 50})
