@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import argparse
 import csv
+import sys
 from collections.abc import Mapping, Sequence
 
 import numpy as np
@@ -100,9 +101,12 @@ def main() -> None:
     """Prints the table, and writes what else is asked for."""
     args = arguments().parse_args()
     methods = {}
-    for name, patterns in named(args.methods).items():
-        runs = ["pretrained"] if patterns == "pretrained" else [str(run) for run in find_runs(patterns)]
-        methods[name] = measured(runs, args.split)
+    try:
+        for name, patterns in named(args.methods).items():
+            runs = ["pretrained"] if patterns == "pretrained" else [str(run) for run in find_runs(patterns)]
+            methods[name] = measured(runs, args.split)
+    except (ValueError, FileNotFoundError) as error:
+        sys.exit(f"Error: {error}")
     head = ["method", *(f"{share:.0%}" for share in SHARES), "seeds, at the end", "seeds"]
     print(table([head, *(line for name, (_, curves) in methods.items() for line in lines(name, curves))]))
     if args.csv:

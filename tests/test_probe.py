@@ -3,6 +3,9 @@
 import csv
 import dataclasses
 import math
+import os
+import subprocess
+import sys
 
 import pytest
 import torch
@@ -165,3 +168,6 @@ def test_benchmark(tmp_path):
         rows = list(csv.DictReader(file))
     assert len(rows) == 31 and rows[-1]["decision"] == "30" and float(rows[-1]["belief"]) < 0.2
     assert (tmp_path / "a.png").is_file() and (tmp_path / "a.pdf").is_file()
+    command = [sys.executable, str(ROOT / "benchmarks" / "probe.py"), f"none={tmp_path}/nowhere/*"]
+    refused = subprocess.run(command, capture_output=True, text=True, env={**os.environ, "PYTHONPATH": str(ROOT)})
+    assert refused.returncode == 1 and refused.stderr.startswith("Error: ") and "no such folder" in refused.stderr
