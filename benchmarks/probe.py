@@ -66,9 +66,9 @@ def write_csv(methods: Mapping[str, tuple[list[int], Curves]], path: str) -> Non
         writer = csv.writer(file, lineterminator="\n")
         writer.writerow(["method", "seed", "decision", "belief", "ideal observer"])
         for name, (seeds, curves) in methods.items():
+            ideal = curves.get("ideal observer")
             for i, seed in enumerate(seeds):
                 for decision, error in enumerate(curves["belief"][i]):
-                    ideal = curves.get("ideal observer")
                     told = "" if ideal is None else f"{ideal[i][decision]:.5g}"
                     writer.writerow([name, seed, decision, f"{error:.5g}", told])
 
@@ -80,7 +80,7 @@ def draw(methods: Mapping[str, tuple[list[int], Curves]], path: str, columns: in
     rows = -(-len(methods) // columns)
     wide = min(columns, len(methods))
     figure = Figure(figsize=(2.9 * wide, 2.4 * rows + 0.4), layout="constrained")
-    panels = figure.subplots(rows, wide, sharey=True, squeeze=False).flat
+    panels = figure.subplots(rows, wide, sharey=True, squeeze=False).flatten()
     for axes, (name, (_, curves)) in zip(panels, methods.items(), strict=False):
         for (who, of_seeds), color, style in zip(curves.items(), LINE_COLORS, ("-", "--"), strict=False):
             every = np.stack(of_seeds)
@@ -89,7 +89,7 @@ def draw(methods: Mapping[str, tuple[list[int], Curves]], path: str, columns: in
         axes.set_title(name, fontsize=10)
         axes.set(ylim=(0, 1.1), xlabel="decisions seen")
         axes.grid(alpha=0.3)
-    for axes in list(panels):
+    for axes in panels[len(methods) :]:
         axes.set_visible(False)
     figure.supylabel("error / error without knowledge", fontsize=10)
     first = figure.axes[0]

@@ -19,9 +19,16 @@ from peach_trl.envs.goal_space import GoalSpace
 from peach_trl.envs.tasks import TaskLibrary
 from peach_trl.evaluation import MetaTest, meta_test
 from peach_trl.experiment import Config, make_env
+from peach_trl.hierarchy.policy import HierarchyPolicy
 from peach_trl.references import references
 from peach_trl.utils.plots import plot_posterior, plot_trajectories
 from peach_trl.utils.run import Run
+
+
+def policy_for_meta_test(agent: Agent, config: Config, seed: int) -> HierarchyPolicy:
+    """The policy of meta-tests, with averaged weights, on the CPU, where environments are; ``seed``: of draws of z."""
+    policy = agent.make_policy(config.evaluation.trajectories, average=True, seed=seed)
+    return policy if config.device == "cpu" else copy.deepcopy(policy).to("cpu")
 
 
 def run_meta_test(agent: Agent, config: Config, library: TaskLibrary, split: str, seed: int) -> MetaTest:
@@ -34,9 +41,7 @@ def run_meta_test(agent: Agent, config: Config, library: TaskLibrary, split: str
         split: ``"train"``, ``"validation"`` or ``"test"``.
         seed: of the draws of z; nothing here moves the generators of training.
     """
-    policy = agent.make_policy(config.evaluation.trajectories, average=True, seed=seed)
-    if config.device != "cpu":
-        policy = copy.deepcopy(policy).to("cpu")
+    policy = policy_for_meta_test(agent, config, seed)
     tasks = library.split(split).repeat_interleave(config.evaluation.rollouts)
     return meta_test(policy, make_env(config, library, tasks), config.evaluation.trajectories)
 

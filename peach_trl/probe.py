@@ -8,10 +8,8 @@ the same path says how small it could be (:func:`~peach_trl.references.ideal_est
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import cast
 
 import torch
 from torch import Tensor
@@ -19,12 +17,12 @@ from torchrl.envs import EnvBase
 from torchrl.envs.utils import ExplorationType, set_exploration_type
 
 from peach_trl.agent import Agent
-from peach_trl.context.tracker import BeliefTracker
 from peach_trl.declared import declared
 from peach_trl.envs.tasks import TaskLibrary
 from peach_trl.evaluation import played, tasks_of
 from peach_trl.experiment import Config, make_env
 from peach_trl.hierarchy.policy import HierarchyPolicy
+from peach_trl.meta_tests import policy_for_meta_test
 from peach_trl.references import ideal_estimates
 
 RIDGES = (1e-6, 1e-5, 1e-4, 1e-3, 1e-2, 1e-1, 1.0)
@@ -89,9 +87,10 @@ def see(policy: HierarchyPolicy, env: EnvBase, trajectories: int, decision_steps
         ValueError: if the policy keeps no belief, or decides at other times; if tasks have no parameters; and as
             :func:`~peach_trl.evaluation.meta_test` does.
     """
-    if not any(isinstance(part, BeliefTracker) for part in policy.modules()):
+    tracker = policy.tracker
+    if tracker is None:
         raise ValueError("policy: it keeps no belief that could be asked; give one with context.latent_dim above 0")
-    batch, steps, length, tracker = played(policy, env, trajectories)
+    batch, steps, length, _ = played(policy, env, trajectories)
     _, parameters = tasks_of(env, batch)
     if not parameters.shape[1]:
         raise ValueError(f"{type(env).__name__}: its tasks have no parameters that could be told; give it a library")
@@ -103,9 +102,9 @@ def see(policy: HierarchyPolicy, env: EnvBase, trajectories: int, decision_steps
             "only those of one length can be compared"
         )
     last = steps[:, -1, -1]
-    after = cast(BeliefTracker, tracker).after(batch[rows[:, 0], last]).unsqueeze(1)
+    after = tracker.after(batch[rows[:, 0], last]).unsqueeze(1)
     states = torch.cat([batch["context", "state"][rows, looks], after], 1)
-    beliefs = torch.cat([cast(BeliefTracker, tracker).belief.read(part) for part in states.split(1, 1)], 1)
+    beliefs = tracker.belief.read(states)
     ideal, space = None, declared(env, "goal_space")
     if observed and space is not None and space.dim == 2:
         positions, rewards = space.project(batch["next", "observation"]), batch["next", "reward"].squeeze(-1)
@@ -159,8 +158,7 @@ def probe(
         raise ValueError(f"seeds = {config.seeds}: each has a belief of its own; load one of them, by its folder")
 
     def seen(name: str, noisy: bool = False, observed: bool = False) -> Seen:
-        policy = agent.make_policy(config.evaluation.trajectories, average=True, seed=0)
-        policy = copy.deepcopy(policy).to("cpu") if config.device != "cpu" else policy
+        policy = policy_for_meta_test(agent, config, seed=0)
         with set_exploration_type(ExplorationType.RANDOM if noisy else ExplorationType.DETERMINISTIC):
             env = make_env(config, library, library.split(name))
             return see(policy, env, config.evaluation.trajectories, config.hierarchy.top_steps, observed)

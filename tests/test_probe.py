@@ -104,12 +104,12 @@ class Counting(Belief):
         return loc, torch.ones_like(loc)
 
 
-def agent_of(*overrides, own=True):
+def agent_of(*overrides):
     small = [change for change in TINY if "env=gymnasium" not in overrides or not change.startswith("env.")]
     config = load_config(PeachConfig, "peach", ROOT / "configs", [*small, *overrides])
     library = make_library(config)
     torch.manual_seed(0)
-    return config, library, make_agent(config, library, belief=Counting(config.context.latent_dim) if own else None)
+    return config, library, make_agent(config, library, belief=Counting(config.context.latent_dim))
 
 
 @pytest.mark.parametrize("overrides", [["env.horizon=60"], ["env.horizon=50"], ["hierarchy.depth=1"]])
