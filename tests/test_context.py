@@ -204,6 +204,9 @@ def test_an_encoder_is_handed_in_as_an_object_or_by_name():
     belief = GaussianProduct(OwnEncoder(SPEC, 2, 10), 5)
     agent = make_agent(config, make_library(config), belief=belief)
     assert agent.top.belief is belief and agent.make_policy().tracker.belief is belief
+    several = make_agent(dataclasses.replace(config, seeds=2), make_library(config), belief=belief).top.belief
+    own = [{id(parameter) for parameter in part.parameters()} for part in several.copies]  # each agent has one
+    assert len(own) == 2 and own[0] and not own[0] & own[1]
     with pytest.raises(ConfigError, match="context.latent_dim = 5: the belief that was handed over has 3"):
         make_agent(config, make_library(config), belief=make("product"))
     with pytest.raises(ConfigError, match=r"OwnEncoder: puts out \[7\] for a transition; this belief needs \[10\]"):

@@ -53,11 +53,18 @@ def test_the_sources_update_does_too():
 @pytest.mark.cuda
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="there is no CUDA device here")
 @pytest.mark.parametrize("changes", CHANGES)
-def test_on_cuda_it_learns_the_same(changes):
-    """From the same weights and batch; the draws differ, so that only the means of many steps could be compared."""
-    agent, (lower, top) = tiny_agent(tiny_config(**changes)).to("cuda"), batches()
-    for _ in range(4):
+def test_on_cuda_it_learns(changes):
+    """Draws are others than on the CPU, so that only the means of many steps could be compared."""
+    agent, (lower, top) = tiny_agent(tiny_config(**changes)), batches()
+    before = {name: value.clone() for name, value in agent.state_dict().items()}
+    for device in ("cpu", "cuda", "cuda"):  # and from one device to the other, with what the optimisers know
+        agent = agent.to(device)
         losses = [agent.levels[0].update(lower), agent.top.update(top)]
+    assert any(not torch.equal(value.cpu(), before[name]) for name, value in agent.state_dict().items())
+    if agent.top.belief is not None:
+        tracker = agent.make_policy(2, num_tasks=3).to("cuda").tracker
+        tracker.condition(torch.arange(3), random_context(3, 5, 1))
+        assert tracker.table.any()
     assert all(value.device.type == "cuda" and value.isfinite() for found in losses for value in found.values())
     assert {value.device.type for value in agent.parameters()} == {"cuda"}
     again = tiny_agent(tiny_config(**changes))

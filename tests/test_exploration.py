@@ -261,6 +261,9 @@ def test_a_recorded_batch_counts_for_its_tasks():
     exploration.collected(batch)
     highest = batch["next", "reward"].amax((1, 2))
     np.testing.assert_allclose(exploration._highest[[2, 0, 1]], highest)
+    one = make_exploration(config, library, agent)
+    one.collected(batch[0])  # [T], a trajectory
+    assert one._highest[2] == batch["next", "reward"][0].max() and one._usual_return == batch["next", "reward"][0].sum()
     assert exploration.num_tasks == library.num_tasks and exploration.shares().shape == (library.num_tasks,)
 
 

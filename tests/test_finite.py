@@ -6,7 +6,7 @@ from types import SimpleNamespace
 import pytest
 import torch
 from test_recipes import start
-from tiny import TINY, record, tiny_agent, tiny_config
+from tiny import TINY, random_sequences, record, tiny_agent, tiny_config
 
 from peach_trl.best_agents import BestAgents
 from peach_trl.context import SequenceSampler
@@ -52,8 +52,24 @@ def test_a_level_names_loss_entry_and_task():
     ):
         level.update(rows)
     assert all(torch.equal(value, level.state_dict()[name]) for name, value in state.items())
-    level.optimiser.zero_grad()
     level.update(rows[rows["task_id"].squeeze(-1) != 1])  # goes on as if nothing had been
+
+
+@pytest.mark.parametrize("changes", [{}, {"context__belief": "recurrent"}])
+def test_the_top_level_goes_on_after_a_batch_that_is_not_finite(changes):
+    """Nothing of what was refused is left in a gradient, the belief's included."""
+    good = random_sequences(3, 9, seed=0)
+    bad = good.clone()
+    bad["next", "reward"][1] = torch.nan
+    agents = [tiny_agent(tiny_config(**changes)) for _ in range(2)]
+    with pytest.raises(NotFiniteLossError, match="top: "):
+        agents[0].top.update(bad)
+    assert all(parameter.grad is None for parameter in agents[0].top.belief.parameters())
+    for agent in agents:
+        torch.manual_seed(1)
+        agent.top.update(good)
+    state = agents[1].top.state_dict()
+    assert all(torch.equal(value, state[name]) for name, value in agents[0].top.state_dict().items())
 
 
 def test_a_run_ends_with_the_cause_and_the_batch(tmp_path, capfd):

@@ -5,6 +5,7 @@ from functools import partial
 import pytest
 import torch
 from tensordict import TensorDict
+from tiny import random_transitions, tiny_agent, tiny_config
 from torch import nn
 from torchrl.data import LazyTensorStorage
 from torchrl.data.replay_buffers.samplers import RandomSampler
@@ -12,6 +13,7 @@ from torchrl.envs.transforms import RewardScaling
 
 from peach_trl.context import SequenceSampler
 from peach_trl.data import PartitionedMemmapStorage, PrioritizedTaskSampler, TaskReplayBuffer
+from peach_trl.levels import goal_level
 
 prioritized = partial(PrioritizedTaskSampler, alpha=1.0, beta=1.0)
 
@@ -47,6 +49,32 @@ def test_new_rows_have_the_highest_priority_and_old_ones_are_overwritten():
         buffer.sample_tasks(torch.tensor([0]), 2)
     with pytest.raises(ValueError, match=r"best_fraction = 0\.5"):
         buffer.sample_tasks(torch.tensor([1]), 2, best_fraction=0.5)
+
+
+def test_priorities_of_a_batch_by_task():
+    """[M, batch], as sample_tasks returns it, is no M sequences with a priority each."""
+    buffer = TaskReplayBuffer(2, 10, seed=0, sampler=prioritized)
+    buffer.extend(TensorDict({"x": torch.arange(20), "task_id": torch.arange(20).view(20, 1) // 10}, [20]))
+    batch = buffer.sample_tasks(torch.arange(2), 200)
+    batch["td_error"] = 1.0 + batch["x"]
+    buffer.update_tensordict_priority(batch)
+    drawn = buffer.sample_tasks(torch.arange(2), 2000)["x"]
+    for task in range(2):
+        wanted = 1.0 + torch.arange(10 * task, 10 * task + 10)
+        found = torch.bincount(drawn[task], minlength=20)[10 * task : 10 * task + 10] / 2000
+        torch.testing.assert_close(found, wanted / wanted.sum(), atol=0.03, rtol=0)
+
+
+def test_a_level_feeds_priorities_wherever_it_learns(monkeypatch):
+    """On another device it learns from a copy of the batch, and replay looks into the batch."""
+    found = []
+    for moves in (False, True):
+        monkeypatch.setattr(goal_level, "on_device", lambda batch, _, moves=moves: batch.clone() if moves else batch)
+        torch.manual_seed(0)
+        batch = random_transitions((32,), 1, goal=True).set("priority_weight", torch.ones(32))
+        tiny_agent(tiny_config()).levels[0].update(batch)
+        found.append(batch["td_error"])
+    assert torch.equal(*found)
 
 
 def test_a_loss_feeds_priorities():

@@ -204,7 +204,9 @@ class BeliefTracker(StepModule):
     @torch.no_grad()
     def condition(self, tasks: Tensor, context: TensorDictBase) -> None:
         """Sets the beliefs of task ids [M] to what contexts [M, C] with a ``mask`` say."""
-        self._table()[tasks] = self.belief.scan(Transition.of(context), context.get("mask"))[:, -1]
+        table = self._table()
+        context = context.to(table.device)
+        table[tasks] = self.belief.scan(Transition.of(context), context.get("mask"))[:, -1]
 
     def _table(self) -> Tensor:
         if self.table is None:

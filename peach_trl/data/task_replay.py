@@ -240,6 +240,10 @@ class TaskReplayBuffer(TensorDictReplayBuffer):
             rows = rows.reshape(-1)
         return super().extend(rows, update_priority=False)
 
+    def update_tensordict_priority(self, data: TensorDictBase) -> None:
+        """As in TorchRL, for rows of any shape: TorchRL's takes [M, batch] for M sequences with a priority each."""
+        super().update_tensordict_priority(data.reshape(-1))
+
     def sample_tasks(
         self, tasks: Tensor, batch: int, *, best_fraction: float = 0.0, best_of: int = 1, recent: int | None = None
     ) -> TensorDictBase:

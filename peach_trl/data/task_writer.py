@@ -100,7 +100,7 @@ class TaskWriter(Writer):
             raise ValueError(f"rows of shape {tuple(data.shape)}: must be flat, shape [R]; call .reshape(-1) first")
         if not len(data):
             return torch.zeros(0, dtype=torch.int64)
-        if data.device not in (None, self._storage.device):
+        if any(value.device != self._storage.device for value in data.values(True, True)):
             data = data.to(self._storage.device)
         self._check_keys(data)
         self._check_values(data)

@@ -156,7 +156,8 @@ class Exploration:
         self._at_random = at_random
 
     def collected(self, batch: TensorDictBase, at_random: bool = False) -> None:
-        """The same of a recorded batch [N, T], a trajectory of each row."""
+        """The same of a recorded batch [N, T], a trajectory of each row, or [T], of one."""
+        batch = batch.unsqueeze(0) if batch.ndim == 1 else batch
         reward = cast(Tensor, batch["next", "reward"]).flatten(1)
         self.take(batch["task_id"][:, 0].flatten(), reward.amax(1), at_random)
         steps, total = reward.view(self.seeds, -1), reward.sum(1).view(self.seeds, -1)

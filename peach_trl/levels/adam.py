@@ -95,8 +95,10 @@ class FusedAdam(torch.optim.Adam):
         return [params, *([self.state[param][name] for param in params] for name in names)]
 
     def forget(self) -> None:
-        """To be called when the tensors have become others, as on another device."""
+        """To be called when the tensors have become others, as on another device; what is known of them goes there."""
         self._lists = None
+        for param, state in self.state.items():
+            state.update({name: value.to(param.device) for name, value in state.items()})
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """As ``torch.optim.Adam`` has it."""

@@ -98,7 +98,11 @@ class GoalLevel(Level):
         Raises:
             NotFiniteLossError: if a gradient is not finite; weights are as they were then.
         """
-        losses = self.loss.learn(on_device(batch, self.device))
+        moved = on_device(batch, self.device)
+        losses = self.loss.learn(moved)
+        key = self.loss.tensor_keys.priority
+        if moved is not batch and (priority := moved.get(key, None)) is not None:
+            batch.set(key, priority.to(batch.get("action").device))  # where replay looks for it
         self._doing = batch, losses
         self._descend()
         self.targets.step()

@@ -108,6 +108,11 @@ class Novelty(nn.Module):
         self.optimiser = FusedAdam(list(self.learnt.parameters()), lr=learning_rate)
         self.register_buffer("mean", torch.zeros(seeds or 1))
 
+    def _apply(self, fn: Any, *args: Any, **kwargs: Any) -> Any:
+        super()._apply(fn, *args, **kwargs)
+        self.optimiser.forget()
+        return self
+
     def error(self, state: Tensor) -> Tensor:
         """How far the second network is off, of states [S n, D]: [S, n]."""
         state = state.to(self.mean.device)

@@ -108,7 +108,8 @@ class Level(nn.Module):
             self.optimiser.step()
         except NotFiniteGradients:
             raise NotFiniteLossError(self.name, losses, batch) from None
-        self.optimiser.zero_grad()
+        finally:
+            self.optimiser.zero_grad()  # else what is not finite would be part of the next gradient
 
     def see(self, observation: Tensor) -> None:
         """Takes observations [..., D] into the statistics by which the networks normalise what has no bounds."""

@@ -20,7 +20,7 @@ from torchrl.objectives import ValueEstimators
 from peach_trl.config import ConfigError, option
 from peach_trl.context.belief import Belief, BeliefConfig, reading
 from peach_trl.context.encoder import Transition
-from peach_trl.context.kinds import make_belief
+from peach_trl.context.kinds import BeliefOfSeeds, make_belief
 from peach_trl.context.tracker import READINGS, UPDATES, context_key
 from peach_trl.context.trial import try_belief
 from peach_trl.defaults import default
@@ -92,7 +92,8 @@ class TopLevel(Level):
         context: the belief, and how it is read; likewise.
         goal: the space of a known goal that the top reads (the oracle), else ``None``.
         encoder: an encoder of one's own, see :func:`~peach_trl.context.kinds.make_belief`.
-        belief: a belief of one's own, encoder included, instead of the one that ``context`` names.
+        belief: a belief of one's own, encoder included, instead of the one that ``context`` names; with ``seeds``, each
+            agent has a copy.
         view: what actor and critics read of the observation; ``None`` for all of it.
         context_view: what the encoder reads of it.
         loss: L_critic and L_actor; a subclass of one's own may change or add to them.
@@ -167,7 +168,8 @@ class TopLevel(Level):
         if belief is None and context.latent_dim:
             belief = make_belief(context, observation_spec, action_dim, encoder, seeds, context_view, normalise > 0)
         elif belief is not None:
-            try_belief(belief, (dim := observation_spec.shape[-1], action_dim, context.evidence_dim(dim)), seeds or 1)
+            try_belief(belief, (dim := observation_spec.shape[-1], action_dim, context.evidence_dim(dim)))
+            belief = belief if seeds is None else BeliefOfSeeds(belief, seeds)
         self.belief = belief
         self.coefficients = {name: getattr(config, name) for name in LOSSES}
         self.targets = Targets(self.loss, config.tau)

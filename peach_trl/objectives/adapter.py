@@ -31,6 +31,10 @@ else:
     _Loss = object
 
 
+#: methods of TorchRL's losses that the short way stands for, unless a subclass has its own
+_METHODS = ("actor_loss", "qvalue_loss", "qvalue_v2_loss", "value_loss", "_compute_target_v2", "_alpha_loss")
+
+
 class Part:
     """The actor or the critics of a loss: of S agents, and E of each.
 
@@ -48,8 +52,8 @@ class Part:
         self.leaves, self.network, self.buffers, self.end, self.members = leaves, network, buffers, end, members
         self.memory = self._memory()
         self.dims = [0 if members is None else 1] * len(leaves)  # of the seeds
-        self._made: dict[tuple[int, bool], list[list[Net]]] = {}
-        self._pools: dict[int, list[_Held]] = {}
+        self._made: dict[tuple[bool, bool], list[list[Net]]] = {}  # one by one or together; all, or the first
+        self._pools: dict[bool, list[_Held]] = {}
 
     def _memory(self) -> list[int]:
         return [self.leaves[0].data_ptr(), self.leaves[-1].data_ptr()]
@@ -65,14 +69,14 @@ class Part:
             rows: of each agent's batch.
             first: only the first member of each.
         """
-        key = (rows, first)
+        key = (self.network.net.together(rows), first)
         if key not in self._made:
             self._made[key] = self._make(rows, [leaf[0] for leaf in self.leaves] if first else self.leaves)
         return self._made[key]
 
     def learning(self, rows: int) -> Learning:
         """Networks with tensors for the gradients of the leaves, which are not lent to anybody else at the moment."""
-        pool = self._pools.setdefault(rows, [])
+        pool = self._pools.setdefault(self.network.net.together(rows), [])
         free = next((held for held in pool if held.borrower() is None), None)
         if free is None:
             gradients = [torch.empty_like(leaf) for leaf in self.leaves]
@@ -156,7 +160,17 @@ class PlainMixin(_Loss):
             and not self.value_estimator.average_rewards
             and self.loss_function == "l2"
             and self.reduction == "mean"
+            and not any(self._is_overridden(name) for name in _METHODS)
         )
+
+    def _is_overridden(self, name: str) -> bool:
+        """Whether a subclass from elsewhere has a method of its own."""
+        method = getattr(type(self), name, None)
+        return method is not None and method.__module__.partition(".")[0] not in ("peach_trl", "torchrl", "tensordict")
+
+    def learns_short(self, tensordict: TensorDictBase) -> bool:
+        """Whether :meth:`learn` need not call the loss: it :meth:`is_plain`, and ``forward`` is no subclass's own."""
+        return self.is_plain(tensordict) and not self._is_overridden("forward")
 
     def set_keys(self, **kwargs: Any) -> None:
         """As in TorchRL."""
@@ -193,7 +207,7 @@ class PlainMixin(_Loss):
         """
         weights = {"loss_actor": 1.0, "loss_qvalue": 1.0} if weights is None else weights
         others = [other for other in others if other.requires_grad]
-        if not self.is_plain(tensordict):
+        if not self.learns_short(tensordict):
             losses = self(tensordict)
             weighed = [weight * losses.get(name) for name, weight in weights.items() if name in losses.keys()]
             torch.stack([*weighed, *others]).sum().backward()

@@ -172,7 +172,7 @@ class ContextSACLoss(ContextMixin, PlainSACLoss):
     ) -> TensorDictBase:
         """See :meth:`~peach_trl.objectives.adapter.PlainMixin.learn`."""
         missed = tensordict.get(self.tensor_keys.missed, None)
-        if missed is None or not self.is_plain(tensordict):
+        if missed is None or not self.learns_short(tensordict):
             return super().learn(tensordict, weights, others)
         test = self._test(tensordict, missed.squeeze(-1))
         weighed = test if weights is None else weights["loss_test"] * test
