@@ -337,7 +337,11 @@ class SourceConfig(Config):
 
 
 #: keys that came after checkpoints were written: the group, the key, what was done before, and a key of its groups
-LATER = (("transitions", "goal_reward", "sparse", "hindsight_goals"), ("env", "subgoals", "place", "goals"))
+LATER = (
+    ("transitions", "goal_reward", "sparse", "hindsight_goals"),
+    ("env", "subgoals", "place", "goals"),
+    ("exploration", "deviations", 0.0, "costly"),
+)
 
 
 def completed(values: Mapping[str, Any]) -> dict[str, Any]:
