@@ -131,7 +131,7 @@ def meta_test(policy: nn.Module, env: EnvBase, trajectories: int, horizon: int |
     reached, within = by_episode(batch["next", "observation"]), torch.arange(steps.shape[-1]) < length.unsqueeze(-1)
     reward = by_episode(batch["next", "reward"].squeeze(-1))
     last, reward = reward[..., -1] > 0, reward * within
-    if goal_space is not None:
+    if goal_space is not None and goals.shape[-1] == goal_space.dim:  # else where the goals are is not known
         last = goal_space.achieved(reached[:, :, -1], goals.unsqueeze(1))
     loc = scale = None
     if tracker is not None:
@@ -161,7 +161,8 @@ def played(
         ``(batch, steps, length, tracker)``: what was recorded, [R, S]; where in it each episode's steps are, int64
         [R, K, T], the last one repeated where it is shorter; its number of steps, [R, K]; and what keeps the belief.
     """
-    tracker = next((part for part in policy.modules() if isinstance(part, BeliefTracker)), None)
+    parts = policy.modules() if isinstance(policy, nn.Module) else ()  # TorchRL's RandomPolicy is none
+    tracker = next((part for part in parts if isinstance(part, BeliefTracker)), None)
     horizon = declared(env, "horizon") if horizon is None else horizon
     if tracker is not None and tracker.trajectories < trajectories:
         raise ValueError(

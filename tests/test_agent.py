@@ -18,7 +18,7 @@ from torchrl.envs.utils import ExplorationType
 from peach_trl import Agent, default
 from peach_trl.collectors import rollout
 from peach_trl.config import ConfigError
-from peach_trl.context import BeliefTracker
+from peach_trl.context import BeliefTracker, Transition
 from peach_trl.envs import GoalSpace
 from peach_trl.experiment import make_agent, make_library
 from peach_trl.hierarchy.structure import HierarchyConfig
@@ -162,7 +162,7 @@ def test_a_gradient_step_with_a_belief(following, bootstrap, n_step):
     encoder_step = Optimiser([net], 3e-3)
     actor_step, critic_step = Optimiser([actor], 1e-3), Optimiser(critics, 2e-3)
     for step in range(STEPS):
-        rows = random_sequences(TASKS, 9, seed=step, parts=3)
+        rows = random_sequences(TASKS, 9, seed=step, parts=3, evidence=False)
         torch.manual_seed(step)
         found = agent.top.update(rows.copy())
 
@@ -568,6 +568,28 @@ def test_what_would_part_actors_from_what_trains_them_is_refused():
     with pytest.raises(ValueError, match="assign = True: losses and optimisers would go on"):
         agent.load_state_dict(agent.state_dict(), assign=True)
     copy.deepcopy(agent.make_policy())
+    for level in (agent.levels[0], agent.top):
+        with pytest.raises(TypeError, match=f"a {type(level).__name__} cannot be deep-copied"):
+            copy.deepcopy(level)
+        with pytest.raises(ValueError, match="assign = True"):
+            level.load_state_dict(level.state_dict(), assign=True)
+        level.load_state_dict(level.state_dict())
+
+
+def test_a_belief_is_not_trained_on_other_evidence_than_it_acts_on():
+    """What LevelTransitions makes without a word about evidence has the reward alone."""
+    config = tiny_config()
+    agent = tiny_agent(config)
+    rows = random_sequences(TASKS, 9, seed=0, evidence=False)
+    with pytest.raises(ValueError, match=r"no \['next.evidence'\].*LevelTransitions\(evidence=...\)"):
+        agent.top.update(rows)
+    tiny_agent(tiny_config(context__latent_dim=0)).top.update(rows)  # which reads none
+    tracker = BeliefTracker(agent.top.belief, agent.hierarchy, 4)  # a reward alone, by numpy and by torch
+    assert tracker._product is not None
+    parts = [torch.randn(5, size) for size in (4, 2, 1, 4)]
+    found = tracker._product.statistics(*(part.numpy() for part in parts))
+    expected = agent.top.belief.statistics(Transition(*parts))
+    torch.testing.assert_close(torch.from_numpy(found), expected, rtol=1e-4, atol=1e-5)
 
 
 def test_features_know_their_buffers_by_name():

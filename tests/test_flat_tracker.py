@@ -6,9 +6,11 @@ from tensordict.nn import TensorDictModule, TensorDictSequential
 from torchrl.collectors import Collector
 from torchrl.data import Unbounded
 from torchrl.envs import GymEnv, SerialEnv, StepCounter, TransformedEnv
+from torchrl.modules import RandomPolicy
 
 from peach_trl.collectors import rollout
 from peach_trl.context import Attention, ContextEncoder, FlatBeliefTracker, GaussianProduct, Recurrent, Transition
+from peach_trl.envs import GoalSpace
 from peach_trl.envs.families import PointRobot
 from peach_trl.evaluation import meta_test
 
@@ -68,6 +70,18 @@ def test_rows_that_end_at_different_times():
     check(batch[1], belief, [5] * 6, 2)
 
 
+@pytest.mark.parametrize("kind", [GaussianProduct, Attention, Recurrent])
+def test_the_belief_after_the_last_step(kind):
+    """What it did in that step is no longer what is carried, but what was recorded."""
+    torch.manual_seed(0)
+    env = PointRobot(num_envs=3, split="train", horizon=4, seed=0)
+    belief = belief_of(kind, 2, 2)
+    tracker = FlatBeliefTracker(belief, env.observation_spec["observation"], env.action_spec, trajectories=3)
+    batch = rollout(env, policy_of(tracker), 12)
+    expected = belief.scan(Transition.of(batch))[:, -1]
+    torch.testing.assert_close(tracker.after(batch[:, -1]), expected, rtol=1e-4, atol=1e-5)
+
+
 def test_a_sample_holds_for_a_trajectory():
     env = PointRobot(num_envs=3, split="train", horizon=4, seed=0)
     belief = belief_of(GaussianProduct, 2, 2)
@@ -90,3 +104,13 @@ def test_a_meta_test_of_a_flat_policy():
     assert (result.loc.abs().sum(-1) > 0).all() and (result.scale < 1).all()
     with pytest.raises(ValueError, match="forgets the task after 3"):
         meta_test(policy_of(tracker), env(), trajectories=4)
+
+
+def test_a_meta_test_of_no_module_and_of_goals_that_are_not_known():
+    def env():
+        made = TransformedEnv(GymEnv("Pendulum-v1"), StepCounter(max_steps=5))
+        made.goal_space = GoalSpace([0, 1], -1.0, 1.0, 0.1)
+        return made
+
+    result = meta_test(RandomPolicy(env().action_spec), env(), trajectories=2, horizon=5)
+    assert result.returns.shape == (1, 2) and not result.success.any()  # rewards are costs; no goal is known

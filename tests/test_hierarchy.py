@@ -15,6 +15,7 @@ from torchrl.envs import EnvBase, TransformedEnv
 from torchrl.envs.utils import ExplorationType, set_exploration_type
 from torchrl.modules import get_primers_from_module
 
+from peach_trl import default
 from peach_trl.envs.goal_space import GoalSpace
 from peach_trl.hierarchy.evidence import Evidence, higher
 from peach_trl.hierarchy.policy import HierarchyActor, HierarchyClock, HierarchyPolicy
@@ -214,6 +215,26 @@ def test_dense_rewards_are_the_share_of_the_way_that_is_left(subgoal):
 
 
 # Evidence.
+
+
+def test_subgoals_of_a_level_with_little_time_are_not_reached_by_standing_still():
+    """At depth 3 an ant's lowest level may be asked for .3 m, and .4 m count as there."""
+    space = GoalSpace([0, 1], -5.0, 5.0, 0.4, "euclidean")
+    options = {"subgoal": "relative", "subgoal_reach": 0.06, "decision_steps": 20}
+
+    def made(depth, **more):
+        return Hierarchy(default(HierarchyConfig, depth=depth, **{**options, **more}), Bounded(-1, 1, (2,)), space)
+
+    assert made(2).space_of(0) is space and made(3, subgoal="absolute").space_of(0) is space
+    deep = made(3)
+    assert deep.space_of(0).tolerance == pytest.approx(0.15) and deep.space_of(1) is space
+    observation, goals = torch.zeros(1, 2), torch.tensor([[[0.2, 0.0], [0.2, 0.0]]])
+    assert deep.achieved(observation, goals).tolist() == [[False, True, False]]
+    missed = deep.hindsight_action(1, observation, goals[:, 0], torch.zeros(1, 2))
+    assert missed.tolist() == [[0.0, 0.0]]  # what was reached instead of the subgoal
+    box = GoalSpace([0, 1], -5.0, 5.0, [0.4, 0.1])
+    narrow = Hierarchy(default(HierarchyConfig, depth=3, **options), Bounded(-1, 1, (2,)), box).space_of(0)
+    torch.testing.assert_close(narrow.tolerance, torch.tensor([0.15, 0.1]))
 
 
 @pytest.mark.parametrize("peak", [False, True])

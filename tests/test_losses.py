@@ -17,6 +17,7 @@ from peach_trl.objectives.context import ContextMixin, ContextSACLoss
 from peach_trl.objectives.goal import BoundedTD0Estimator, GoalLossConfig, make_goal_loss
 from peach_trl.objectives.kl import KLLoss
 from peach_trl.objectives.plain import critic_loss
+from peach_trl.objectives.sac import PlainSACLoss
 
 TASKS, ROWS, CONTEXT = 3, 16, 5
 pytestmark = pytest.mark.filterwarnings("ignore:No target network updater")  # the agent makes them, these tests do not
@@ -246,6 +247,44 @@ def test_what_a_subclass_overrides_is_used():
     assert all(torch.isclose(losses["loss_qvalue"], 3 * plain["loss_qvalue"]) for losses in weighed)
     assert all(torch.isclose(losses["loss_actor"], plain["loss_actor"] + 7) for losses in added)
     assert torch.isclose(learnt["loss_qvalue"], plain["loss_qvalue"])
+
+
+def test_what_torchrl_offers_is_not_ignored():
+    """A learnt alpha, masks, keyword calls, and priorities, with our networks and a context."""
+    agent = tiny_agent(tiny_config())
+    b, _ = agent.top.believe(random_sequences(TASKS, ROWS, seed=2))
+    b, (actor, critics) = b.detach(), top_networks(5)
+    options = {"loss_function": "l2", "target_entropy": -2.0}
+    learnt = ContextSACLoss(copy.deepcopy(actor), copy.deepcopy(critics), **options)
+    learnt.make_value_estimator(ValueEstimators.TD0, gamma=0.9)
+    losses = learnt(b.clone())
+    losses["loss_alpha"].backward()
+    assert learnt.log_alpha.grad.abs() > 0
+    fixed = make_sac(ContextSACLoss, copy.deepcopy(actor), copy.deepcopy(critics))
+    assert fixed.is_plain(b) and fixed(b.clone())["loss_alpha"] == 0
+    masked = b.clone().set(("collector", "mask"), torch.ones(*b.shape, dtype=torch.bool))
+    assert not fixed.is_plain(masked)
+    named = {"_".join(key) if isinstance(key, tuple) else key: b[key] for key in fixed.in_keys}
+    torch.manual_seed(0)
+    by_name = dict(zip(fixed.out_keys, fixed(**named), strict=True))
+    torch.manual_seed(0)
+    by_batch = fixed(b.select(*fixed.in_keys))
+    assert all(torch.equal(by_name[key], by_batch[key]) for key in fixed.out_keys)
+    weighed = b.clone().set("priority_weight", torch.ones(*b.shape))
+    assert not fixed.is_plain(weighed)
+    fixed(weighed)
+    assert weighed["td_error"].shape == b.shape and (weighed["td_error"] > 0).all()
+
+
+@pytest.mark.parametrize("function", ["l2", "smooth_l1"])
+def test_plain_sac_is_torchrls_where_it_cannot_be_short(function):
+    """Our networks are one node of autograd, which vmap cannot look into."""
+    actor, critics = top_networks(0)
+    loss = PlainSACLoss(actor, critics, loss_function=function, target_entropy=-2.0)
+    loss.make_value_estimator(ValueEstimators.TD0, gamma=0.9)
+    losses = loss(random_transitions((ROWS,), seed=2))
+    (losses["loss_actor"] + losses["loss_qvalue"] + losses["loss_alpha"]).backward()
+    assert all(p.grad is not None for p in leaves(loss.qvalue_network_params))
 
 
 def test_memory_does_not_grow_with_the_sizes_of_batches():

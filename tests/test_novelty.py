@@ -103,14 +103,19 @@ def test_draws_follow_the_seed_and_leave_the_global_generator_alone():
         assert torch.equal(p, q) and not torch.equal(p, r)
 
 
+def test_a_trajectory_is_a_row():
+    novelty = make_novelty(tiny_config(), tiny_agent(tiny_config()))
+    for rows in (random_sequences(3, 6, seed=0)[0], random_sequences(4, 6, seed=0).reshape(2, 2, 6)):
+        with pytest.raises(ValueError, match=r"must be \[B, L\]"):
+            novelty(rows, 0.0)
+
+
 @pytest.mark.parametrize("evidence", [False, True])
 def test_beliefs_read_the_tasks_reward(evidence):
     config = tiny_config(context__evidence="peak" if evidence else "reward")
     agent = tiny_agent(config)
     novelty = make_novelty(config, agent)
-    rows = random_sequences(3, 6, seed=0)
-    if evidence:
-        rows["next"].set("evidence", torch.randn(*rows.shape, 6))
+    rows = random_sequences(3, 6, seed=0, evidence=evidence)
     before = Transition.of(rows).evidence.clone()
     reward = rows["next", "reward"].clone()
     after = novelty(rows, 0.0)

@@ -5,7 +5,7 @@ from functools import partial
 import pytest
 import torch
 from tensordict import TensorDict
-from tiny import random_transitions, tiny_agent, tiny_config
+from tiny import random_transitions, record, tiny_agent, tiny_config
 from torch import nn
 from torchrl.data import LazyTensorStorage
 from torchrl.data.replay_buffers.samplers import RandomSampler
@@ -63,6 +63,16 @@ def test_priorities_of_a_batch_by_task():
         wanted = 1.0 + torch.arange(10 * task, 10 * task + 10)
         found = torch.bincount(drawn[task], minlength=20)[10 * task : 10 * task + 10] / 2000
         torch.testing.assert_close(found, wanted / wanted.sum(), atol=0.03, rtol=0)
+
+
+def test_a_collectors_batch_with_a_hierarchys_state_is_taken():
+    """At a decision no reward was met yet: that is a number, too."""
+    config = tiny_config()
+    agent = tiny_agent(config)
+    assert agent.evidence.peak
+    batch = record(config, agent.make_policy(2), [0, 1, 2], 20)
+    buffer = TaskReplayBuffer(200, 100)
+    assert (buffer.extend(batch) >= 0).all() and len(buffer) == 60
 
 
 def test_a_level_feeds_priorities_wherever_it_learns(monkeypatch):

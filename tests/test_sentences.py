@@ -9,7 +9,7 @@ from torchrl.envs import DoubleToFloat, GymEnv, RenameTransform, TransformedEnv
 from peach_trl.agent import Agent
 from peach_trl.collectors import rollout
 from peach_trl.config import ConfigError
-from peach_trl.context import ContextEncoder, FlatBeliefTracker, GaussianProduct
+from peach_trl.context import ContextEncoder, FlatBeliefTracker, GaussianProduct, Transition
 from peach_trl.data import TaskReplayBuffer
 from peach_trl.envs import GoalSpace
 from peach_trl.envs.families import PointRobot
@@ -39,11 +39,24 @@ def test_state_that_is_not_in_the_environment():
         agent().make_policy()(state)
 
 
+def test_what_has_another_name():
+    tracker = FlatBeliefTracker(GaussianProduct(ContextEncoder(OBSERVATION, 2, 10), 5), OBSERVATION, ACTION)
+    state = TransformedEnv(PointRobot(num_envs=3, split="train"), tracker.make_tensordict_primer()).reset()
+    state.rename_key_("observation", "obs")
+    with pytest.raises(ValueError, match=r"reads 'observation', which is not there: torchrl.envs.RenameTransform"):
+        tracker(state)
+    with pytest.raises(
+        ValueError, match=r"a belief reads \['observation', 'action', \('next', 'observation'\)\], which"
+    ):
+        Transition.of(some().rename_key_("observation", "obs"))
+
+
 def test_batches_of_others():
     whole = agent()
     with pytest.raises(ValueError, match="not recorded by a HierarchyPolicy"):
         LevelTransitions(whole.hierarchy)(PointRobot(num_envs=3, split="train").rollout(5))
-    missing = r"no \['action', 'mask', 'part', 'steps_to_next_obs', 'next.observation', 'next.terminated'\]: draw"
+    missing = r"no \['action', 'mask', 'part', 'steps_to_next_obs', "
+    missing += r"'next.evidence', 'next.observation', 'next.terminated'\]: draw"
     with pytest.raises(ValueError, match=missing):
         whole.top.update(some().unsqueeze(0))
     with pytest.raises(ValueError, match=r"no \['goal', 'action'\], which GoalTD3Loss reads; it has \['next', 'obs"):

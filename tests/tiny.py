@@ -82,7 +82,9 @@ def random_transitions(shape, seed: int, proposal: int = 2, goal: bool = False, 
     return TensorDict({**rows, "next": TensorDict(after, shape)}, shape)
 
 
-def random_sequences(sequences: int, length: int, seed: int, parts: int = 2, horizon: int = 4) -> TensorDict:
+def random_sequences(
+    sequences: int, length: int, seed: int, parts: int = 2, horizon: int = 4, evidence: bool = True
+) -> TensorDict:
     """Sequences of decisions of ``parts`` episodes each; the i-th is i decisions short of ``length``."""
     rows = random_transitions((sequences, length), seed, horizon=horizon)
     generator = torch.Generator().manual_seed(100 + seed)
@@ -90,6 +92,9 @@ def random_sequences(sequences: int, length: int, seed: int, parts: int = 2, hor
     rows["proposal"] = torch.rand(sequences, length, 2, generator=generator) * 1.9 - 0.95
     rows["mask"] = torch.arange(length) < length - torch.arange(sequences).unsqueeze(-1)
     rows["part"] = (torch.arange(length) * parts // length).expand(sequences, -1)
+    if evidence:  # of a decision's rewards: their sum, the highest one, and where that was
+        reward = rows["next", "reward"]
+        rows["next", "evidence"] = torch.cat([reward, reward, rows["next", "observation"]], -1)
     return rows
 
 

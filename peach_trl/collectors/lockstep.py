@@ -112,7 +112,7 @@ class Lockstep:
         """Starts from what a reset of ``env`` returned."""
         leaves = {key: carrier.get(key).numpy() for key in carrier.keys(True, True)}
         leaves.pop(("collector", "traj_ids"), None)
-        missing = [key for key in self.policy.in_keys if key not in leaves]
+        missing = [key for key in self.policy.in_keys if key not in leaves and key != "task_id"]  # which is for some
         if missing:
             raise ValueError(
                 f"the environment has no {missing}, which the policy reads: transform it with"

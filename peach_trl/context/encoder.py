@@ -18,6 +18,8 @@ from peach_trl.modules.networks import Features
 from peach_trl.modules.perceptron import Perceptron
 from peach_trl.modules.views import View
 
+_COLUMNS = ("observation", "action", ("next", "reward"), ("next", "observation"))
+
 
 class Transition(NamedTuple):
     """One decision of the top level, or many: (s, a, r, s'), where r may be more than a reward.
@@ -37,11 +39,18 @@ class Transition(NamedTuple):
 
     @classmethod
     def of(cls, tensordict: TensorDictBase) -> Transition:
-        """The entries of a TensorDict of transitions, as TorchRL names them; without evidence it is the reward."""
-        after = tensordict.get("next")
+        """The entries of a TensorDict of transitions, as TorchRL names them; without evidence it is the reward.
+
+        Raises:
+            ValueError: that names what is not there.
+        """
+        after = tensordict.get("next", {})
         evidence = after.get("evidence", None)
-        evidence = after.get("reward") if evidence is None else evidence
-        return cls(tensordict.get("observation"), tensordict.get("action"), evidence, after.get("observation"))
+        evidence = after.get("reward", None) if evidence is None else evidence
+        found = (*(tensordict.get(key, None) for key in _COLUMNS[:2]), evidence, after.get("observation", None))
+        if missing := [name for name, value in zip(_COLUMNS, found, strict=True) if value is None]:
+            raise ValueError(f"a belief reads {missing}, which transitions lack; rename_key_() what has another name")
+        return cls(*found)
 
     def where(self, mask: Tensor | None) -> Transition:
         """With zeros where a mask [...] is False: whatever stands there, also NaN, then has no part in what follows.

@@ -86,6 +86,10 @@ class FlatBeliefTracker(BeliefTracker):
         starts = arrays[STARTS]
         return np.ones_like(starts), starts
 
+    def after(self, recorded: TensorDictBase) -> Tensor:
+        """See :meth:`BeliefTracker.after`; what was done in the last step stands there as ``action``."""
+        return super().after(recorded.copy().set(ACTION, recorded.get("action").float()))
+
     def make_tensordict_primer(self) -> CarriedState:
         """The transform that adds the tracker's state to an environment, kept when rows are reset."""
         more = {"action": Unbounded(self.action_dim), "starts": Binary(1, dtype=torch.bool)}

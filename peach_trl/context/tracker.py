@@ -262,7 +262,9 @@ class _Product:
             return self._whole.features(*parts).numpy()
         scale, state = read.scale.numpy(), evidence.shape[-1] - self._whole.rewards
         parts = [observation * scale, action, evidence]
-        if state:
+        if state < 0:  # a reward alone
+            parts[2:] = [evidence, evidence, reached * scale]
+        elif state:
             parts[2:] = [evidence[..., :-state], evidence[..., -state:] * scale]
         return np.concatenate([*parts, reached * scale], -1)
 

@@ -91,6 +91,10 @@ class GoalSpace:
             return torch.linalg.vector_norm(difference, dim=-1) <= self.tolerance
         return (difference.abs() <= self.tolerance).all(-1)
 
+    def within(self, tolerance: float | Sequence[float] | Tensor) -> GoalSpace:
+        """The same space with another tolerance."""
+        return GoalSpace(self.indices, self.low, self.high, tolerance, self.metric, places=self.places)
+
     def clip(self, goal: Tensor) -> Tensor:
         """``goal`` ``[..., G]`` moved to the nearest point of the box."""
         return torch.clamp(goal, self.low, self.high)

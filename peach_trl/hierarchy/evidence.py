@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 Values = TypeVar("Values", Tensor, np.ndarray)
-NONE_YET = -np.inf  # the highest reward of no step
+NONE_YET = float(np.finfo(np.float32).min)  # the highest reward of no step: finite, so that replay takes it
 
 
 @dataclass(frozen=True)

@@ -110,6 +110,7 @@ class Hierarchy:
         self._last_array = self._last.numpy().copy()  # a view would dangle once tensors are sent to workers
         reach = torch.tensor([config.subgoal_reach * self.k**i for i in range(self.depth)])
         self.reach = torch.minimum(reach.unsqueeze(-1), 2 * subgoal_space.half_range)  # [L, G]; row 0 is not used
+        self._spaces = [self._narrowed(level) for level in range(self.top)]
 
     @property
     def proposal_dims(self) -> list[int]:
@@ -122,8 +123,18 @@ class Hierarchy:
         return self.depth - 1
 
     def space_of(self, level: int) -> GoalSpace | None:
-        """The space of the goals that ``level`` reaches for; ``None`` for a top level that follows the reward."""
-        return self.subgoal_space if level < self.top else self.goal_space
+        """The space of the goals that ``level`` reaches for; ``None`` for a top level that follows the reward.
+
+        Relative subgoals count as reached within their space's tolerance, but at most within half of how far away they
+        may lie: in a deeper hierarchy, whose lower levels have less time, they would else be reached by standing still.
+        """
+        return self._spaces[level] if level < self.top else self.goal_space
+
+    def _narrowed(self, level: int) -> GoalSpace:
+        space, most = self.subgoal_space, self.reach[level + 1] / 2
+        most = most.min() if space.metric == "euclidean" else most
+        narrow = self.config.subgoal == "relative" and bool((space.tolerance > most).any())
+        return space.within(torch.minimum(space.tolerance, most)) if narrow else space
 
     def left(self, level: int, observation: Tensor, goal: Tensor) -> Tensor:
         """How much of the way to its goal a goal-reaching level has left, [...], from 0 to 1.
@@ -181,7 +192,7 @@ class Hierarchy:
         """
         if level == self.top and self.goal_space is None and self.config.top_action == "proposal":
             return self.encode(level, observation, goal)
-        achieved = self.subgoal_space.achieved(reached, goal).unsqueeze(-1)
+        achieved = self._spaces[level - 1].achieved(reached, goal).unsqueeze(-1)
         return self.encode(level, observation, torch.where(achieved, goal, self.subgoal_space.project(reached)))
 
     def achieved(self, observation: Tensor, goals: Tensor | None, end_goal: Tensor | None = None) -> Tensor:
@@ -192,9 +203,12 @@ class Hierarchy:
             goals: the subgoals in force, [..., h, G]; ``None`` at depth 1.
             end_goal: the environment's goal [..., G], used only if the hierarchy has a ``goal_space``.
         """
-        columns = (
-            [] if goals is None else list(self.subgoal_space.achieved(observation.unsqueeze(-2), goals).unbind(-1))
-        )
+        if goals is None:
+            columns = []
+        elif all(space is self.subgoal_space for space in self._spaces):
+            columns = list(self.subgoal_space.achieved(observation.unsqueeze(-2), goals).unbind(-1))
+        else:
+            columns = [space.achieved(observation, goals[..., i, :]) for i, space in enumerate(self._spaces)]
         if self.goal_space is None:
             columns.append(observation.new_zeros(observation.shape[:-1], dtype=torch.bool))
         else:

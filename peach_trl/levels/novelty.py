@@ -129,6 +129,8 @@ class Novelty(nn.Module):
             progress: through training, in [0, 1].
             tasks: on which there is a bonus, bool by task id, those whose rewards are not met, say; ``None``: on all.
         """
+        if sequences.ndim != 2:
+            raise ValueError(f"sequences of shape {tuple(sequences.shape)}: must be [B, L]; unsqueeze or reshape them")
         weight = self.weight * max(0.0, 1 - progress / self.until) if self.weight else 0.0
         if weight == 0 or (tasks is not None and not tasks.any()):
             return sequences

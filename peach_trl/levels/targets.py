@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any, cast
 
 import torch
@@ -116,6 +116,25 @@ class Level(nn.Module):
         for normaliser in cast(Sequence[Normaliser], self.normalisers):
             if normaliser.see(observation):
                 normaliser.write(self)
+
+    def load_state_dict(self, state_dict: Mapping[str, Any], strict: bool = True, assign: bool = False) -> Any:
+        """Weights of another level, copied into this one's.
+
+        Raises:
+            ValueError: with ``assign``, which would part the actor from the loss and the optimiser that train it.
+        """
+        if assign:
+            raise ValueError(
+                "assign = True: losses and optimisers would go on with the weights of before; leave it out"
+            )
+        return super().load_state_dict(state_dict, strict)
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> Level:
+        """Refused: TensorDict's parameters would be copied twice, and what acts would be trained by nothing."""
+        raise TypeError(
+            f"a {type(self).__name__} cannot be deep-copied, as its copy would not learn; make another one and load "
+            "state_dict() or training_state(). Its actor can"
+        )
 
     def training_state(self) -> dict[str, Any]:
         """What an exact resume needs besides the ``state_dict()``: the optimiser's state."""

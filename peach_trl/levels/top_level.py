@@ -157,6 +157,7 @@ class TopLevel(Level):
                 f"set context.latent_dim={belief.latent_dim}"
             )
         self.config, self.context, action_dim = config, context, hierarchy.proposal_dims[-1]
+        self._steps = hierarchy.config.top_steps
         reads = view, normalise > 0
         self.actor, critics = make_top_networks(action_dim, observation_spec, context, goal, config, seeds, *reads)
         self.loss = make_sac(loss, self.actor, critics, config.alpha, test_penalty=config.test_penalty)
@@ -259,10 +260,13 @@ class TopLevel(Level):
         after = _AFTER.difference(sequences.get("next", {}).keys())
         optional = {self._key, "missed", "proposal"}
         missing = (self._read - _AFTER - optional | {"observation", "mask", "part"}).difference(sequences.keys())
+        if self.belief is not None and self.context.evidence == "peak" and self._steps > 1:
+            after |= {"evidence"} - set(sequences.get("next").keys())  # the reward alone is that of one step
         if missing or after:
             raise ValueError(
                 f"sequences have no {[*sorted(missing), *(f'next.{key}' for key in sorted(after))]}: draw them with a "
-                "SequenceSampler, or add what they lack; TopLevel shows in an example which shapes they have"
+                "SequenceSampler, or add what they lack; TopLevel shows in an example which shapes they have, and "
+                "LevelTransitions(evidence=...) makes the evidence of a decision's rewards, as agent.evidence has it"
             )
 
     def _look_ahead(self, now: dict[str, Tensor], after: dict[str, Tensor], mask: Tensor, part: Tensor) -> None:

@@ -66,6 +66,12 @@ class StepModule(TensorDictModuleBase):
     def forward(self, tensordict: TensorDictBase) -> TensorDictBase:
         """The same on a TensorDict."""
         read = {key: value for key in self.in_keys if (value := tensordict.get(key, None)) is not None}
+        if any(not value.is_cpu for value in read.values()):
+            device = next(value.device for value in read.values() if not value.is_cpu)
+            raise ValueError(
+                f"{type(self).__name__} reads tensors on {device}: policies act on the CPU; play with "
+                'copy.deepcopy(policy).to("cpu"), and move what was recorded'
+            )
         arrays = {key: value.detach().numpy() for key, value in read.items()}
         frame = Frame(dict(arrays), tensordict.batch_size)
         try:
@@ -73,6 +79,12 @@ class StepModule(TensorDictModuleBase):
         except KeyError as error:
             if (key := error.args[0]) not in self.in_keys or key in frame.arrays:
                 raise
+            if key in ("observation", "action", "reward", "task_id"):
+                known = sorted(map(str, tensordict.keys(True, True)))
+                raise ValueError(
+                    f"{type(self).__name__} reads {key!r}, which is not there: torchrl.envs.RenameTransform gives it "
+                    f"this name where the environment has another; it has {known}"
+                ) from None
             raise ValueError(
                 f"{type(self).__name__} reads {key!r}, which is not there: what it carries from step to step is added "
                 "to an environment by torchrl.modules.get_primers_from_module(policy), by collectors with "
@@ -113,6 +125,11 @@ class ArrayPerceptron:
         """Weights [..., in, out], biases [..., 1, out], and gains and shifts: views, made once for the same memory."""
         pointers = [store[name].data_ptr() for store, name in self._named]  # type: ignore[union-attr]
         if pointers != self._of:
+            if not (weight := cast(Tensor, self._stores[0]["weight"])).is_cpu:
+                raise ValueError(
+                    f"these networks are on {weight.device}: policies act on the CPU; of what learns elsewhere hand "
+                    'them a copy, copy.deepcopy(belief).to("cpu")'
+                )
             self._of, self._views = pointers, []
             for store in self._stores:
                 weight, bias = (cast(Tensor, store[name]).detach() for name in ("weight", "bias"))

@@ -3,5 +3,14 @@
 from peach_trl.objectives.context import ContextMixin, ContextSACLoss
 from peach_trl.objectives.goal import BoundedTD0Estimator, GoalLossConfig, make_goal_loss
 from peach_trl.objectives.kl import KLLoss
+from peach_trl.objectives.sac import PlainSACLoss
 
-__all__ = ["BoundedTD0Estimator", "ContextMixin", "ContextSACLoss", "GoalLossConfig", "KLLoss", "make_goal_loss"]
+__all__ = [
+    "BoundedTD0Estimator",
+    "ContextMixin",
+    "ContextSACLoss",
+    "GoalLossConfig",
+    "KLLoss",
+    "PlainSACLoss",
+    "make_goal_loss",
+]

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any, cast
 
 import torch
 from tensordict import NestedKey, TensorDict, TensorDictBase
+from tensordict.nn import dispatch
 from torch import Tensor, nn
 from torchrl.modules import ProbabilisticActor
 from torchrl.objectives.value import TD0Estimator
@@ -137,9 +138,13 @@ class PlainMixin(_Loss):
             self._fits = self._has_plain_networks()
         return (
             self._fits
-            and tensordict.get(cast(Any, self.tensor_keys).priority_weight, None) is None
+            and all(tensordict.get(key, None) is None for key in self._weighs())
             and not any(column.requires_grad for column in self._of(tensordict, self.plain_keys[: self._scaled]))
         )
+
+    def _weighs(self) -> list[NestedKey]:
+        """What would weigh rows, or mask some of them."""
+        return [cast(Any, self.tensor_keys).priority_weight, *self._loss_mask_keys()]
 
     def _of(self, tensordict: TensorDictBase, keys: Sequence[NestedKey]) -> list[Tensor]:
         """Entries of a batch; a ValueError that names those that are missing."""
@@ -160,6 +165,7 @@ class PlainMixin(_Loss):
             and not self.value_estimator.average_rewards
             and self.loss_function == "l2"
             and self.reduction == "mean"
+            and getattr(self, "fixed_alpha", True)
             and not any(self._is_overridden(name) for name in _METHODS)
         )
 
@@ -227,6 +233,7 @@ class PlainMixin(_Loss):
             torch.autograd.backward(roots, grads)
         return TensorDict(losses)
 
+    @dispatch
     def forward(self, tensordict: TensorDictBase) -> TensorDictBase:
         """The losses, as the class behind the mixin has them."""
         if not self.is_plain(tensordict):

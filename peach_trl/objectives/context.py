@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any, cast
 
 import torch
 from tensordict import NestedKey, TensorDictBase
+from tensordict.nn import dispatch
 from torch import Tensor
 from torchrl.objectives import SACLoss
 
@@ -49,16 +50,21 @@ class ContextMixin(_Loss):
         'belief'
     """
 
+    @dispatch
     def forward(self, tensordict: TensorDictBase) -> TensorDictBase:
         """The losses, as the class behind the mixin has them, of a batch with a context."""
         key: NestedKey = self.tensor_keys.context  # type: ignore[attr-defined]
         now = tensordict.get(key, None)
         if now is None or self.is_plain(tensordict):
             return super().forward(tensordict)
-        tensordict = tensordict.copy()
-        after = tensordict.get(("next", *_path(key)), None)
-        tensordict.set(("next", *_path(key)), (now if after is None else after).detach())
-        return super().forward(tensordict)
+        whole = tensordict.copy()
+        after = whole.get(("next", *_path(key)), None)
+        whole.set(("next", *_path(key)), (now if after is None else after).detach())
+        losses = super().forward(whole)
+        priority = getattr(self.tensor_keys, "priority", None)  # type: ignore[attr-defined]
+        if priority is not None and (found := whole.get(priority, None)) is not None:
+            tensordict.set(priority, found)  # where replay looks for it
+        return losses
 
     def actor_loss(self, tensordict: TensorDictBase) -> tuple[Tensor, dict[str, Tensor]]:
         """L_actor, with the context held fixed."""
@@ -155,10 +161,10 @@ class ContextSACLoss(ContextMixin, PlainSACLoss):
     tensor_keys: _AcceptedKeys
 
     def __init__(self, *args: Any, test_penalty: float = 0.0, **kwargs: Any) -> None:
-        kwargs.setdefault("deactivate_vmap", True)
         super().__init__(*args, **kwargs)
         self.test_penalty = test_penalty
 
+    @dispatch
     def forward(self, tensordict: TensorDictBase) -> TensorDictBase:
         """``loss_actor``, ``loss_qvalue``, and ``loss_test`` where there are tests, scalars; see the class."""
         losses = super().forward(tensordict)

@@ -8,7 +8,7 @@ from typing import Any, TypeVar, cast
 
 import torch
 from tensordict import TensorDictBase
-from tensordict.nn import ProbabilisticTensorDictSequential, TensorDictModule
+from tensordict.nn import ProbabilisticTensorDictSequential, TensorDictModule, dispatch
 from torch import Tensor
 from torchrl.objectives import SACLoss
 
@@ -22,8 +22,21 @@ class PlainSACLoss(PlainMixin, SACLoss):
     """TorchRL's ``SACLoss``, computed on plain tensors where the networks allow it; see :class:`PlainMixin`.
 
     The losses are the same but for rounding: ``loss_actor``, ``loss_qvalue``, ``alpha`` and ``entropy``. Networks of
-    several seeds have a loss each, in vectors [S].
+    several seeds have a loss each, in vectors [S]. A coefficient alpha that is learnt (``fixed_alpha=False``, TorchRL's
+    default), a mask, weights of rows, and other losses than ``loss_function="l2"`` are computed TorchRL's way.
     """
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        kwargs.setdefault("deactivate_vmap", True)  # our networks are one node of autograd, which vmap cannot look into
+        super().__init__(*args, **kwargs)
+
+    @dispatch
+    def forward(self, tensordict: TensorDictBase) -> TensorDictBase:
+        """As TorchRL's: ``loss_actor``, ``loss_qvalue``, ``loss_alpha``, ``alpha`` and ``entropy``."""
+        losses = super().forward(tensordict)
+        if "loss_alpha" not in losses.keys():  # it is fixed
+            losses.set("loss_alpha", torch.zeros_like(losses.get("loss_actor")))
+        return losses
 
     def compute(self, tensordict: TensorDictBase) -> tuple[dict[str, Tensor], list[Any]]:
         """See :meth:`PlainMixin.compute`."""
