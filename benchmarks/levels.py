@@ -17,6 +17,7 @@ import torch
 from torchrl.envs.utils import ExplorationType, set_exploration_type
 
 from peach_trl.collectors import rollout
+from peach_trl.config import ConfigError
 from peach_trl.experiment import load_agent, make_agent, make_env
 from peach_trl.hierarchy.metrics import level_metrics
 from peach_trl.utils.tables import find_runs, named, table
@@ -30,7 +31,7 @@ def measured(run: str, seed: int = 0) -> dict[str, float]:
     greedy = dataclasses.replace(config.hierarchy, test_probability=1.0, top_random_hold=1)
     agent = make_agent(dataclasses.replace(config, hierarchy=greedy), library)
     agent.load_state_dict(trained.state_dict())
-    policy = agent.make_policy()
+    policy = agent.make_policy().to("cpu")
     policy.explore(at_random=True)
     env = make_env(config, library, library.split("validation"), policy)
     torch.manual_seed(seed)
@@ -51,8 +52,11 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("methods", nargs="+", metavar="NAME=FOLDERS", help="glob patterns with commas between them")
     lines = [["method", "reached, by seed", "mean", "distance left", "failed"]]
-    for name, patterns in named(parser.parse_args().methods).items():
-        lines.append(line(name, [measured(str(run)) for run in find_runs(patterns)]))
+    try:
+        for name, patterns in named(parser.parse_args().methods).items():
+            lines.append(line(name, [measured(str(run)) for run in find_runs(patterns)]))
+    except (ConfigError, FileNotFoundError, ValueError) as error:
+        parser.exit(2, f"{error}\n")
     print(table(lines))
 
 

@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import argparse
 import csv
+import math
 import statistics
 import sys
 from collections.abc import Mapping, Sequence
@@ -71,7 +72,7 @@ def line(name: str, runs: Sequence[Result], share: np.ndarray) -> list[str]:
         f"{every.mean():.2f} ({every.min():.2f})",
         str(len(runs)),
         f"{statistics.median(run.minutes for run in runs):.1f}",
-        f"{facts['env_steps'] / 1e6:.2f}",
+        f"{facts.get('env_steps', math.nan) / 1e6:.2f}",
     ]
 
 

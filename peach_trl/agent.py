@@ -153,7 +153,8 @@ class Agent(nn.Module):
         if own.keys() != given.keys():
             raise ValueError(f"other networks: {sorted(own.keys() ^ given.keys())[0]} is in one of them only")
         for name, value in own.items():
-            _write(value, given[name])
+            if not _is_setting(name):
+                _write(value, given[name])
         for level, of_level in zip(self._every, state["levels"], strict=True):
             level.load_training_state(of_level)
 
@@ -173,7 +174,7 @@ class Agent(nn.Module):
                     f"lower.checkpoint: its levels are others, {name} is {shapes[0]} there and {shapes[1]} here; set "
                     "hierarchy, lower and views as they were there"
                 )
-        levels.load_state_dict(given)
+        levels.load_state_dict({name: own[name] if _is_setting(f"levels.{name}") else given[name] for name in own})
         self.settle_levels()
 
     def settle_levels(self) -> None:
@@ -206,7 +207,7 @@ class Agent(nn.Module):
         state = self.state_dict()
         known = [single for single in states if single]
         for name, own in known[0].items() if known else ():
-            shared = name in state and own.ndim == state[name].ndim
+            shared = name in state and own.ndim == state[name].ndim and not name.endswith(".started")  # of averages
             if shared and not all(torch.equal(own, single[name]) for single in known):
                 raise ValueError(f"{name} differs among the seeds, which have it in common: take one seed at a time")
         for seed, single in enumerate(states):
@@ -272,6 +273,11 @@ def _write(target: Tensor, value: Tensor) -> None:
     value = value.to(target.device)
     if not torch.equal(target, value):
         target.copy_(value)
+
+
+def _is_setting(name: str) -> bool:
+    """Whether a tensor of an agent is a value of its configuration, which learning does not change."""
+    return name.endswith("_value_estimator.gamma") or (name.startswith("levels.") and name.endswith(".log_alpha"))
 
 
 def _name_of(name: str, seed: int) -> str:

@@ -43,6 +43,11 @@ class BestAgents:
                 better.append(seed)
         return better
 
+    @property
+    def score(self) -> float:
+        """The returns of the best agents by trajectory, summed, a mean over tasks and seeds."""
+        return sum(self._scores) / len(self._scores)
+
     def state_dict(self) -> dict[str, Any]:
         """The best agents so far."""
         return {"scores": self._scores, "states": self.states, "iterations": self.iterations}

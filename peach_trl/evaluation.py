@@ -35,8 +35,10 @@ class MetaTest:
         task_ids: [R], ids in the library that was tested.
         goals: [R, P], the parameters of these tasks.
         returns: [R, K], sum of the rewards, divided by the horizon: where rewards are 0 or 1, the share of the highest.
-        success: [R, K], whether the episode ended in the task's goal; without a goal space, with a positive reward.
-        found: [R, K], whether any of its rewards was positive.
+        success: [R, K], whether the episode ended in the task's goal; where the environment says ``success`` of each
+            step, what it said of the last one; without a goal space, whether it ended with a positive reward.
+        found: [R, K], whether any of its rewards was positive; where the environment says ``success``, whether any step
+            was one, as Meta-World counts it.
         positions: [R, K, T, G], the path, projected to the subgoal space; it stays where a shorter episode ended.
             Observations as they are, where the policy is no hierarchy.
         subgoals: [R, K, T, h, G] in force, bottom level first, or ``None`` at depth 1.
@@ -133,6 +135,10 @@ def meta_test(policy: nn.Module, env: EnvBase, trajectories: int, horizon: int |
     last, reward = reward[..., -1] > 0, reward * within
     if goal_space is not None and goals.shape[-1] == goal_space.dim:  # else where the goals are is not known
         last = goal_space.achieved(reached[:, :, -1], goals.unsqueeze(1))
+    found, said = reward > 0, batch.get(("next", "success"), None)
+    if said is not None:
+        found = by_episode(said.squeeze(-1) > 0) & within
+        last = found[..., -1]
     loc = scale = None
     if tracker is not None:
         loc, scale = tracker.belief.posterior(tracker.after(batch[torch.arange(len(goals)), steps[:, -1, -1]]))
@@ -142,7 +148,7 @@ def meta_test(policy: nn.Module, env: EnvBase, trajectories: int, horizon: int |
         goals=goals,
         returns=reward.sum(-1) / steps.shape[-1],
         success=last.float(),
-        found=(reward > 0).any(-1).float(),
+        found=found.any(-1).float(),
         positions=reached if hierarchy is None else hierarchy.subgoal_space.project(reached),
         subgoals=by_episode(batch["hierarchy", "goal"]) if hierarchy is not None and hierarchy.depth > 1 else None,
         loc=loc,
@@ -198,4 +204,6 @@ def _episodes(done: Tensor, number: int, horizon: int) -> tuple[Tensor, Tensor]:
     first = (episode.unsqueeze(1) < which).sum(-1)
     if length.min() < 1 or length.max() > horizon:
         raise ValueError(f"horizon = {horizon}: an episode has {int(length.max())} steps or more; it must be the most")
+    if not done.gather(1, first + length - 1).all():
+        raise ValueError(f"horizon = {horizon}: an episode goes on after so many steps; it must be the most it has")
     return first.unsqueeze(-1) + torch.minimum(torch.arange(horizon), length.unsqueeze(-1) - 1), length

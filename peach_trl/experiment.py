@@ -183,6 +183,11 @@ def _read_checkpoint(path: Path | str, key: str = "checkpoint") -> dict[str, Any
     return state
 
 
+def stored_config(checkpoint: Path | str) -> dict[str, Any]:
+    """The whole configuration of the recipe that a checkpoint was trained with, as it holds it."""
+    return _read_checkpoint(checkpoint)["config"]
+
+
 def load_agent(
     checkpoint: Path | str, encoder: nn.Module | None = None, belief: Belief | None = None
 ) -> tuple[Config, TaskLibrary, Agent]:

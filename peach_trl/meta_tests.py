@@ -51,11 +51,12 @@ def bounds_of(config: Config, library: TaskLibrary, split: str) -> dict[str, lis
     env = make_env(config, library, library.split(split))
     try:
         steps = config.hierarchy.top_steps
+        bounded = config.hierarchy.subgoal == "relative" and config.hierarchy.depth > 1  # a flat agent sets no subgoals
         found = references(
             env,  # type: ignore[arg-type]
             trajectories=config.evaluation.trajectories,
             decision_steps=steps,
-            reach=config.hierarchy.subgoal_reach * steps if config.hierarchy.subgoal == "relative" else math.inf,
+            reach=config.hierarchy.subgoal_reach * steps if bounded else math.inf,
             seed=0,
         )
     finally:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import dataclasses
 import math
 import shutil
 import time
@@ -76,8 +77,9 @@ class Report:
         Raises:
             ConfigError: where a resumed run's savepoints are damaged, or do not fit.
         """
-        parts: dict[str, Any] = {"agent": self.agent, "report": self, "schedule": self._schedule}
+        parts: dict[str, Any] = {"agent": self.agent, "schedule": self._schedule}
         parts |= {f"{number}_{type(part).__name__}": part for number, part in enumerate(state)}
+        parts["report"] = self  # behind all that may be refused: it drops rows and files of what came later
         for name, part in parts.items():
             if hasattr(part, "training_state"):
                 parts[name] = Component(part.training_state, part.load_training_state)
@@ -93,7 +95,7 @@ class Report:
         except Exception as error:  # whatever does not fit
             raise ConfigError(f"resume = {self.runs.folder}: {str(error).splitlines()[0]}") from error
         every, rows = self.config.checkpoint.every, self.runs.runs[0].rows
-        if number is None and (every is None or rows >= every):
+        if number is None and (every is None or rows > every):  # a kill may have come between a row and its savepoint
             raise ConfigError(
                 f"resume = {self.runs.folder}: {rows} iterations, and no savepoint; start it anew elsewhere"
             )
@@ -241,7 +243,8 @@ class Report:
 
         Returns:
             what a search for values may maximise: the returns by trajectory on ``evaluation.split``, summed, a mean
-            over tasks and seeds; of the final agents if they are tested on it, else as last evaluated in training.
+            over tasks and seeds; of the final agents if they are tested on it, or are the best ones, else as last
+            evaluated in training.
         """
         self._bar.close()
         split, library = self.config.evaluation.final, self.library.single
@@ -264,13 +267,18 @@ class Report:
             print_meta_test(result, split, bounds, None if alone else config.seed)
         shutil.rmtree(self.runs.folder / SAVEPOINTS, ignore_errors=True)
         print(f"run folder: {self.runs.folder}")
-        return _score_of(results) if split == self.config.evaluation.split else self._score
+        if split == self.config.evaluation.split:
+            return _score_of(results)
+        if self._best is not None:
+            return self._best.score
+        return _score_of(self.test(self.config.evaluation.split)) if math.isnan(self._score) else self._score
 
 
 def _template(config: Config, library: TaskLibrary) -> Agent:
     """An agent alone, of which only names and shapes are read; its weights are drawn beside the run's generators."""
+    lower = dataclasses.replace(config.lower, checkpoint=None)  # it may be gone
     with torch.random.fork_rng(devices=[]):
-        return make_agent(config, library)
+        return make_agent(dataclasses.replace(config, lower=lower), library)
 
 
 def _score_of(results: Sequence[MetaTest]) -> float:

@@ -73,13 +73,14 @@ def resumed_config(config: Schema, folder: Path, given: Iterable[str]) -> Schema
     values: Any = dataclasses.asdict(config)  # type: ignore[call-overload]
     resume, allow = values["resume"], values["resume_allow"]
     path = folder / SAVEPOINTS / "config.yaml"
-    if resume == AUTO and not path.is_file() and not _manifests(folder):
+    if resume == AUTO and not path.is_file() and not manifests(folder):
         return dataclasses.replace(config, resume=None)  # type: ignore[type-var]
     before = _stored(resume, folder, path)
     after = _plain(before)
     for key in given:
         if key.split(".")[0] not in _OWN:
-            _set(after, key, _get(values, key))
+            at = _place(values, key)
+            _set(after, at, _get(values, at))
     own = {"resume": resume, "resume_allow": allow}
     old, new = (build(type(config), {**part, **own}, check=part is after) for part in (before, after))
     flats = [flat(dataclasses.asdict(part)) for part in (old, new)]  # type: ignore[call-overload]
@@ -99,9 +100,7 @@ def resumed_config(config: Schema, folder: Path, given: Iterable[str]) -> Schema
 
 def _stored(resume: str, folder: Path, path: Path) -> Any:
     """The configuration of the unfinished run in a folder."""
-    found = _manifests(folder)
-    if found and all(read_manifest(path.parent)["finished"] for path in found):
-        raise FinishedError(f"resume = {resume}: the run in {folder} is finished; there is nothing to go on with")
+    refuse_finished(folder)
     try:
         return completed(cast(Any, OmegaConf.to_container(OmegaConf.load(path))))
     except FileNotFoundError:
@@ -111,7 +110,7 @@ def _stored(resume: str, folder: Path, path: Path) -> Any:
         ) from None
 
 
-def _manifests(folder: Path) -> list[Path]:
+def manifests(folder: Path) -> list[Path]:
     """Those of a run: one, or of several seeds one each."""
     return [path for path in (folder / "manifest.json", *folder.glob("seed_*/manifest.json")) if path.is_file()]
 
@@ -119,6 +118,25 @@ def _manifests(folder: Path) -> list[Path]:
 def _plain(values: Any) -> Any:
     """A deep copy of nested containers."""
     return {key: _plain(value) for key, value in values.items()} if isinstance(values, Mapping) else values
+
+
+def _place(values: Mapping[str, Any], key: str, path: str = "") -> str:
+    """Where a key stands: a group may be part of another one, as ``body`` is of ``env``."""
+    if path == "" and key.split(".")[0] in values:
+        return key
+    for name, value in values.items():
+        if name == key:
+            return f"{path}{name}"
+        if isinstance(value, Mapping) and (found := _place(value, key, f"{path}{name}.")):
+            return found
+    return "" if path else key
+
+
+def refuse_finished(folder: Path) -> None:
+    """Raises a FinishedError if the run in a folder is finished, also since it was last looked at."""
+    found = manifests(folder)
+    if found and all(read_manifest(path.parent)["finished"] for path in found):
+        raise FinishedError(f"resume = {folder}: the run is finished; there is nothing to go on with")
 
 
 def _get(values: Any, key: str) -> Any:

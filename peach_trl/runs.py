@@ -7,9 +7,10 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+from peach_trl.config import ConfigError
 from peach_trl.experiment import Config, of_seeds
 from peach_trl.levels.errors import NotFiniteLossError
-from peach_trl.resume import locked, write_config
+from peach_trl.resume import locked, manifests, refuse_finished, write_config
 from peach_trl.utils.files import SAVEPOINTS
 from peach_trl.utils.run import Run
 from peach_trl.utils.savepoints import PREFIX
@@ -33,13 +34,21 @@ class Runs:
 
     def __init__(self, folder: Path, config: Config) -> None:
         self.resumed, plain = config.resume is not None, dataclasses.replace(config, resume=None, resume_allow=())
+        if not self.resumed and any(path.stat().st_size for path in manifests(folder)):
+            raise ConfigError(
+                f"hydra.run.dir = {folder}: a run is in it; give another folder, or go on with it, resume={folder}"
+            )
         self._lock = locked(folder)
+        if self.resumed:
+            refuse_finished(folder)
         self.folder, self.configs, self.iterations = folder, of_seeds(plain), 0
         self.rescue: Callable[[], None] | None = None  # what saves the agents, once there are any
         self._stopping = Stopping()
         alone = len(self.configs) == 1
         folders = [folder] if alone else [folder / f"seed_{one.seed}" for one in self.configs]
         self.runs = [Run(at, one, one.logging, self.resumed) for at, one in zip(folders, self.configs, strict=True)]
+        for run in self.runs:
+            run.manifest["seeds_at_once"] = len(folders)
         write_config(folder, plain)
 
     def __enter__(self) -> Runs:

@@ -80,6 +80,13 @@ class EvaluationConfig:
     rollouts: int = option(low=1, help="independent meta-tests of each task")
     trajectories: int = option(low=1, help="trajectories of a meta-test")
 
+    def check(self) -> None:
+        """Refuses to choose an agent by the tasks that are to say how good it is."""
+        if self.agent == "best" and self.split == "test":
+            raise ConfigError(
+                "split = 'test': the best agent would be chosen by the test tasks; set evaluation.split=validation"
+            )
+
 
 @dataclass(frozen=True)
 class CheckpointConfig:
@@ -367,6 +374,9 @@ def common_config(values: Mapping[str, Any]) -> Config:
         ConfigError: for a key or a value that this version does not know.
     """
     names = {field.name for field in dataclasses.fields(Config)}
-    config = build(StoredConfig, {name: value for name, value in completed(values).items() if name in names})
-    missing = torch.device(config.device).type == "cuda" and not torch.cuda.is_available()
+    values = {name: value for name, value in completed(values).items() if name in names}
+    values["logging"] = {**values.get("logging", {}), "loggers": ()}  # nothing more is logged, and they may be missing
+    config = build(StoredConfig, values)
+    device = torch.device(config.device)
+    missing = device.type == "cuda" and (device.index or 0) >= torch.cuda.device_count()
     return dataclasses.replace(config, device="cpu") if missing else config

@@ -9,12 +9,12 @@ Values and their meaning: configs/evaluate.yaml. Results: the run's folder under
 from __future__ import annotations
 
 import json
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import peach_trl.utils.startup  # noqa: F401  # first: it checks keys before torch is imported
 from peach_trl.config import option
-from peach_trl.experiment import load_agent
+from peach_trl.experiment import load_agent, stored_config
 from peach_trl.meta_tests import bounds_of, print_meta_test, run_meta_test, save_meta_test
 from peach_trl.utils.cli import recipe
 from peach_trl.utils.files import checkpoint_file
@@ -44,7 +44,8 @@ def main(config: EvaluateConfig, run_dir: Path) -> None:
         save_meta_test(run, trained, library, result, config.split)
         bounds = bounds_of(trained, library, config.split)
         run.log(0, result.metrics("eval/"))
-        trained_run = {"seed": trained.seed, **training_facts(config.checkpoint), "config": asdict(trained)}
+        facts, stored = training_facts(config.checkpoint), stored_config(config.checkpoint)
+        trained_run = {"seed": trained.seed, **facts, "config": stored}
         run.finish(**result.metrics(), references=bounds, tasks=library.identity(), trained=trained_run)
     print_meta_test(result, config.split, bounds)
 

@@ -47,7 +47,7 @@ def main(config: VideoConfig, run_dir: Path) -> None:
 
     split = library.split(config.split)
     tasks = split[torch.linspace(0, len(split) - 1, min(config.tasks, len(split))).round().long()]
-    policy = agent.make_policy(config.trajectories, average=True, seed=config.seed)
+    policy = agent.make_policy(config.trajectories, average=True, seed=config.seed).to("cpu")  # where policies act
     env = make_env(trained, library, tasks, policy)
     size = {"width": config.width, "height": config.height, "camera": config.camera}
     try:

@@ -152,6 +152,20 @@ def test_a_checkpoint_of_another_machine(tmp_path, state):
     assert load_agent(path)[0].device == "cpu" and len(load_levels(path)[1]) == 1
 
 
+def test_levels_of_another_run_have_the_values_of_this_one(tmp_path, state):
+    """Discount and entropy coefficient stand among the tensors, and are no weights."""
+    changed = copy.deepcopy(state)
+    changed["config"]["logging"]["loggers"] = ["no such logger"]  # which nothing needs any more
+    for name in changed["agent"]:
+        if name.endswith("_value_estimator.gamma"):
+            changed["agent"][name] = changed["agent"][name] * 0.5
+    path = written(tmp_path / "levels.pt", changed)
+    level = tiny_agent(tiny_config(lower__checkpoint=path, lower__gamma=0.77)).levels[0]
+    assert level.loss.value_estimator.gamma.item() == pytest.approx(0.77)
+    weights = [value for name, value in changed["agent"].items() if name.startswith("levels.0.actor")]
+    assert all(torch.equal(*pair) for pair in zip(weights, level.actor.state_dict().values(), strict=True))
+
+
 def test_levels_of_another_objective(tmp_path):
     """The top level of HAC reaches for the tasks' goals, and no shape says so."""
     hac = load_config(HacConfig, "hac", overrides=[*TINY, "top.observe_goal=true", "top.objective=goal"])

@@ -87,6 +87,26 @@ def test_tests_of_checkpoints_are_grouped_by_what_was_trained(tmp_path):
     assert list(group(runs_below(tmp_path))) == ["hierarchy.depth=2", "hierarchy.depth=3"]
 
 
+def test_methods_that_differ_in_a_group_of_one_recipe_are_not_pooled(tmp_path):
+    for best_of in (1, 64):
+        trained = {"seed": 0, "config": {"seed": 0, "hierarchy": {"depth": 2}, "sequences": {"best_of": best_of}}}
+        folder = write_run(tmp_path / str(best_of), 7, trained=trained)
+        (folder / "config.yaml").write_text(yaml.safe_dump({"checkpoint": f"runs/{best_of}", "seed": 0}))
+    runs(tmp_path, "trained", seeds=1)
+    names = [f"sequences.best_of={value}" for value in (1, 64, None)]
+    assert sorted(group(runs_below(tmp_path))) == sorted(names)
+
+
+def test_bounds_are_returns(tmp_path, monkeypatch):
+    found = []
+    draw = lambda path, curves, bounds, label: found.append(bounds)  # noqa: E731
+    monkeypatch.setattr("peach_trl.utils.comparison.plot_by_trajectory", draw)
+    monkeypatch.setattr("peach_trl.utils.comparison._page", lambda *args: "")
+    for value in ("return", "success"):
+        compare({"a": runs(tmp_path, value)}, tmp_path / "out", value)
+    assert found == [{"oracle": [3.0, 3.0]}, {}]
+
+
 class Tags(HTMLParser):
     def __init__(self):
         super().__init__()

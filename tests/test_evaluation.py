@@ -5,7 +5,7 @@ import csv
 import pytest
 import torch
 from tiny import Ending, random_context, tiny_agent, tiny_config
-from torchrl.envs import TransformedEnv
+from torchrl.envs import Compose, RewardSum, StepCounter, TransformedEnv
 from torchrl.envs.utils import ExplorationType, set_exploration_type
 from torchrl.modules import get_primers_from_module
 
@@ -13,7 +13,7 @@ from peach_trl.context import Transition
 from peach_trl.evaluation import COLUMNS, meta_test
 from peach_trl.experiment import make_env, make_library, make_task_buffer
 from peach_trl.hierarchy.transitions import LevelTransitions
-from peach_trl.meta_tests import run_meta_test
+from peach_trl.meta_tests import bounds_of, run_meta_test
 
 
 def same(one, other):
@@ -69,6 +69,41 @@ def test_it_is_what_the_policy_does_in_the_environment():
     torch.testing.assert_close(result.scale, scale.detach())
     read = agent.top.belief.read(agent.top.belief.scan(Transition.of(rows)))[:, -1]
     torch.testing.assert_close(batch["belief"][:, 60], read.detach())
+
+
+def test_an_episode_that_goes_on_is_noticed():
+    """Also where it is the only one: what is cut off is no episode."""
+    config = tiny_config(env__horizon=20)
+    library = make_library(config)
+    for trajectories in (1, 2):
+        with pytest.raises(ValueError, match="horizon = 10: an episode"):
+            meta_test(tiny_agent(config).make_policy(2), make_env(config, library, torch.arange(3)), trajectories, 10)
+
+
+def test_what_an_environment_says_of_success_counts():
+    """Not whether a reward was positive, as all of Meta-World's are."""
+
+    class Says(RewardSum):
+        def _step(self, before, after):
+            return after.set("success", (after["observation"][..., :1] > 0) & (before["step_count"] > 17))
+
+    config = tiny_config()
+    library = make_library(config)
+    env = TransformedEnv(make_env(config, library, torch.arange(3)), Compose(StepCounter(), Says()))
+    result = meta_test(tiny_agent(config).make_policy(2), env, trajectories=2, horizon=20)
+    assert torch.equal(result.success, (result.positions[:, :, -1, 0] > 0).float())
+    assert torch.equal(result.found, (result.positions[:, :, -2:, 0] > 0).any(-1).float())
+
+
+def test_a_flat_agents_search_sets_no_subgoals():
+    """So its bound is what the search can have by direct control, whatever the reach of subgoals would be."""
+    found = []
+    for reach in (0.05, 0.22):
+        config = tiny_config(
+            hierarchy__depth=1, hierarchy__decision_steps=1, hierarchy__subgoal_reach=reach, env__horizon=100
+        )
+        found.append(bounds_of(config, make_library(config), "validation")["search"])
+    assert found[0] == found[1] and found[0][-1] > 0
 
 
 def test_short_episodes_count_as_episodes():

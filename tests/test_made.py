@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import dataclasses
 import sys
 import types
+from typing import TypedDict, Unpack
 
 import pytest
 import torch
@@ -15,7 +17,7 @@ from torchrl.envs import EnvBase
 
 from peach_trl.config import ConfigError
 from peach_trl.envs import GoalSpace, MadeConfig, PointEnv, TaskLibrary
-from peach_trl.envs.made import gymnasium_env, listed_tasks
+from peach_trl.envs.made import _takes, gymnasium_env, listed_tasks
 from peach_trl.experiment import HacConfig, PeachConfig, make_agent, make_env, make_library
 from peach_trl.utils import load_config
 
@@ -213,6 +215,54 @@ def test_an_environment_written_for_torchrl_alone(line_world, tmp_path):
     """It has neither horizon nor goals nor a library."""
     (folder,) = start(tmp_path, "peach", *line_world[1], plots=False)
     assert (folder / "meta_test.csv").is_file()
+
+
+def test_an_environment_of_ones_own_starts_as_the_seed_says(line_world):
+    """Also where its function takes no seed."""
+    seeds = []
+
+    class Draws(Line):
+        def _set_seed(self, seed):
+            seeds.append(seed)
+            return seed
+
+    module, _ = line_world
+    module.make = lambda num_envs, *, library, tasks, horizon, size: Draws(tasks, horizon)
+    options = {"size": 3, "goals": [[float(i), 0.0] for i in range(5)]}
+    own = dataclasses.replace(config_of().env, make="own_world:make", tasks="own_world:tasks", options=options)
+    own.make_env(own.make_library(), torch.arange(2), observe_goal=False, seed=5)
+    assert seeds == [5]
+    module.make = lambda num_envs, *, library, tasks, horizon, size, seed: Draws(tasks, horizon)
+    own.make_env(own.make_library(), torch.arange(2), observe_goal=False, seed=6)  # it sees to that by itself
+    assert seeds == [5]
+
+
+def test_episodes_of_a_registered_environment_are_as_long_as_is_said():
+    """The registry's own limit, 200 steps of the pendulum, does not cut them."""
+    library = listed_tasks(train=[5.0], validation=[7.0], test=[15.0])
+    space = {"indices": [0, 1], "low": -1.0, "high": 1.0, "tolerance": 0.1}
+    options = {"env_id": "Pendulum-v1", "set_task": "g", "subgoal": space, "library": library}
+    env = gymnasium_env(1, **options, tasks=library.split("train"), horizon=230)
+    done = env.rollout(300)["next", "done"]
+    assert done.shape == (1, 230, 1) and done[0, -1]
+
+
+def test_annotations_of_functions_of_ones_own():
+    def some(num_envs, **options: float | None):
+        pass
+
+    def named(num_envs, **options: Unpack[Named]):
+        pass
+
+    def unknown(num_envs, **options: NowhereToBeFound):  # noqa: F821
+        pass
+
+    assert [_takes(function, "size") for function in (some, named, unknown)] == [False, True, False]
+    assert all(_takes(function, "num_envs") for function in (some, named, unknown))
+
+
+class Named(TypedDict):
+    size: int
 
 
 @pytest.mark.parametrize(

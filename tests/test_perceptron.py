@@ -167,3 +167,17 @@ def test_its_gradient_is_that_of_tanh_where_it_is_not_flat():
     torch.testing.assert_close(end.gradient(x, grad), expected)
     far = torch.tensor([[[5.0], [-4.0]]])  # [1, n = 2, 1]
     torch.testing.assert_close(end.gradient(far, torch.zeros(1, 2, 1)), 0.01 * torch.tensor([[[2.0], [-1.0]]]) / 2)
+
+
+def test_some_parameters_may_be_frozen():
+    """As of an encoder whose first layer is not to change."""
+    torch.manual_seed(0)
+    net = Perceptron(3, 2, (8, 8), norm=True)
+    net[0].weight.requires_grad_(False)
+    plain = nn.Sequential(*copy.deepcopy(net))
+    x = torch.randn(5, 3)
+    net(x).sum().backward()
+    plain(x).sum().backward()
+    assert net[0].weight.grad is None
+    for own, other in zip(list(net.parameters())[1:], list(plain.parameters())[1:], strict=True):
+        torch.testing.assert_close(own.grad, other.grad, rtol=1e-4, atol=1e-5)

@@ -6,10 +6,12 @@ from dataclasses import replace
 
 import pytest
 import torch
+from tiny import tiny_config
 
 from peach_trl.envs import FAMILIES, PointEnv, TaskLibrary
-from peach_trl.experiment import PeachConfig
+from peach_trl.experiment import PeachConfig, make_env, make_library
 from peach_trl.references import Arc, Candidates, Square, Stay, Thompson, has_references, play, policies, references
+from peach_trl.references.play import Point
 from peach_trl.utils import load_config
 
 SparsePointRobot = FAMILIES["SparsePointRobot"]
@@ -49,6 +51,17 @@ def on_point():
     env = point(60)
     chosen = policies(env, 3, 20, 5.0, seed=0)
     return env, chosen, {name: play(env, copy.deepcopy(policy), 3) for name, policy in chosen.items()}
+
+
+@pytest.mark.parametrize("changes", [{"speed": 1.2}, {"goal_tolerance": 0.1, "radius": 0.5, "arena": 1.0}])
+def test_how_a_point_moves_is_known_where_walls_are_near(changes):
+    """Measured where there is room, and the same in shares of its top speed where there is not."""
+    config = tiny_config(**{f"env__{name}": value for name, value in changes.items()})
+    env = make_env(config, library := make_library(config), library.split("train")[:1])
+    point, roomy = Point(env), tiny_config(env__arena=100 * config.env.speed, env__speed=config.env.speed)
+    measured = Point(make_env(roomy, there := make_library(roomy), there.split("train")[:1]))
+    assert point._step == pytest.approx(measured._step, rel=0.01)
+    assert point._coast == pytest.approx(measured._coast, rel=0.01)
 
 
 def test_point(on_point):

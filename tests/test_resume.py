@@ -16,6 +16,7 @@ from test_run import Trap
 from tiny import ROOT, TINY
 
 import peach_trl.report
+from peach_trl.experiment import load_agent
 from peach_trl.utils.checkpoints import load_checkpoint
 
 SHORT = [argument for argument in TINY if not argument.startswith(("train.iterations", "train.top_updates"))]
@@ -153,8 +154,20 @@ def test_another_configuration_is_refused_and_shown(stopped, tmp_path, capsys):
 
 def test_a_change_that_is_allowed(stopped, tmp_path):
     folder = copied(stopped, tmp_path)
-    resumed(folder, "train.iterations=5", "top.alpha=0.1", "resume_allow=[train]")
+    values = ["top.alpha=0.1", "top.gamma=0.83", "lower.gamma=0.77"]
+    resumed(folder, "train.iterations=5", *values, "resume_allow=[train,top.gamma,lower.gamma]")
     assert len(rows_of(folder)) == 7 and "iterations: 5" in (folder / "config.yaml").read_text()
+    _, _, agent = load_agent(folder)  # values of the configuration are not what they were
+    discounts = [loss.value_estimator.gamma.item() for loss in (agent.top.loss, agent.levels[0].loss)]
+    assert discounts == pytest.approx([0.83, 0.77])
+
+
+def test_groups_within_groups_are_found():
+    from peach_trl.resume import _place
+
+    values = {"env": {"body": {"torque": 1.0}, "horizon": 5}, "lower": {"gamma": 1}}
+    names = {"body": "env.body", "env": "env", "env.horizon": "env.horizon", "lower.gamma": "lower.gamma"}
+    assert {name: _place(values, name) for name in names} == names
 
 
 @pytest.mark.parametrize("change", ["flipped", "cut", "gone", "no digests", "manifest"])
@@ -216,6 +229,12 @@ def test_what_cannot_go_on(stopped, tmp_path, capsys):
     assert "holds no run that could go on" in refused(capsys, folder, f"resume={empty}")[-1]
     resumed(folder)
     assert "is finished; there is nothing to go on with" in refused(capsys, folder, f"resume={folder}")[-1]
+    from peach_trl.resume import FinishedError, refuse_finished
+
+    with pytest.raises(FinishedError):  # also where it was finished while another process made ready to go on with it
+        refuse_finished(folder)
+    assert "a run is in it; give another folder" in refused(capsys, folder, f"hydra.run.dir={folder}")[-1]
+    assert not (folder / "savepoints").exists()
     start(tmp_path, "peach", "resume=auto", f"hydra.run.dir={folder}", plots=False)  # a job that is started again
     assert "is finished; there is nothing to go on with" in capsys.readouterr().out
     from peach_trl.resume import locked

@@ -89,7 +89,10 @@ class MadeConfig:
         given = _taken(make, more) | _taken(make, _tuples(self.options))
         facts = {"library": library, "tasks": tasks, "horizon": self.horizon}
         env = attempt(f"env.make = {self.make}, with env.options:", partial(make, len(tasks), **facts, **given))
-        return _completed(env, self.make, len(tasks), {"horizon": self.horizon, "library": library, "goal_space": None})
+        env = _completed(env, self.make, len(tasks), {"horizon": self.horizon, "library": library, "goal_space": None})
+        if not _takes(make, "seed"):
+            env.set_seed(seed)
+        return env
 
 
 def _completed(env: Any, make: str, rows: int, facts: Mapping[str, Any]) -> EnvBase:
@@ -142,8 +145,12 @@ def _takes(function: Callable[..., Any], name: str) -> bool:
     others = [parameter.name for parameter in parameters.values() if parameter.kind == parameter.VAR_KEYWORD]
     if name in parameters or not others:
         return name in parameters and name not in others
-    (unpacked,) = typing.get_args(typing.get_type_hints(function).get(others[0])) or (None,)
-    return name in getattr(unpacked, "__annotations__", ())
+    try:
+        hint = typing.get_type_hints(function).get(others[0])
+    except NameError:  # of a type that is imported for checkers only
+        return False
+    named = typing.get_args(hint) if typing.get_origin(hint) is typing.Unpack else ()
+    return any(name in getattr(options, "__annotations__", ()) for options in named)
 
 
 def _taken(function: Callable[..., Any], values: Mapping[str, Any]) -> dict[str, Any]:
@@ -214,7 +221,7 @@ def gymnasium_env(
     put = partial(_call if ":" in set_task else _set, set_task, parameters.numpy())
     low, high = (None if bound is None else torch.tensor(bound) for bound in (observation_low, observation_high))
     return GymnasiumTasksEnv(
-        partial(gymnasium.make, env_id, **{**_drawing(env_id), **(arguments or {})}),
+        partial(gymnasium.make, env_id, **{"max_episode_steps": horizon, **_drawing(env_id), **(arguments or {})}),
         library,
         put,
         num_envs=num_envs,

@@ -137,6 +137,7 @@ class PointEnv(BatchedMujocoEnv):
         library: TaskLibrary | None = None,
         split: str = "train",
         tasks: Sequence[int] | Tensor | None = None,
+        horizon: int | None = None,
         **options: Unpack[EnvOptions],
     ) -> None:
         library = self.make_library(config) if library is None else library
@@ -149,7 +150,7 @@ class PointEnv(BatchedMujocoEnv):
             library,
             num_envs=num_envs,
             tasks=library.split(split) if tasks is None else torch.as_tensor(tasks),
-            horizon=config.horizon,
+            horizon=config.horizon if horizon is None else horizon,
             frame_skip=config.frame_skip,
             observation_low=-high,
             observation_high=high,

@@ -141,8 +141,11 @@ class Level(nn.Module):
         return {"optimiser": self.optimiser.state_dict()}
 
     def load_training_state(self, state: dict[str, Any]) -> None:
-        """Restores what :meth:`training_state` gave."""
+        """Restores what :meth:`training_state` gave; rates are the configuration's."""
+        rates = [group["lr"] for group in self.optimiser.param_groups]
         self.optimiser.load_state_dict(state["optimiser"])
+        for group, rate in zip(self.optimiser.param_groups, rates, strict=True):
+            group["lr"] = rate
 
     @property
     def device(self) -> torch.device:

@@ -221,7 +221,7 @@ class _Perceptron(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> tuple[Any, ...]:
         saved, count, norm, end, size = ctx.saved_tensors, ctx.blocks * ctx.size, ctx.norm, ctx.end, ctx.size
-        wants_x, wants_weights = ctx.needs_input_grad[0], ctx.needs_input_grad[6]
+        wants_x, wants_weights = ctx.needs_input_grad[0], any(ctx.needs_input_grad[6:])
         length, own = len(saved) // ctx.blocks, end.outputs + end.keeps
         into = []
         if wants_weights:

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from peach_trl.envs.batched_mujoco import BatchedMujocoEnv
+from peach_trl.envs.point import PointConfig
 from peach_trl.references.candidates import REMEDY
 
 
@@ -127,6 +128,9 @@ def play(env: BatchedMujocoEnv, policy: Stay, trajectories: int, *, blind: bool 
     return Played(*(column.unflatten(1, (trajectories, env.horizon)) for column in columns))
 
 
+STEP, COAST = 0.987, 1.98  # of the point where there is room: a step in top speeds, and how far it coasts, in steps
+
+
 class Point:
     """The rows of an environment as points that are told where to go; ``position`` [R, 2] in metres.
 
@@ -158,6 +162,9 @@ class Point:
         return self._act(action.clamp(-1, 1))
 
     def _measure(self) -> Control:
+        config = getattr(self._env, "config", None)
+        if isinstance(config, PointConfig) and config.arena < 12 * config.speed:  # it would run into the walls
+            return Control(STEP * config.speed, COAST)
         path = []
         for action in [1.0] * 10 + [0.0] * 10:
             self._act(torch.full(self._env.action_spec.shape, action))

@@ -40,8 +40,6 @@ def group(folders: Sequence[Path]) -> dict[str, list[Path]]:
         for folder, config in trained.items()
     }
     keys = sorted({key for config in configs.values() for key in config} - set(IGNORED))
-    if any(trained.values()):  # whose configurations hold what all recipes have
-        keys = [key for key in keys if all(key in config for config in configs.values())]
     values = {folder: {key: config.get(key) for key in keys} for folder, config in configs.items()}
     differing = [key for key in keys if len({repr(config[key]) for config in values.values()}) > 1]
     methods: dict[str, list[Path]] = {}
@@ -91,7 +89,9 @@ def compare(
     (out / "table.md").write_text(text + "\n")
     write_csv(results, out / "results.csv")
     curves = {name: np.array(intervals(runs, value, over)).T for name, runs in results.items()}
-    plot_by_trajectory(out / "by_trajectory.png", curves, _references(results), label=value)
+    plot_by_trajectory(
+        out / "by_trajectory.png", curves, _references(results) if value == "return" else {}, label=value
+    )
     figures = ["by_trajectory", "curves", "profile"]
     _draw_curves(results, out / "curves.png")
     _draw_profiles(results, value, over, out / "profile.png")

@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import glob
 import json
+import math
 import statistics
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -95,13 +96,12 @@ def read_run(folder: Path | str) -> Result:
     if len(splits) != 1:
         raise ValueError(f"{folder}: meta_test.csv has the splits {splits}; keep one split in a file")
     tasks, scores = _scores(folder, rows)
-    trained = {
-        "seed": manifest["seeds"]["seed"],
-        "wall_seconds": manifest["wall_seconds"],
-        "seeds_at_once": manifest.get("seeds_at_once", 1),
-        **manifest.get("trained", {}),
-    }
-    seed, minutes = trained["seed"], trained["wall_seconds"] / 60 / trained["seeds_at_once"]
+    trained = manifest.get("trained", {"seed": manifest["seeds"]["seed"], **manifest})
+    seed, seconds = (
+        trained["seed"],
+        trained.get("wall_seconds", math.nan),
+    )  # of an agent that goes along it is not known
+    minutes = seconds / 60 / trained.get("seeds_at_once", 1)
     return Result(folder, seed, splits[0], tasks, manifest["tasks"]["fingerprint"], scores, minutes, manifest)
 
 
