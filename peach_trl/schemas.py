@@ -177,7 +177,7 @@ def _check_sizes(config: Config) -> None:
             "there is nothing to do; let one of them be 1 at least (train.warmup counts where there are lower levels)"
         )
     fewest = 2 ** (hierarchy.depth - 1)
-    if hierarchy.depth > 2 and hierarchy.decision_steps < fewest:
+    if hierarchy.steps is None and hierarchy.depth > 2 and hierarchy.decision_steps < fewest:
         raise ConfigError(
             f"hierarchy.depth = {hierarchy.depth}: within decision_steps = {hierarchy.decision_steps} not every level "
             f"below the top can make 2 decisions on a goal; raise decision_steps to {fewest}, or lower depth"
@@ -348,6 +348,7 @@ LATER = (
     ("transitions", "goal_reward", "sparse", "hindsight_goals"),
     ("env", "subgoals", "place", "goals"),
     ("exploration", "deviations", 0.0, "costly"),
+    ("hierarchy", "steps", None, "depth"),
 )
 
 

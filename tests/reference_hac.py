@@ -132,7 +132,9 @@ class ReferenceHAC:
         else:
             reward = self.config.reward_scale * reward
         if kind == SUBGOAL_TEST:
-            reward = -float(self.hierarchy.k) if space is not None else -PENALTY
+            reward = (
+                -float(self.hierarchy.horizons[min(level, self.hierarchy.depth - 2)]) if space is not None else -PENALTY
+            )
             terminated = True
         row = [*s.tolist(), *a.tolist(), *after.tolist(), reward, float(terminated), float(kind)]
         self.episode[level].append(tuple(row + (goal.tolist() if space is not None else [])))

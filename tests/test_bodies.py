@@ -147,7 +147,7 @@ def test_falling_is_never_better_than_living_on():
     rows = make_transitions(config, library, agent)(batch)[0]
     fallen = (rows["next", "observation"] == batch["next", "observation"][1, 24]).all(-1)
     assert fallen.sum() > 1  # with hindsight goals
-    lowest = agent.hierarchy.lowest
+    lowest = agent.hierarchy.lowest(0)
     assert lowest == 7 * k and agent.levels[0].loss.value_estimator.low == -lowest
     assert lowest > 1 / (1 - config.lower.gamma)  # worse than never to reach a goal
     assert (rows["next", "reward"][fallen] == -lowest).all() and rows["next", "terminated"][fallen].all()
@@ -322,6 +322,6 @@ def test_a_goal_that_is_to_be_held_ends_nothing():
     policy = agent.make_policy(3)
     batch = record(config, policy, range(3), 40)
     rows = make_transitions(config, library, agent)(batch)[0]
-    achieved = agent.hierarchy.subgoal_space.achieved(rows["next", "observation"], rows["goal"])
+    achieved = agent.hierarchy.space_of(0).achieved(rows["next", "observation"], rows["goal"])
     assert achieved.any() and torch.equal(rows["next", "reward"].squeeze(-1), achieved.float() - 1)
     assert not rows["next", "terminated"].any()  # nobody fell

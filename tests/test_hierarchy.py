@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import math
 from collections import Counter
 
 import pytest
@@ -16,6 +17,7 @@ from torchrl.envs.utils import ExplorationType, set_exploration_type
 from torchrl.modules import get_primers_from_module
 
 from peach_trl import default
+from peach_trl.config import ConfigError
 from peach_trl.envs.goal_space import GoalSpace
 from peach_trl.hierarchy.evidence import Evidence, higher
 from peach_trl.hierarchy.policy import HierarchyActor, HierarchyClock, HierarchyPolicy
@@ -86,7 +88,7 @@ class CoinActor(HierarchyActor):
 
 def hierarchy_config(**changes) -> HierarchyConfig:
     values = dict(
-        depth=2, decision_steps=4, clock="own_goal", subgoal="relative", subgoal_reach=0.5, failure=5.0,
+        depth=2, decision_steps=4, steps=None, clock="own_goal", subgoal="relative", subgoal_reach=0.5, failure=5.0,
         test_probability=0.3,
         random_share=0.0, warmup_random_share=0.0, noise=0.0, warmup_noise=0.0, top_action="hindsight",
         top_random_share=0.0, top_random_hold=1,
@@ -165,8 +167,25 @@ CASES = [
 @pytest.mark.parametrize(("depth", "clock", "k", "subgoal", "known"), CASES)
 def test_lock_step_equals_recursion(depth, clock, k, subgoal, known):
     config = hierarchy_config(depth=depth, clock=clock, decision_steps=k ** max(depth - 1, 1), subgoal=subgoal)
-    hierarchy = Hierarchy(config, Bounded(-1, 1, (2,)), SPACE, END_SPACE if known else None)
-    steps = 70
+    assert_as_recursion(Hierarchy(config, Bounded(-1, 1, (2,)), SPACE, END_SPACE if known else None), seed=k)
+
+
+@pytest.mark.parametrize("clock", ["higher_goal", "own_goal", "time"])
+@pytest.mark.parametrize(("depth", "each"), [(2, (3,)), (3, (4, 2)), (3, (1, 3)), (4, (2, 3, 1))])
+def test_levels_may_have_numbers_of_decisions_of_their_own(depth, each, clock):
+    config = hierarchy_config(depth=depth, clock=clock, steps=each)
+    hierarchy = Hierarchy(config, Bounded(-1, 1, (2,)), SPACE)
+    assert config.top_steps == math.prod(each) and hierarchy.horizons[:-1].tolist() == list(each)
+    assert hierarchy.reach[1:, 0].tolist() == [0.5 * math.prod(each[: i + 1]) for i in range(depth - 1)]
+    assert [hierarchy.lowest(level) for level in range(depth - 1)] == list(each)
+    assert_as_recursion(hierarchy, seed=sum(each))
+    with pytest.raises(ConfigError, match=r"steps = \[2, 2, 2, 2\]: depth = "):
+        hierarchy_config(depth=depth, steps=(2, 2, 2, 2)).check()
+
+
+def assert_as_recursion(hierarchy: Hierarchy, seed: int) -> None:
+    """The same transitions, of a batch as a whole and cut anywhere."""
+    steps, depth = 70, hierarchy.depth
     batch, *tables = record(hierarchy, steps, seed=depth)
     expected = reference(hierarchy, steps, *tables)
 
@@ -175,7 +194,7 @@ def test_lock_step_equals_recursion(depth, clock, k, subgoal, known):
         assert sum(counter.values()) > 0
         assert multiset(rows) == counter
 
-    cuts = torch.randint(1, steps, (6,), generator=torch.Generator().manual_seed(k)).unique().tolist()
+    cuts = torch.randint(1, steps, (6,), generator=torch.Generator().manual_seed(seed)).unique().tolist()
     convert, found = LevelTransitions(hierarchy, TRANSITIONS), [Counter() for _ in range(depth)]
     for start, stop in zip([0, *cuts], [*cuts, steps], strict=True):
         for counter, rows in zip(found, convert(batch[:, start:stop]), strict=True):

@@ -7,6 +7,7 @@ subgoal ``g_{i-1}`` for the level below. Source: HAC (Levy et al. 2019, arXiv 17
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from typing import Any, TypeVar, cast
 
@@ -16,7 +17,7 @@ from tensordict import TensorDictBase
 from torch import Tensor
 from torchrl.data import TensorSpec
 
-from peach_trl.config import option
+from peach_trl.config import ConfigError, option
 from peach_trl.envs.goal_space import GoalSpace
 
 CLOCKS = ("higher_goal", "own_goal", "time")
@@ -31,6 +32,9 @@ class HierarchyConfig:
 
     depth: int = option(low=1, help="number of levels, h + 1; 1 is a flat policy")
     decision_steps: int = option(low=1, auto=True, help="environment steps of one decision of the top level, k^h")
+    steps: tuple[int, ...] | None = option(
+        low=1, help="decisions of each goal-reaching level for one goal, bottom up; null: k, the same for all"
+    )
     clock: str = option(choices=CLOCKS, help="what ends an attempt at a goal")
     subgoal: str = option(
         choices=("relative", "absolute"), help="subgoals relative to the state, or in the whole space"
@@ -55,9 +59,22 @@ class HierarchyConfig:
         return 1 if h == 0 else next(k for k in range(1, self.decision_steps + 1) if k**h >= self.decision_steps)
 
     @property
+    def horizons(self) -> tuple[int, ...]:
+        """Decisions that each goal-reaching level may spend on one goal, bottom up: ``steps``, or k of each."""
+        return (self.k,) * (self.depth - 1) if self.steps is None else self.steps
+
+    @property
     def top_steps(self) -> int:
-        """k^h, the environment steps of one decision of the top level, at most."""
-        return self.k ** (self.depth - 1)
+        """The environment steps of one decision of the top level, at most: the product of ``horizons``, k^h."""
+        return math.prod(self.horizons)
+
+    def check(self) -> None:
+        """Checks that every goal-reaching level has its number of decisions."""
+        if self.steps is not None and len(self.steps) != self.depth - 1:
+            raise ConfigError(
+                f"steps = {list(self.steps)}: depth = {self.depth} has {self.depth - 1} goal-reaching levels; give a "
+                "number of decisions for each, bottom up"
+            )
 
     def most_decisions(self, horizon: int) -> int:
         """Decisions of the top level in an episode of ``horizon`` steps; where goals end them, one a step at most."""
@@ -76,12 +93,11 @@ class Hierarchy:
         fails: whether the body may fail, see :class:`~peach_trl.envs.BatchedMujocoEnv`.
 
     Attributes:
-        lowest: H, minus the least value of a goal-reaching level: k, as no attempt has more decisions; where bodies
-            fail, ``config.failure`` times that. It is what failing costs: at least as much as never to reach a goal.
+        horizons: the most decisions of an attempt of each level, int64 [L]; of the top there is no limit.
 
     Examples:
         >>> from torchrl.data import Bounded
-        >>> config = HierarchyConfig(depth=3, decision_steps=20, clock="own_goal", subgoal="relative",
+        >>> config = HierarchyConfig(depth=3, decision_steps=20, steps=None, clock="own_goal", subgoal="relative",
         ...     subgoal_reach=0.15, failure=1.0, test_probability=0.3, random_share=0.2, warmup_random_share=0.2,
         ...     noise=0.1, warmup_noise=0.1, top_action="hindsight", top_random_share=0.0, top_random_hold=1)
         >>> space = GoalSpace([0, 1], low=[-10.0, -10.0], high=[10.0, 10.0], tolerance=0.5, metric="euclidean")
@@ -100,17 +116,30 @@ class Hierarchy:
     ) -> None:
         self.config, self.depth, self.k = config, config.depth, config.k
         self.subgoal_space, self.goal_space = subgoal_space, goal_space
-        self.lowest = config.k * (config.failure if fails else 1.0)
+        self._worst = config.failure if fails else 1.0
         low, high = (bound.reshape(-1, action_spec.shape[-1])[0] for bound in _bounds(action_spec))
         self.action_mid, self.action_half = (low + high) / 2, (high - low) / 2
         self._unit_actions = bool((low == -1).all() and (high == 1).all())
         # The top has no limit of its own: the end of the episode ends its attempt.
-        self.horizons = torch.tensor([self.k] * (self.depth - 1) + [NO_LIMIT])
+        self.horizons = torch.tensor([*config.horizons, NO_LIMIT])
         self._last = self.horizons - 1  # decisions used before the last one of an attempt
         self._last_array = self._last.numpy().copy()  # a view would dangle once tensors are sent to workers
-        reach = torch.tensor([config.subgoal_reach * self.k**i for i in range(self.depth)])
+        reach = torch.tensor([config.subgoal_reach * math.prod(config.horizons[:i]) for i in range(self.depth)])
         self.reach = torch.minimum(reach.unsqueeze(-1), 2 * subgoal_space.half_range)  # [L, G]; row 0 is not used
         self._spaces = [self._narrowed(level) for level in range(self.top)]
+
+    def lowest(self, level: int) -> float:
+        """Minus the least value of a goal-reaching level: H, as no attempt has more decisions.
+
+        Where bodies fail, ``config.failure`` times that. It is what failing costs: at least as much as never to reach
+        a goal.
+        """
+        return self.penalty(level) * self._worst
+
+    def penalty(self, level: int) -> float:
+        """H, what a missed subgoal test costs a level: the decisions of its attempts, of a top level of those below."""
+        horizons = self.config.horizons or (1,)
+        return float(horizons[min(level, len(horizons) - 1)])
 
     @property
     def proposal_dims(self) -> list[int]:

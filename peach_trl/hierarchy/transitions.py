@@ -224,7 +224,7 @@ class LevelTransitions:
             if space is None:
                 rows["missed"], rows["proposal"] = missed.unsqueeze(-1), proposal
             else:
-                copies.append(self._subgoal_test(missed, proposal))
+                copies.append(self._subgoal_test(level, missed, proposal))
         return _with_copies(rows, copies)
 
     def _decisions(self, level: int, steps: TensorDictBase, valid: Tensor) -> _Decisions:
@@ -308,7 +308,7 @@ class LevelTransitions:
         if self.config.goal_reward == "dense":
             reward = reward * self.hierarchy.left(level, state, goal).unsqueeze(-1)
         return {
-            ("next", "reward"): torch.where(failed, -self.hierarchy.lowest, reward),
+            ("next", "reward"): torch.where(failed, -self.hierarchy.lowest(level), reward),
             ("next", "terminated"): over | failed,
             ("next", "done"): over | done,
         }
@@ -319,14 +319,14 @@ class LevelTransitions:
         missed = flat["tested"][start, child] & ~flat["achieved"][end, child]
         return missed & (flat["used"][end, child] >= self.hierarchy.horizons[child])
 
-    def _subgoal_test(self, missed: Tensor, proposal: Tensor) -> _Copies:
+    def _subgoal_test(self, level: int, missed: Tensor, proposal: Tensor) -> _Copies:
         """Rows (s, p, r = -H, terminated) for missed tests."""
         keep = missed.nonzero().squeeze(-1)
         over = torch.ones(len(keep), 1, dtype=torch.bool)
         return keep, {
             "transition_type": torch.full((len(keep), 1), SUBGOAL_TEST),
             "action": proposal[keep],
-            ("next", "reward"): torch.full((len(keep), 1), -float(self.hierarchy.k)),
+            ("next", "reward"): torch.full((len(keep), 1), -self.hierarchy.penalty(level)),
             ("next", "terminated"): over,
             ("next", "done"): over,
         }

@@ -87,7 +87,7 @@ class GoalLevel(Level):
             hierarchy, level, observation_spec, stochastic, config, seeds, view, normalise > 0
         )
         self.normalisers = normalisers(self.actor, normalise, seeds)
-        self.loss = make_goal_loss(self.actor, critics, hierarchy.lowest, config)
+        self.loss = make_goal_loss(self.actor, critics, hierarchy.lowest(level), config)
         self.targets = Targets(self.loss, config.tau)
         learnt = leaves(self.loss.actor_network_params) + leaves(self.loss.qvalue_network_params)
         self.optimiser = FusedAdam(learnt, lr=config.learning_rate)
@@ -151,5 +151,7 @@ def make_goal_networks(
         actor = stochastic_actor(net(0, 2 * dim, config.actor_cells), keys)
     else:
         actor = deterministic_actor(net(0, dim, config.actor_cells), keys)
-    nets = [BoundedValue(net(dim, 1, config.critic_cells, config.critic_norm), hierarchy.lowest) for _ in range(2)]
+    nets = [
+        BoundedValue(net(dim, 1, config.critic_cells, config.critic_norm), hierarchy.lowest(level)) for _ in range(2)
+    ]
     return actor, [ValueOperator(net, in_keys=[*keys, "action"]) for net in nets]
