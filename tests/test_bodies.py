@@ -258,18 +258,32 @@ def test_levels_of_another_run_frozen(tmp_path):
         make_agent(ant_config("lower.checkpoint=nowhere"), library)
 
 
-def test_rewards_of_the_sparse_ants():
-    for name, inside, outside in (
-        ("AntHalfCircle", 1.0, 0.0),
-        ("AntSemiCircleSparse", 1.0, 0.0),
-        ("AntGoalSparse", 1.0, -0.75),
-    ):
-        env = FAMILIES[name](2, seed=0)
-        env.reset()
-        env._qpos[0, :2] = env.library.parameters[env.task_id[0]]
-        env._qpos[1, :2] = [-4.0, -4.0]
-        reward = env._reward(torch.zeros(2, 1)).flatten()
-        assert reward.tolist() == pytest.approx([inside, outside], abs=1e-5), name
+@pytest.mark.parametrize(
+    ("name", "radius", "inside", "outside", "control"),
+    [
+        ("AntHalfCircle", 0.75, lambda distance: 1.0, 0.0, 0.0),
+        ("AntSemiCircleSparse", 0.2, lambda distance: 1.0, 0.0, 0.1),
+        ("AntGoalSparse", 0.75, lambda distance: 1 - distance, -0.75, 0.01),
+    ],
+)
+def test_rewards_of_the_sparse_ants(name, radius, inside, outside, control):
+    """As published: within which distance of the goal, how much, and what actions cost."""
+    env = FAMILIES[name](4, seed=0)
+    env.reset()
+    distances = [0.0, radius - 0.02, radius + 0.02, 5.0]
+    env._qpos[:, :2] = env.library.parameters[env.task_id] + torch.tensor([[0.0, -d] for d in distances])
+    reward = env._reward(torch.zeros(4, 1)).flatten()
+    wanted = [inside(d) if d <= radius else outside for d in distances]
+    assert reward.tolist() == pytest.approx(wanted, abs=1e-5)
+    env.reset()
+    env._qpos[:, :2] = env.library.parameters[env.task_id] + 20.0
+    still = env.advance(torch.zeros(4, 8))[0]["reward"]
+    env._qpos[:, :2] = env.library.parameters[env.task_id] + 20.0
+    moving = env.advance(torch.full((4, 8), 0.5))[0]["reward"]
+    if name == "AntGoalSparse":  # contact forces cost, too, and differ a little
+        assert ((still - moving) - control * 8 * 0.25).abs().max() < 0.05 and (moving < outside).all()
+    else:
+        torch.testing.assert_close(still - moving, torch.full((4, 1), control * 8 * 0.25), rtol=0, atol=1e-5)
 
 
 def test_bounded_tasks_are_read_as_before():
