@@ -100,7 +100,8 @@ class Agent(nn.Module):
         names = ViewsConfig(lower=AUTO, top=AUTO, context=AUTO, normalise=0) if views is None else views
         view = {reader: find_view(env, reader, getattr(names, reader)) for reader in ("lower", "top", "context")}
         several: dict[str, Any] = {"normalise": names.normalise, "seeds": seeds}
-        reads = [view["lower"]] * self.hierarchy.top + [view["top"]]
+        # Only the lowest level moves the body; subgoals of those above it are places, as the top's are.
+        reads = [view["lower"] if level < min(1, self.hierarchy.top) else view["top"] for level in range(number + 1)]
         levels = [GoalLevel(self.hierarchy, level, spec, lower, reads[level], **several) for level in range(number)]
         self.levels = nn.ModuleList(levels)  # type: ignore[assignment]
         known = goal_space if top.observe_goal else None

@@ -165,6 +165,11 @@ def test_levels_read_the_views_that_the_family_names():
     lower, top = agent.levels[0].actor[0].module.net.features, agent.top.actor[0].module.net.features
     assert isinstance(lower.view, HeadingView) and lower.scale.shape == (26,)
     assert top.view.entries == [0, 1, 15, 16] == agent.top.belief.encoder.read.view.entries
+    deep = make_agent(ant_config("hierarchy.depth=3", "hierarchy.decision_steps=4"), make_library(config))
+    views = [
+        level.actor[0].module.net.features.view for level in deep.levels
+    ]  # those between set places, as the top does
+    assert isinstance(views[0], HeadingView) and views[1].entries == [0, 1, 15, 16]
     everything = make_agent(ant_config("views.lower=all", "views.top=body"), make_library(config))
     assert everything.levels[0].actor[0].module.net.features.view is None
     with pytest.raises(ConfigError, match=r"views.lower = 'legs': this environment has all, body, place"):

@@ -60,7 +60,7 @@ class GoalSpace:
             raise ValueError(f"indices = {self.indices}: give at least one index, each >= 0 and none twice")
         if metric not in ("box", "euclidean"):
             raise ValueError(f"metric = {metric!r}: must be 'box' or 'euclidean'")
-        self.metric = metric
+        self.metric: Literal["box", "euclidean"] = metric
         self.dim = len(self.indices)
         self.places = self.dim if places is None else places
         if not 1 <= self.places <= self.dim:

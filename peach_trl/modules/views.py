@@ -23,8 +23,8 @@ from peach_trl.declared import declared
 class ViewsConfig:
     """What each level reads of an observation; see ``configs/`` for values and comments."""
 
-    lower: str = option(help="view of the goal-reaching levels, by the name that the environment gives it; all; auto")
-    top: str = option(help="view of the top level, likewise")
+    lower: str = option(help="view of the lowest level, by the name that the environment gives it; all; auto")
+    top: str = option(help="view of the levels above it, likewise")
     context: str = option(help="view of the context encoder, likewise")
     normalise: int = option(low=0, help="environment steps that the mean and deviation of what has no bounds are of")
 

@@ -233,7 +233,7 @@ class PlainMixin(_Loss):
             torch.autograd.backward(roots, grads)
         return TensorDict(losses)
 
-    @dispatch
+    @dispatch()
     def forward(self, tensordict: TensorDictBase) -> TensorDictBase:
         """The losses, as the class behind the mixin has them."""
         if not self.is_plain(tensordict):

@@ -50,7 +50,7 @@ class ContextMixin(_Loss):
         'belief'
     """
 
-    @dispatch
+    @dispatch()
     def forward(self, tensordict: TensorDictBase) -> TensorDictBase:
         """The losses, as the class behind the mixin has them, of a batch with a context."""
         key: NestedKey = self.tensor_keys.context  # type: ignore[attr-defined]
@@ -164,7 +164,7 @@ class ContextSACLoss(ContextMixin, PlainSACLoss):
         super().__init__(*args, **kwargs)
         self.test_penalty = test_penalty
 
-    @dispatch
+    @dispatch()
     def forward(self, tensordict: TensorDictBase) -> TensorDictBase:
         """``loss_actor``, ``loss_qvalue``, and ``loss_test`` where there are tests, scalars; see the class."""
         losses = super().forward(tensordict)

@@ -30,7 +30,7 @@ class PlainSACLoss(PlainMixin, SACLoss):
         kwargs.setdefault("deactivate_vmap", True)  # our networks are one node of autograd, which vmap cannot look into
         super().__init__(*args, **kwargs)
 
-    @dispatch
+    @dispatch()
     def forward(self, tensordict: TensorDictBase) -> TensorDictBase:
         """As TorchRL's: ``loss_actor``, ``loss_qvalue``, ``loss_alpha``, ``alpha`` and ``entropy``."""
         losses = super().forward(tensordict)
