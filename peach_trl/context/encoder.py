@@ -47,7 +47,8 @@ class Transition(NamedTuple):
         after = tensordict.get("next", {})
         evidence = after.get("evidence", None)
         evidence = after.get("reward", None) if evidence is None else evidence
-        found = (*(tensordict.get(key, None) for key in _COLUMNS[:2]), evidence, after.get("observation", None))
+        observation, action = (tensordict.get(key, None) for key in _COLUMNS[:2])
+        found = observation, action, evidence, after.get("observation", None)
         if missing := [name for name, value in zip(_COLUMNS, found, strict=True) if value is None]:
             raise ValueError(f"a belief reads {missing}, which transitions lack; rename_key_() what has another name")
         return cls(*found)
