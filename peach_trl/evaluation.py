@@ -137,8 +137,8 @@ def meta_test(policy: nn.Module, env: EnvBase, trajectories: int, horizon: int |
         last = goal_space.achieved(reached[:, :, -1], goals.unsqueeze(1))
     found, said = reward > 0, batch.get(("next", "success"), None)
     if said is not None:
-        found = by_episode(said.squeeze(-1) > 0) & within
-        last = found[..., -1]
+        said = by_episode(said.squeeze(-1) > 0)
+        found, last = said & within, said[..., -1]  # of an episode that ends early the last step is repeated
     loc = scale = None
     if tracker is not None:
         loc, scale = tracker.belief.posterior(tracker.after(batch[torch.arange(len(goals)), steps[:, -1, -1]]))

@@ -114,7 +114,7 @@ def _compare_levels(path: str, trained: Config, config: Config) -> None:
             f"lower.checkpoint = {path}: its levels were trained with hierarchy.subgoal = {there.subgoal}; set "
             f"hierarchy.subgoal={there.subgoal}, or train others"
         )
-    names = ["decision_steps", "clock", "failure", *(["subgoal_reach"] if here.subgoal == "relative" else [])]
+    names = ["horizons", "clock", "failure", *(["subgoal_reach"] if here.subgoal == "relative" else [])]
     values = {name: (getattr(there, name), getattr(here, name)) for name in names}
     values = {f"hierarchy.{name}": both for name, both in values.items()}
     for name in ("goal_reward", "goal_terminates"):
@@ -223,7 +223,8 @@ def load_agent(
         name = min(name for name in found.keys() | wanted.keys() if found.get(name) != wanted.get(name))
         raise ConfigError(
             f"checkpoint = {checkpoint}: {name} is {_said(found.get(name))} there and {_said(wanted.get(name))} in an "
-            "agent of its configuration; hand over the encoder or belief that it was trained with"
+            "agent of its configuration; hand over the encoder or belief that it was trained with, or use the "
+            "version that its run's manifest.json names"
         )
     agent.load_state_dict(state["agent"])
     return config, library, agent

@@ -48,6 +48,7 @@ KEYS = (
 GIVEN = (  # what rules read
     "hierarchy.depth",
     "hierarchy.decision_steps",
+    "hierarchy.steps",
     "train.envs_per_task",
     "train.iterations",
     "train.top_updates",
@@ -111,7 +112,11 @@ def resolve(
         return value
 
     T, updates = facts.horizon, values.get("train.top_updates", 0)
-    K = values.get("hierarchy.decision_steps", 1)
+    K, steps = values.get("hierarchy.decision_steps", 1), values.get("hierarchy.steps")
+    if steps is not None:
+        if K == AUTO:
+            found["hierarchy.decision_steps"] = math.prod(steps), f"the product of hierarchy.steps = {list(steps)}"
+        K = math.prod(steps)
     if K == AUTO:
         size, step = need("goal_size", "hierarchy.decision_steps"), need("step_length", "hierarchy.decision_steps")
         low, high = max(1, math.ceil(T / 20)), max(1, T // 10)

@@ -80,13 +80,6 @@ class EvaluationConfig:
     rollouts: int = option(low=1, help="independent meta-tests of each task")
     trajectories: int = option(low=1, help="trajectories of a meta-test")
 
-    def check(self) -> None:
-        """Refuses to choose an agent by the tasks that are to say how good it is."""
-        if self.agent == "best" and self.split == "test":
-            raise ConfigError(
-                "split = 'test': the best agent would be chosen by the test tasks; set evaluation.split=validation"
-            )
-
 
 @dataclass(frozen=True)
 class CheckpointConfig:
@@ -130,7 +123,7 @@ class Config:
 
     def check(self) -> None:
         """Checks what involves several groups, before anything runs."""
-        for part in (_check_tasks, _check_sizes, _check_memory, _check_machine, _check_top):
+        for part in (_check_tasks, _check_values, _check_sizes, _check_memory, _check_machine, _check_top):
             part(self)
 
 
@@ -160,6 +153,16 @@ def _check_tasks(config: Config) -> None:
     if config.transitions.reward == "dense" and not env.has_dense_reward:
         family = getattr(env, "family", "this family")
         raise ConfigError(f"transitions.reward = 'dense': {family} has no dense reward; set it to task")
+
+
+def _check_values(config: Config) -> None:
+    """Values that mean nothing beside others."""
+    if config.evaluation.agent == "best" and config.evaluation.split == "test":
+        raise ConfigError(
+            "evaluation.split = 'test': the best agent would be chosen by the test tasks; set it to validation"
+        )
+    if config.lower.algorithm == "sac" and config.lower.alpha == 0:
+        raise ConfigError("lower.alpha = 0.0: SAC's entropy coefficient must be > 0; set lower.alpha")
 
 
 def _check_sizes(config: Config) -> None:

@@ -132,9 +132,9 @@ class ReferenceHAC:
         else:
             reward = self.config.reward_scale * reward
         if kind == SUBGOAL_TEST:
-            reward = (
-                -float(self.hierarchy.horizons[min(level, self.hierarchy.depth - 2)]) if space is not None else -PENALTY
-            )
+            below = self.hierarchy.horizons[:-1].tolist() or [1]  # decisions of an attempt
+            most = below[level] if level < self.hierarchy.top else max(below)
+            reward = -float(most) if space is not None else -PENALTY
             terminated = True
         row = [*s.tolist(), *a.tolist(), *after.tolist(), reward, float(terminated), float(kind)]
         self.episode[level].append(tuple(row + (goal.tolist() if space is not None else [])))

@@ -95,6 +95,21 @@ def test_what_an_environment_says_of_success_counts():
     assert torch.equal(result.found, (result.positions[:, :, -2:, 0] > 0).any(-1).float())
 
 
+def test_success_of_an_episode_that_it_ends():
+    """As of mazes that terminate at their goal."""
+    config = tiny_config()
+    library = make_library(config)
+    agent, tasks = tiny_agent(config, seed=1), torch.tensor([0, 1, 2])
+
+    class Says(RewardSum):
+        def _step(self, before, after):
+            return after.set("success", after["terminated"].clone())
+
+    env = TransformedEnv(Ending(config.env, 3, library=library, tasks=tasks), Says())
+    result = meta_test(agent.make_policy(3), env, trajectories=3, horizon=20)
+    assert result.success.any() and torch.equal(result.success, result.found)
+
+
 def test_a_flat_agents_search_sets_no_subgoals():
     """So its bound is what the search can have by direct control, whatever the reach of subgoals would be."""
     found = []

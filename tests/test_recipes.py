@@ -491,9 +491,9 @@ def test_a_sweep_in_processes_of_its_own(tmp_path):
         (["env.horizon=-20"], ["env.horizon = -20: must be >= 1", "set env.horizon"]),
         (
             ["evaluation.agent=best", "evaluation.split=test"],
-            ["evaluation.split = 'test': the best agent would be chosen"],
+            ["evaluation.split = 'test': the best agent", "set it to validation"],
         ),
-        (["lower.algorithm=sac", "lower.alpha=0"], ["lower.alpha = 0.0: must be > 0", "set lower.alpha"]),
+        (["lower.algorithm=sac", "lower.alpha=0"], ["lower.alpha = 0.0: SAC", "set lower.alpha"]),
         (["top.batch=-1"], ["top.batch = -1: must be >= 1", "set top.batch"]),
         (["context.latent_dim=65"], ["context.latent_dim = 65: must be <= 64", "set context.latent_dim"]),
         (["context.belief=gru"], ["context.belief = 'gru': must be one of product, attention, recurrent"]),

@@ -10,12 +10,22 @@ from peach_trl.config import ConfigError
 from peach_trl.context import Transition
 from peach_trl.experiment import PeachConfig, make_agent, make_library, make_sequence_sampler, make_task_buffer
 from peach_trl.experiment import make_transitions as transitions_of
-from peach_trl.rules import explained
+from peach_trl.rules import TaskFacts, explained, resolve
 from peach_trl.utils import load_config
 
 
 def config_of(*overrides):
     return load_config(PeachConfig, "peach", ROOT / "configs", overrides)
+
+
+def test_levels_with_numbers_of_decisions_of_their_own():
+    """A decision of the top level is as long as they say, whatever the goal's size would suggest."""
+    facts = TaskFacts(horizon=100, best_reward=1.0)
+    keys = ("hierarchy.decision_steps", "top.gamma", "top.test_penalty")
+    found = resolve({**dict.fromkeys(keys, "auto"), "hierarchy.steps": [5, 2], "hierarchy.depth": 3}, facts, 60, 3)
+    plain = resolve({**dict.fromkeys(keys, "auto"), "hierarchy.decision_steps": 10, "hierarchy.depth": 3}, facts, 60, 3)
+    assert found["hierarchy.decision_steps"] == (10, "the product of hierarchy.steps = [5, 2]")
+    assert [found[key][0] for key in keys[1:]] == [plain[key][0] for key in keys[1:]]
 
 
 def test_the_default_tasks_values_were_there_before_the_rules():

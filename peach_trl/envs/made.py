@@ -91,7 +91,8 @@ class MadeConfig:
         env = attempt(f"env.make = {self.make}, with env.options:", partial(make, len(tasks), **facts, **given))
         env = _completed(env, self.make, len(tasks), {"horizon": self.horizon, "library": library, "goal_space": None})
         if not _takes(make, "seed"):
-            env.set_seed(seed)
+            with torch.random.fork_rng(devices=[]):  # some take torch's generator for their own
+                env.set_seed(seed)
         return env
 
 

@@ -137,9 +137,9 @@ class Hierarchy:
         return self.penalty(level) * self._worst
 
     def penalty(self, level: int) -> float:
-        """H, what a missed subgoal test costs a level: the decisions of its attempts, of a top level of those below."""
+        """H, what a missed subgoal test costs a level: the decisions of its attempts; the top's are the most of any."""
         horizons = self.config.horizons or (1,)
-        return float(horizons[min(level, len(horizons) - 1)])
+        return float(horizons[level] if level < self.top else max(horizons))
 
     @property
     def proposal_dims(self) -> list[int]:

@@ -261,7 +261,7 @@ class TopLevel(Level):
         optional = {self._key, "missed", "proposal"}
         missing = (self._read - _AFTER - optional | {"observation", "mask", "part"}).difference(sequences.keys())
         if self.belief is not None and self.context.evidence == "peak" and self._steps > 1:
-            after |= {"evidence"} - set(sequences.get("next").keys())  # the reward alone is that of one step
+            after |= {"evidence"} - set(sequences.get("next", {}).keys())  # the reward alone is that of one step
         if missing or after:
             raise ValueError(
                 f"sequences have no {[*sorted(missing), *(f'next.{key}' for key in sorted(after))]}: draw them with a "

@@ -32,7 +32,7 @@ class GoalLossConfig:
     gamma: float = option(low=0, high=1, help="discount per decision")
     policy_noise: float = option(low=0, help="TD3: noise on the target's proposal, in half-ranges")
     noise_clip: float = option(low=0, help="TD3: clip of that noise, in half-ranges")
-    alpha: float = option(above=0, help="SAC: entropy coefficient, fixed")
+    alpha: float = option(low=0, help="SAC: entropy coefficient, fixed, above 0")
 
 
 class BoundedTD0Estimator(TD0Estimator):
