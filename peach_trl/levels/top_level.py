@@ -121,7 +121,7 @@ class TopLevel(Level):
         ...     "steps_to_next_obs": torch.full((*shape, 1), 20), "missed": no, "proposal": torch.zeros(*shape, 2),
         ...     "mask": torch.ones(shape, dtype=torch.bool), "part": torch.zeros(shape, dtype=torch.int64),
         ...     "next": {"observation": torch.zeros(*shape, 4), "reward": torch.ones(*shape, 1), "done": no,
-        ...     "terminated": no}}, shape)
+        ...     "terminated": no, "evidence": torch.ones(*shape, 6)}}, shape)  # what the belief reads of rewards
         >>> sorted(top.update(sequences).keys())
         ['entropy', 'loss_actor', 'loss_kl', 'loss_qvalue']
     """
