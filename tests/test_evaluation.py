@@ -1,6 +1,7 @@
 """The meta-test: whose context it reads, and what it counts."""
 
 import csv
+import math
 
 import pytest
 import torch
@@ -110,15 +111,14 @@ def test_success_of_an_episode_that_it_ends():
     assert result.success.any() and torch.equal(result.success, result.found)
 
 
-def test_a_flat_agents_search_sets_no_subgoals():
+def test_a_flat_agents_search_sets_no_subgoals(monkeypatch):
     """So its bound is what the search can have by direct control, whatever the reach of subgoals would be."""
     found = []
-    for reach in (0.05, 0.22):
-        config = tiny_config(
-            hierarchy__depth=1, hierarchy__decision_steps=1, hierarchy__subgoal_reach=reach, env__horizon=100
-        )
-        found.append(bounds_of(config, make_library(config), "validation")["search"])
-    assert found[0] == found[1] and found[0][-1] > 0
+    monkeypatch.setattr("peach_trl.meta_tests.references", lambda env, **how: found.append(how["reach"]) or {})
+    for depth, steps in ((1, 1), (2, 4), (3, 4)):
+        config = tiny_config(hierarchy__depth=depth, hierarchy__decision_steps=steps, hierarchy__subgoal_reach=0.2)
+        bounds_of(config, make_library(config), "validation")
+    assert found == [math.inf, pytest.approx(0.8), pytest.approx(0.8)]
 
 
 def test_short_episodes_count_as_episodes():
