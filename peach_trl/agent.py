@@ -19,12 +19,13 @@ from peach_trl.hierarchy.evidence import Evidence
 from peach_trl.hierarchy.policy import HierarchyActor, HierarchyClock, HierarchyPolicy
 from peach_trl.hierarchy.structure import Hierarchy, HierarchyConfig
 from peach_trl.levels.goal_level import GoalLevel, LowerConfig
+from peach_trl.levels.targets import Learner
 from peach_trl.levels.top_level import ReadingConfig, TopConfig, TopLevel
 from peach_trl.modules.views import ViewsConfig, find_view
 from peach_trl.objectives.context import ContextSACLoss
 
 
-class Agent(nn.Module):
+class Agent(Learner):
     """A container of levels: each learns by its own ``update``, and together they make a policy.
 
     Args:
@@ -59,6 +60,7 @@ class Agent(nn.Module):
 
     levels: Sequence[GoalLevel]
     top: TopLevel
+    acts = "A policy, agent.make_policy(),"
 
     def __init__(
         self,
@@ -113,25 +115,6 @@ class Agent(nn.Module):
                 loss=loss,
                 **several,
             )
-        )
-
-    def load_state_dict(self, state_dict: Mapping[str, Any], strict: bool = True, assign: bool = False) -> Any:
-        """Weights of another agent, copied into this one's.
-
-        Raises:
-            ValueError: with ``assign``, which would part actors from the losses and optimisers that train them.
-        """
-        if assign:
-            raise ValueError(
-                "assign = True: losses and optimisers would go on with the weights of before; leave it out"
-            )
-        return super().load_state_dict(state_dict, strict)
-
-    def __deepcopy__(self, memo: dict[int, Any]) -> Agent:
-        """Refused: TensorDict's parameters would be copied twice, and what acts would be trained by nothing."""
-        raise TypeError(
-            "an Agent cannot be deep-copied, as its copy would not learn; make another one and load state_dict() or "
-            "training_state(). A policy, agent.make_policy(), can"
         )
 
     @property

@@ -29,6 +29,16 @@ def policy_of(tracker, key="belief"):
     return TensorDictSequential(tracker, actor)
 
 
+def played(kind, trajectories, episodes):
+    """A belief, its tracker, and three rows of episodes of 4 steps."""
+    torch.manual_seed(0)
+    env = PointRobot(num_envs=3, split="train", horizon=4, seed=0)
+    belief = belief_of(kind, 2, 2)
+    specs = env.observation_spec["observation"], env.action_spec
+    tracker = FlatBeliefTracker(belief, *specs, trajectories=trajectories)
+    return belief, tracker, rollout(env, policy_of(tracker), 4 * episodes)
+
+
 def check(batch, belief, lengths, trajectories):
     """What was read is what a scan over each meta-episode's transitions gives, [T] steps of episodes of ``lengths``."""
     ends = torch.tensor(lengths).cumsum(0).tolist()
@@ -43,11 +53,7 @@ def check(batch, belief, lengths, trajectories):
 
 @pytest.mark.parametrize("kind", [GaussianProduct, Attention, Recurrent])
 def test_what_is_read_is_what_a_scan_gives(kind):
-    torch.manual_seed(0)
-    env = PointRobot(num_envs=3, split="train", horizon=4, seed=0)
-    belief = belief_of(kind, 2, 2)
-    tracker = FlatBeliefTracker(belief, env.observation_spec["observation"], env.action_spec, trajectories=2)
-    batch = rollout(env, policy_of(tracker), 4 * 5)
+    belief, _, batch = played(kind, trajectories=2, episodes=5)
     assert batch.shape == (3, 20) and batch["context", "meta_episode"][0, ::8, 0].tolist() == [0, 1, 2]
     for row in batch:
         check(row, belief, [4] * 5, 2)
@@ -73,11 +79,7 @@ def test_rows_that_end_at_different_times():
 @pytest.mark.parametrize("kind", [GaussianProduct, Attention, Recurrent])
 def test_the_belief_after_the_last_step(kind):
     """What it did in that step is no longer what is carried, but what was recorded."""
-    torch.manual_seed(0)
-    env = PointRobot(num_envs=3, split="train", horizon=4, seed=0)
-    belief = belief_of(kind, 2, 2)
-    tracker = FlatBeliefTracker(belief, env.observation_spec["observation"], env.action_spec, trajectories=3)
-    batch = rollout(env, policy_of(tracker), 12)
+    belief, tracker, batch = played(kind, trajectories=3, episodes=3)
     expected = belief.scan(Transition.of(batch))[:, -1]
     torch.testing.assert_close(tracker.after(batch[:, -1]), expected, rtol=1e-4, atol=1e-5)
 

@@ -88,7 +88,33 @@ def normalisers(module: nn.Module, steps: int, seeds: int | None = None) -> nn.M
     return nn.ModuleList(Normaliser(part, name, steps * (seeds or 1)) for name, part in kinds.items())
 
 
-class Level(nn.Module):
+class Learner(nn.Module):
+    """What learns by itself: losses and optimisers hold its parameters, which must stay the same ones."""
+
+    acts = "Its actor"  # what can be copied
+
+    def load_state_dict(self, state_dict: Mapping[str, Any], strict: bool = True, assign: bool = False) -> Any:
+        """Weights of another one, copied into this one's.
+
+        Raises:
+            ValueError: with ``assign``, which would part actors from the losses and optimisers that train them.
+        """
+        if assign:
+            raise ValueError(
+                "assign = True: losses and optimisers would go on with the weights of before; leave it out"
+            )
+        return super().load_state_dict(state_dict, strict)
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> Learner:
+        """Refused: TensorDict's parameters would be copied twice, and what acts would be trained by nothing."""
+        name = type(self).__name__
+        raise TypeError(
+            f"{'an' if name[0] in 'AEIOU' else 'a'} {name} cannot be deep-copied, as its copy would not learn; make "
+            f"another one and load state_dict() or training_state(). {self.acts} can"
+        )
+
+
+class Level(Learner):
     """What both kinds of levels have in common: an optimiser and targets, which follow the networks to a device."""
 
     optimiser: FusedAdam
@@ -116,25 +142,6 @@ class Level(nn.Module):
         for normaliser in cast(Sequence[Normaliser], self.normalisers):
             if normaliser.see(observation):
                 normaliser.write(self)
-
-    def load_state_dict(self, state_dict: Mapping[str, Any], strict: bool = True, assign: bool = False) -> Any:
-        """Weights of another level, copied into this one's.
-
-        Raises:
-            ValueError: with ``assign``, which would part the actor from the loss and the optimiser that train it.
-        """
-        if assign:
-            raise ValueError(
-                "assign = True: losses and optimisers would go on with the weights of before; leave it out"
-            )
-        return super().load_state_dict(state_dict, strict)
-
-    def __deepcopy__(self, memo: dict[int, Any]) -> Level:
-        """Refused: TensorDict's parameters would be copied twice, and what acts would be trained by nothing."""
-        raise TypeError(
-            f"a {type(self).__name__} cannot be deep-copied, as its copy would not learn; make another one and load "
-            "state_dict() or training_state(). Its actor can"
-        )
 
     def training_state(self) -> dict[str, Any]:
         """What an exact resume needs besides the ``state_dict()``: the optimiser's state."""

@@ -89,9 +89,8 @@ def compare(
     (out / "table.md").write_text(text + "\n")
     write_csv(results, out / "results.csv")
     curves = {name: np.array(intervals(runs, value, over)).T for name, runs in results.items()}
-    plot_by_trajectory(
-        out / "by_trajectory.png", curves, _references(results) if value == "return" else {}, label=value
-    )
+    bounds = _references(results) if value == "return" else {}  # which are returns
+    plot_by_trajectory(out / "by_trajectory.png", curves, bounds, label=value)
     figures = ["by_trajectory", "curves", "profile"]
     _draw_curves(results, out / "curves.png")
     _draw_profiles(results, value, over, out / "profile.png")

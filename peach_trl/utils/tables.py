@@ -97,10 +97,8 @@ def read_run(folder: Path | str) -> Result:
         raise ValueError(f"{folder}: meta_test.csv has the splits {splits}; keep one split in a file")
     tasks, scores = _scores(folder, rows)
     trained = manifest.get("trained", {"seed": manifest["seeds"]["seed"], **manifest})
-    seed, seconds = (
-        trained["seed"],
-        trained.get("wall_seconds", math.nan),
-    )  # of an agent that goes along it is not known
+    seed = trained["seed"]
+    seconds = trained.get("wall_seconds", math.nan)  # not known of the package's own agent
     minutes = seconds / 60 / trained.get("seeds_at_once", 1)
     return Result(folder, seed, splits[0], tasks, manifest["tasks"]["fingerprint"], scores, minutes, manifest)
 
