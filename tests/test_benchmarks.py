@@ -53,3 +53,13 @@ def test_updates_against_peers():
     """Plain torch's losses are checked against ours there, at the sizes of the default job."""
     found = output("update.py", "sizes=default", "peers=products,plain", "rounds=2", "updates=2")
     assert found.count("plain torch: losses are ours over 4 updates") == 2
+
+
+def test_hint(tmp_path):
+    """An agent whose top level is untrained never comes to the top."""
+    tiny = [value for value in TINY if not value.startswith(("env.radius", "env.goal_tolerance"))]
+    short = ["train.iterations=0", "train.prefill=0", "env=TreasureHunt"]
+    start(tmp_path, "peach", *tiny, *short, plots=False)
+    lines = output("hint.py", f"hunt={tmp_path}/runs/peach/*", "--split", "validation").splitlines()
+    assert lines[0].startswith("| method | seed | return / horizon | hint first |") and len(lines) == 3
+    assert lines[2].startswith("| hunt | 0 | -") and "| 0% | inf |" in lines[2]
