@@ -3,7 +3,7 @@ PYTHON ?= python
 BIN = $(VENV)/bin
 
 .PHONY: install format lint type docs test test-slow test-metaworld test-mazes clean
-.PHONY: results-search results-depth results-beliefs results-default
+.PHONY: results-search results-depth results-ant results-beliefs results-default
 
 install:
 	$(PYTHON) -m venv $(VENV)
@@ -55,6 +55,13 @@ results-depth: # beside depth 2, of results-search
 	$(PEACH) --config-name flat $(FRESH) env=HalfCircleV hierarchy.top_random_hold=5 hydra.run.dir=runs/depth/1
 	$(PEACH) $(FRESH) env=HalfCircleV hierarchy.depth=3 hierarchy.decision_steps=4 hydra.run.dir=runs/depth/3
 	$(BIN)/python benchmarks/search.py 'depth 1=runs/depth/1/seed_*' 'depth 3=runs/depth/3/seed_*' --csv runs/depth/table.csv
+
+results-ant: # depth 2 and 3 on AntHalfCircle
+	$(PEACH) seeds=5 resume=auto env=AntHalfCircle env.task_seed=1 hydra.run.dir=runs/ant/depth_2
+	$(PEACH) seeds=5 resume=auto env=AntHalfCircle env.task_seed=1 hierarchy.depth=3 "hierarchy.steps=[10,2]" \
+		hierarchy.subgoal_reach=0.045 hydra.run.dir=runs/ant/depth_3
+	$(BIN)/python benchmarks/results.py 'depth 2=runs/ant/depth_2/seed_*' 'depth 3=runs/ant/depth_3/seed_*' \
+		--over "whole seeds and tasks" --csv runs/ant/table.csv
 
 results-beliefs: # of the agents of results-search
 	$(BIN)/python benchmarks/probe.py $(foreach env,$(PLACES),'$(env)=runs/search/$(env)/seed_*') \
