@@ -1,5 +1,6 @@
 """Collection: lock-step rollouts equal TorchRL's, in this process and in workers; shards of batched environments."""
 
+import sys
 from functools import partial
 
 import gymnasium
@@ -348,3 +349,23 @@ def test_state_that_is_there_is_not_added_again():
     env = make_env(config, library, torch.arange(3), policy)
     assert with_state_of(policy, env) is env and with_state_of(None, env) is env
     assert with_state_of(nn.Linear(1, 1), env) is env
+
+
+def test_more_workers_than_a_ray_cluster_has_processors_are_refused(monkeypatch):
+    """The last ones would be waited for without end; on this machine alone Ray is told how many there are to be."""
+    from types import SimpleNamespace
+
+    from peach_trl.collectors import workers
+
+    started = []
+    ray = SimpleNamespace(
+        is_initialized=lambda: bool(started), init=lambda **_: started.append(1), cluster_resources=lambda: {"CPU": 4.0}
+    )
+    monkeypatch.setitem(sys.modules, "ray", ray)
+    monkeypatch.delenv("RAY_ADDRESS", raising=False)
+    settings = workers._ray_settings(99)
+    assert settings["num_cpus"] == 99 and settings["address"] == "local" and not started
+    monkeypatch.setenv("RAY_ADDRESS", "head:6379")
+    assert "num_cpus" not in workers._ray_settings(4) and started
+    with pytest.raises(ValueError, match=r"5 workers: the Ray cluster has 4 processors.*collector.workers=4"):
+        workers._ray_settings(5)

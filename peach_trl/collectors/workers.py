@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import multiprocessing
+import os
 from collections.abc import Callable, Sequence
 from importlib.util import find_spec
 from typing import Any, cast
@@ -34,7 +35,8 @@ def worker_collector(
         frames: environment steps of a batch, a number a worker; for Ray equal ones.
 
     Raises:
-        ValueError: for an unknown engine, or different numbers of frames with Ray.
+        ValueError: for an unknown engine, different numbers of frames with Ray, or more workers than its cluster has
+            processors.
         ImportError: if Ray is not installed.
     """
     if engine == "processes":
@@ -99,11 +101,29 @@ def _ray_collector(factories: Sequence[Callable[[], EnvBase]], policy: Any, fram
         sync=True,
         update_after_each_batch=True,
         postproc=_joined,
-        ray_init_config={"include_dashboard": False, "log_to_driver": False, "ignore_reinit_error": True},
+        ray_init_config=_ray_settings(len(factories)),
         remote_configs={"num_cpus": 1, "num_gpus": 0},
     )
     collector.update_policy_weights_(policy)
     return collector
+
+
+def _ray_settings(workers: int) -> dict[str, Any]:
+    """How Ray is started, with a processor for each worker: one that gets none would be waited for without end."""
+    import ray
+
+    settings: dict[str, Any] = {"include_dashboard": False, "log_to_driver": False, "ignore_reinit_error": True}
+    if not ray.is_initialized():
+        if os.environ.get("RAY_ADDRESS", "local") == "local":
+            return {**settings, "address": "local", "num_cpus": max(workers, os.cpu_count() or 1)}
+        ray.init(**settings)
+    processors = int(ray.cluster_resources().get("CPU", 0))
+    if workers > processors:
+        raise ValueError(
+            f"{workers} workers: the Ray cluster has {processors} processors, and each takes one; give it more nodes "
+            f"first, or collector.workers={processors}"
+        )
+    return settings
 
 
 def _joined(batch: TensorDictBase) -> TensorDictBase:
