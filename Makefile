@@ -41,15 +41,14 @@ test-mazes:
 	.venv-mazes/bin/pytest tests/test_suites.py
 
 # The runs behind docs/results.md, into runs/. Each takes hours on one core; called again, it goes on where it stopped.
-SEARCH = point FullCircle HalfCircleV SquareArena HalfCircleB SparsePointRobot Wind
+SEARCH = point FullCircle HalfCircleV SquareArena HalfCircleB SparsePointRobot Wind TreasureHunt
 PLACES = point FullCircle HalfCircleV SquareArena HalfCircleB SparsePointRobot
 FRESH = seeds=10 env.task_seed=1 resume=auto
 PEACH = $(BIN)/python recipes/peach.py
 
 results-search:
 	for env in $(SEARCH); do $(PEACH) $(FRESH) env=$$env hydra.run.dir=runs/search/$$env || exit 1; done
-	$(PEACH) seeds=10 resume=auto env=TreasureHunt env.task_seed=2 hydra.run.dir=runs/search/TreasureHunt
-	$(BIN)/python benchmarks/search.py $(foreach env,$(SEARCH) TreasureHunt,'$(env)=runs/search/$(env)/seed_*') --csv runs/search/table.csv
+	$(BIN)/python benchmarks/search.py $(foreach env,$(SEARCH),'$(env)=runs/search/$(env)/seed_*') --csv runs/search/table.csv
 
 results-depth: # beside depth 2, of results-search
 	$(PEACH) --config-name flat $(FRESH) env=HalfCircleV hierarchy.top_random_hold=5 hydra.run.dir=runs/depth/1

@@ -78,7 +78,7 @@ class Trajectories(Iterator[TensorDictBase]):
         if isinstance(policy, HierarchyPolicy):
             nothing = torch.zeros(library.num_tasks)
             # So that copies and workers have as many.
-            policy.explore(tasks=nothing, since=nothing.long(), once=nothing.bool(), elsewhere=nothing)
+            policy.explore(tasks=nothing, since=nothing.long(), elsewhere=nothing)
         self.config, self.library, self.policy = config, library, policy
         self._plays = policy if config.device == "cpu" else copy.deepcopy(policy).to("cpu")
         self.restarts = self._given = 0  # the latter: trajectories of this pass

@@ -350,7 +350,6 @@ class SourceConfig(Config):
 LATER = (
     ("transitions", "goal_reward", "sparse", "hindsight_goals"),
     ("env", "subgoals", "place", "goals"),
-    ("exploration", "deviations", 0.0, "costly"),
     ("hierarchy", "steps", None, "depth"),
 )
 

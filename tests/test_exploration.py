@@ -239,16 +239,6 @@ def test_the_policy_explores_on_the_named_tasks_only():
     policy.explore(tasks=shares, since=since)
     proposal = record(config, policy, tasks, 40)["hierarchy", "proposal"]
     assert (proposal[:, :12].abs() < 0.1).all() and (proposal[[0, 3], 12:20].abs().mean() > 0.3)  # decisions of 4 steps
-    policy.explore(tasks=shares, since=since, once=shares.bool())
-    proposal = record(config, policy, tasks, 40)["hierarchy", "proposal"]
-    assert (proposal[:, :12].abs() < 0.1).all() and (proposal[:, 16:20].abs() < 0.1).all()  # one decision, not held
-    assert (proposal[[0, 3], 12:16].abs().amax(-1) > 0.1).all() and (proposal[[1, 2], 12:16].abs() < 0.1).all()
-    policy.explore(tasks=shares, once=shares.bool())
-    proposal = record(config, policy, tasks, 40)["hierarchy", "proposal"]
-    assert (proposal[[0, 3], :4].abs().amax(-1) > 0.1).all() and (proposal[:, 4:20].abs() < 0.1).all()  # the first one
-    policy.explore(at_random=True, tasks=shares, once=shares.bool())
-    held = record(config, policy, tasks, 40)["hierarchy", "proposal"][:, ::4]  # all are held, as ever
-    assert torch.equal(held[:, 0], held[:, 2]) and (held[:, 2] != held[:, 3]).any(-1).all()
     policy.explore()
     assert (record(config, policy, tasks, 40)["hierarchy", "proposal"].abs() < 0.1).all()
 
@@ -280,7 +270,7 @@ def test_a_recorded_batch_counts_for_its_tasks():
 def test_solved_tasks_explore_early_where_something_costs():
     """A tenth of 60 tasks met rewards by chance, and steps may cost; later all are solved."""
     tasks = torch.arange(60)
-    exploration = Exploration(tasks, often=0.5, costly=0.4, deviations=0.0, seed=0)
+    exploration = Exploration(tasks, often=0.5, costly=0.4, seed=0)
 
     def play(met: int, lowest: float, at_random: bool = False) -> None:
         reward = torch.full((60, 10, 1), -1.0)
@@ -302,50 +292,12 @@ def test_solved_tasks_explore_early_where_something_costs():
             exploration.take(tasks, torch.where(missed, -1.0, 10.0))
         explored.append(count / 3000)
     assert explored == pytest.approx([0.4, 0.2, 0.0, 0.0], abs=0.05)
-    exploration = free = Exploration(tasks, often=0.5, costly=0.4, deviations=0.0, seed=0)
+    exploration = free = Exploration(tasks, often=0.5, costly=0.4, seed=0)
     play(6, lowest=-1.0, at_random=True)
     for _ in range(30):
         _ = free.shares()
         play(60, lowest=-1.0)
     assert not free.shares().any()  # nothing costs
-
-
-@pytest.mark.parametrize("trajectories", [1, 3])
-def test_solved_tasks_deviate_once_where_something_costs(trajectories):
-    """Another first step is tried, and then all goes on as it was learnt, so that critics learn what it is worth."""
-    tasks = torch.arange(300)
-    how = {"often": 0.5, "costly": 0.0, "deviations": 0.3, "trajectories": trajectories, "decisions": 9, "seed": 0}
-
-    def exploration_of(lowest: float) -> Exploration:
-        exploration, reward = Exploration(tasks, **how), torch.full((300, 10, 1), -1.0)
-        reward[:30, 3], reward[:, 5] = 10.0, lowest
-        ids = tasks.view(-1, 1, 1).expand(300, 10, 1)
-        exploration.collected(TensorDict({"task_id": ids, "next": {"reward": reward}}, [300, 10]), at_random=True)
-        for _ in range(30):  # only meta-episodes that do not explore solve a task
-            _ = exploration.shares()
-            exploration.take(tasks, torch.where(tasks < 200, 10.0, -1.0))
-        return exploration
-
-    exploration = exploration_of(lowest=-5.0)
-    shares = torch.stack([exploration.shares(trajectory) for trajectory in range(trajectories)])
-    once, solved = exploration.once, ~exploration.unsolved
-    assert torch.equal(solved, tasks < 200) and not once[200:].any()
-    assert once[:200].float().mean().item() == pytest.approx(0.3, abs=0.1)
-    assert (shares[:, once].sum(0) == 1).all() and set(shares[:, once].unique().tolist()) <= {
-        0.0,
-        1.0,
-    }  # in one of them
-    assert not shares[:, solved & ~once].any() and (trajectories == 1 or not exploration.since[~once].any())
-    exploration.take(tasks, torch.where(tasks < 200, 10.0, -1.0) * ~once)  # who deviated may miss, and is solved still
-    decisions = []
-    for _ in range(50):
-        _ = exploration.shares()
-        decisions.append(exploration.since[exploration.once])
-        exploration.take(tasks, torch.where(tasks < 200, 10.0, -1.0))
-        assert torch.equal(exploration.unsolved, tasks >= 200)
-    first = torch.bincount(torch.cat(decisions), minlength=9) / len(torch.cat(decisions))
-    assert len(first) == 9 and first[0].item() == pytest.approx(1 / 3, abs=0.05) and (first > 0).all()
-    assert not exploration_of(lowest=-1.0).once.any()  # nothing costs
 
 
 def test_distances_outlive_tensors_that_are_sent_to_workers():

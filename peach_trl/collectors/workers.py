@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 import multiprocessing
 import os
 from collections.abc import Callable, Sequence
@@ -110,8 +111,7 @@ def _ray_collector(factories: Sequence[Callable[[], EnvBase]], policy: Any, fram
 
 def _ray_settings(workers: int) -> dict[str, Any]:
     """How Ray is started, with a processor for each worker: one that gets none would be waited for without end."""
-    import ray
-
+    ray = importlib.import_module("ray")  # an extra
     settings: dict[str, Any] = {"include_dashboard": False, "log_to_driver": False, "ignore_reinit_error": True}
     if not ray.is_initialized():
         if os.environ.get("RAY_ADDRESS", "local") == "local":

@@ -34,8 +34,8 @@ from peach_trl.seeding import named_generator
 SAME = 0.1  # share of the steps by chance that have the most frequent reward, at least, where rewards are sparse
 NEVER = 2**62  # the number of a trajectory that no meta-episode has
 _KEPT = (
-    *("unsolved", "since", "once", "_from", "_highest", "_at_random", "_explored", "_chance", "_best", "_least"),
-    *("_lowest", "_usual", "_sparse", "_usual_return", "_highest_return"),
+    *("unsolved", "since", "_from", "_highest", "_at_random", "_explored", "_chance", "_best", "_least", "_lowest"),
+    *("_usual", "_sparse", "_usual_return", "_highest_return"),
 )
 
 
@@ -56,9 +56,6 @@ class ExplorationConfig:
     )
     elsewhere: float = option(
         low=0, high=1, help="share of the uniform proposals that lead elsewhere, unless rewards are rare"
-    )
-    deviations: float = option(
-        low=0, high=1, help="share of solved tasks' meta-episodes with one uniform proposal, where something costs"
     )
 
 
@@ -95,7 +92,6 @@ class Exploration:
     Attributes:
         unsolved: which tasks were unsolved when the last meta-episode began, bool [num_tasks].
         since: the decision of a trajectory from which on tasks explore that do so in it, int64 [num_tasks].
-        once: which tasks explore in that decision only, bool [num_tasks].
 
     Examples:
         >>> exploration, tasks = Exploration(torch.arange(4), often=0.0, seed=0), torch.arange(4)
@@ -118,7 +114,6 @@ class Exploration:
         costly: float = 0.1,
         rare_below: float = 0.4,
         elsewhere: float = 0.0,
-        deviations: float = 0.2,
         trajectories: int = 1,
         decisions: int = 1,
         *,
@@ -131,11 +126,11 @@ class Exploration:
                 "meta-episodes that do not explore can solve a task, 0 <= share <= 1, and as many tasks of each seed"
             )
         self.tasks, self.share, self.often, self.margin, self.seeds = tasks, share, often, margin, seeds
-        self.costly, self.rare_below, self.elsewhere, self.deviations = costly, rare_below, elsewhere, deviations
+        self.costly, self.rare_below, self.elsewhere = costly, rare_below, elsewhere
         self.num_tasks = int(tasks.max()) + 1 if num_tasks is None else num_tasks
         self.trajectories, self._from = trajectories, torch.full((self.num_tasks,), NEVER)
         self.decisions, self.since = decisions, torch.zeros(self.num_tasks, dtype=torch.int64)
-        self.unsolved, self.once = torch.zeros(2, self.num_tasks, dtype=torch.bool)
+        self.unsolved = torch.zeros(self.num_tasks, dtype=torch.bool)
         self._generator = named_generator("unsolved tasks", seed)
         self._chance, self._best = torch.full((2, seeds, 1), -torch.inf)
         self._explored = torch.zeros(seeds, len(tasks) // seeds, dtype=torch.bool)
@@ -256,7 +251,7 @@ class Exploration:
         """
         if trajectory == 0:
             self._begin(self.costly * max(0.0, 1 - 3 * progress))
-        return torch.where(self.once, self._from == trajectory, self.share * (self._from <= trajectory))
+        return self.share * (self._from <= trajectory)
 
     def settings(self, trajectory: int = 0, progress: float = 0.0) -> dict[str, Any]:
         """What :meth:`~peach_trl.hierarchy.policy.HierarchyPolicy.explore` is to know of it before a trajectory.
@@ -267,8 +262,7 @@ class Exploration:
         """
         shares = self.shares(trajectory, progress)
         elsewhere = self.elsewhere * (~self.rare).float()
-        of_tasks = {"tasks": shares, "since": self.since, "once": self.once, "elsewhere": elsewhere}
-        return {**of_tasks, "afresh": trajectory == 0}
+        return {"tasks": shares, "since": self.since, "elsewhere": elsewhere, "afresh": trajectory == 0}
 
     def state_dict(self) -> dict[str, Any]:
         """What is known of the tasks so far, and the state of the generator."""
@@ -279,15 +273,13 @@ class Exploration:
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Restores what :meth:`state_dict` gave."""
         for name in _KEPT:
-            value = state_dict.get(name, torch.zeros_like(self.once)) if name == "once" else state_dict[name]
+            value = state_dict[name]
             setattr(self, name, value.clone() if isinstance(value, Tensor) else value)
         self._by_chance = list(state_dict["by_chance"])
         self._generator.set_state(state_dict["generator"])
 
     def _begin(self, costly: float) -> None:
         self._from.fill_(NEVER)
-        self.since.zero_()
-        self.once.zero_()
         if not self._highest.isfinite().any():
             self._explored.zero_()
             return
@@ -302,17 +294,4 @@ class Exploration:
         if self.trajectories == 1:
             self.since[self.tasks] = (draws[2] * ((self.decisions + 1) // 2)).long().flatten()
         self._from[self.tasks] = torch.where(self._explored, first, NEVER).flatten()
-        self._deviate(unsolved)
         self._forget()
-
-    def _deviate(self, unsolved: Tensor) -> None:
-        """Draws the solved tasks that deviate once, and when: the earlier, the longer it tells for what comes after."""
-        costs = self.behind_costs[self.tasks].view_as(unsolved)
-        if not self.deviations or not costs.any():
-            return
-        draws = torch.rand(3, *unsolved.shape, generator=self._generator)
-        once = (draws[0] < self.deviations) & costs & ~unsolved & ~self._explored
-        self._explored, of_seeds = self._explored | once, self.tasks[once.flatten()]
-        self.once[of_seeds] = True
-        self.since[of_seeds] = (draws[1].square() * self.decisions).long()[once]
-        self._from[of_seeds] = (draws[2] * self.trajectories).long()[once]

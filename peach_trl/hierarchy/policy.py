@@ -110,7 +110,6 @@ class HierarchyActor(StepModule):
     hold: Tensor
     task_share: Tensor
     task_since: Tensor
-    task_once: Tensor
     elsewhere: Tensor
     afresh: Tensor
 
@@ -127,7 +126,6 @@ class HierarchyActor(StepModule):
         self.register_buffer("hold", torch.ones((), dtype=torch.int64))
         self.register_buffer("task_share", torch.zeros(0))
         self.register_buffer("task_since", torch.zeros(0, dtype=torch.int64))
-        self.register_buffer("task_once", torch.zeros(0, dtype=torch.bool))
         self.register_buffer("elsewhere", torch.zeros(0))
         self.register_buffer("afresh", torch.ones((), dtype=torch.bool))
         self.explore()
@@ -149,7 +147,6 @@ class HierarchyActor(StepModule):
         at_random: bool = False,
         tasks: Tensor | None = None,
         since: Tensor | None = None,
-        once: Tensor | None = None,
         elsewhere: Tensor | None = None,
         afresh: bool = True,
     ) -> None:
@@ -161,11 +158,8 @@ class HierarchyActor(StepModule):
         # In the warm-up subgoals are not held: that leaves a lower level little to learn from.
         self.hold.fill_(1 if warmup else config.top_random_hold)
         self.afresh.fill_(afresh)
-        if at_random:  # else it would not show what chance meets
-            elsewhere = once = None
-        since = torch.zeros_like(once, dtype=torch.int64) if since is None and once is not None else since
-        of_tasks = {"task_share": tasks, "task_since": since, "task_once": once, "elsewhere": elsewhere}
-        for name, value in of_tasks.items():
+        elsewhere = None if at_random else elsewhere  # else it would not show what chance meets
+        for name, value in (("task_share", tasks), ("task_since", since), ("elsewhere", elsewhere)):
             buffer = self.get_buffer(name)
             if value is None:
                 buffer.zero_()
@@ -207,31 +201,27 @@ class HierarchyActor(StepModule):
         holds = top and self._holds
         if top and self._been is not None and self.elsewhere.numpy().any():
             self._see(self._been, frame)
-        deviates = np.zeros_like(coin)
         if top and (of_tasks := self.task_share.numpy()).any():
-            explores, deviates = self._explores(frame, of_tasks)
+            explores = self._explores(frame, of_tasks)
             share, coin = 1, coin | explores
             if self._been is not None and self.elsewhere.numpy().any() and explores.any():
                 uniform = self._lead_elsewhere(self._been, frame, explores, uniform)
         if share or holds:
             noisy = np.where(coin, uniform, noisy)
         if holds:
-            return self._hold(frame, coin, noisy, deviates)
+            return self._hold(frame, coin, noisy)
         return noisy if top else np.where(arrays[TESTED][..., level, None], greedy(), noisy)
 
-    def _explores(self, frame: Frame, of_tasks: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        """Which rows explore because of their task, and which of these in this decision alone, bool [N, 1] each."""
+    def _explores(self, frame: Frame, of_tasks: np.ndarray) -> np.ndarray:
+        """Which rows explore because of their task, bool [N, 1]."""
         task = frame.arrays.get("task_id")
         if task is None:
             raise KeyError("no task_id beside the observation: explore by task needs it; call explore(tasks=None)")
         draws = torch.rand(*frame.batch_size, 1, generator=self._generator.get()).numpy()
         explores = draws < of_tasks[task]
-        since, once = self.task_since.numpy(), self.task_once.numpy()
-        alone = once[task] if once.any() else np.zeros_like(explores)
-        if since.any() or alone.any():
-            ahead = since[task] - frame.arrays[ATTEMPTS][..., -1:]
-            explores &= np.where(alone, ahead == 0, ahead <= 0)
-        return explores, explores & alone
+        if (since := self.task_since.numpy()).any():
+            explores &= frame.arrays[ATTEMPTS][..., -1:] >= since[task]
+        return explores
 
     def _see(self, been: Elsewhere, frame: Frame) -> None:
         """Remembers where rows are whose top level decides."""
@@ -268,15 +258,12 @@ class HierarchyActor(StepModule):
         noisy += proposal
         return np.minimum(np.maximum(noisy, -1, out=noisy), 1, out=noisy)
 
-    def _hold(self, frame: Frame, coin: np.ndarray, proposal: np.ndarray, deviates: np.ndarray) -> np.ndarray:
-        """Holds the top level's uniform proposals for some decisions (Dabney et al. 2021, arXiv 2006.01782).
-
-        Not those with which rows deviate, once, from what they learnt.
-        """
+    def _hold(self, frame: Frame, coin: np.ndarray, proposal: np.ndarray) -> np.ndarray:
+        """Holds the top level's uniform proposals for some decisions (Dabney et al. 2021, arXiv 2006.01782)."""
         arrays = frame.arrays
         left, acts = arrays[HELD], arrays[ACTS][..., -1:]
-        goes_on = (left > 0) & ~arrays[START] & ~deviates
-        fresh = (coin & ~deviates) * (self.hold.numpy() - 1)
+        goes_on = (left > 0) & ~arrays[START]
+        fresh = coin * (self.hold.numpy() - 1)
         arrays[HELD] = np.where(acts, np.where(goes_on, left - 1, fresh), left)
         return np.where(goes_on, arrays[PROPOSAL], proposal)
 
@@ -351,7 +338,6 @@ class HierarchyPolicy(TensorDictSequential):
         at_random: bool = False,
         tasks: Tensor | None = None,
         since: Tensor | None = None,
-        once: Tensor | None = None,
         elsewhere: Tensor | None = None,
         afresh: bool = True,
     ) -> None:
@@ -364,13 +350,12 @@ class HierarchyPolicy(TensorDictSequential):
             tasks: the share of them that are, beyond ``hierarchy.top_random_share``, for each task id, see
                 :class:`~peach_trl.hierarchy.exploration.Exploration`; ``None`` for none.
             since: from which decision of the trajectory on they are, int64 for each task id; ``None``: from the first.
-            once: whether that decision alone is, and its proposal is not held, bool for each task id; ``None``: none.
             elsewhere: the share of those that lead where the row has not been, for each task id, see
                 :class:`~peach_trl.hierarchy.elsewhere.Elsewhere`; with ``at_random`` there are none.
             afresh: whether an episode that starts is the first of a meta-episode, so that a row has been nowhere.
         """
         self.actor.explore(
-            warmup=warmup, at_random=at_random, tasks=tasks, since=since, once=once, elsewhere=elsewhere, afresh=afresh
+            warmup=warmup, at_random=at_random, tasks=tasks, since=since, elsewhere=elsewhere, afresh=afresh
         )
 
     def process_state(self) -> dict[str, Any]:
