@@ -45,6 +45,7 @@ SEARCH = point FullCircle HalfCircleV SquareArena HalfCircleB SparsePointRobot W
 PLACES = point FullCircle HalfCircleV SquareArena HalfCircleB SparsePointRobot
 FRESH = seeds=10 env.task_seed=1 resume=auto
 PEACH = $(BIN)/python recipes/peach.py
+ANT = $(PEACH) seeds=5 env.task_seed=1 resume=auto env=AntHalfCircle
 
 results-search:
 	for env in $(SEARCH); do $(PEACH) $(FRESH) env=$$env hydra.run.dir=runs/search/$$env || exit 1; done
@@ -56,9 +57,8 @@ results-depth: # beside depth 2, of results-search
 	$(BIN)/python benchmarks/search.py 'depth 1=runs/depth/1/seed_*' 'depth 3=runs/depth/3/seed_*' --csv runs/depth/table.csv
 
 results-ant: # depth 2 and 3 on AntHalfCircle
-	$(PEACH) seeds=5 resume=auto env=AntHalfCircle env.task_seed=1 hydra.run.dir=runs/ant/depth_2
-	$(PEACH) seeds=5 resume=auto env=AntHalfCircle env.task_seed=1 hierarchy.depth=3 "hierarchy.steps=[10,2]" \
-		hierarchy.subgoal_reach=0.045 hydra.run.dir=runs/ant/depth_3
+	$(ANT) hydra.run.dir=runs/ant/depth_2
+	$(ANT) hierarchy.depth=3 "hierarchy.steps=[10,2]" hierarchy.subgoal_reach=0.045 hydra.run.dir=runs/ant/depth_3
 	$(BIN)/python benchmarks/results.py 'depth 2=runs/ant/depth_2/seed_*' 'depth 3=runs/ant/depth_3/seed_*' \
 		--over "whole seeds and tasks" --csv runs/ant/table.csv
 

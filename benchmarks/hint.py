@@ -48,20 +48,23 @@ def cells(result: MetaTest, family: type[TreasureHunt]) -> list[str]:
     return [f"{number:{form}}" for number, form in zip(numbers, (".2f", ".0%", ".0f", ".1f", ".0f"), strict=True)]
 
 
+def line(name: str, run: str, split: str) -> tuple[str, ...]:
+    """The cells of a run."""
+    config, library, agent = load_agent(run)
+    family = FAMILIES.get(config.env.family, object)
+    if not issubclass(family, TreasureHunt):
+        raise ValueError(f"{run}: {config.env.family} has no hint; give runs of env=TreasureHunt")
+    return name, str(config.seed), *cells(run_meta_test(agent, config, library, split, config.seed), family)
+
+
 def main() -> None:
     """Prints the table."""
     args, lines = arguments().parse_args(), [HEADINGS]
     try:
-        runs = [(name, run) for name, patterns in named(args.methods).items() for run in find_runs(patterns)]
+        for name, patterns in named(args.methods).items():
+            lines += [line(name, str(run), args.split) for run in find_runs(patterns)]
     except (ValueError, FileNotFoundError) as error:
         sys.exit(f"Error: {error}")
-    for name, run in runs:
-        config, library, agent = load_agent(run)
-        family = FAMILIES.get(config.env.family, object)
-        if not issubclass(family, TreasureHunt):
-            sys.exit(f"Error: {run}: {config.env.family} has no hint; give runs of env=TreasureHunt")
-        result = run_meta_test(agent, config, library, args.split, config.seed)
-        lines.append((name, str(config.seed), *cells(result, family)))
     print(table(lines))
 
 
