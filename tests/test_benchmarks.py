@@ -41,6 +41,12 @@ def test_levels(tmp_path):
     assert failed == "0.0 %"
 
 
+def test_bodies():
+    lines = output("bodies.py", "rows=2", "rounds=2", "steps=2").splitlines()
+    assert lines[2].startswith("| `gymnasium` |") and lines[2].endswith("| 1.00 |")
+    assert lines[-1].startswith("| `fast` |")
+
+
 @pytest.mark.slow
 def test_growth():
     lines = output("growth.py", "by=seeds", "by=z", *TINY).splitlines()

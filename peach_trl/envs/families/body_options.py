@@ -31,7 +31,9 @@ class BodyOptions:
     integrator: str = option(choices=tuple(INTEGRATORS), help="of the simulation; rk4 costs four times the others")
     substeps: int = option(low=1, help="simulation steps of an environment step")
     torque: float = option(above=0, help="factor on the torques of the actuators")
-    contact_forces: bool = option(help="observe them, where the family has them; they cost as much as the simulation")
+    contact_forces: bool = option(
+        help="observe them, where there are any; they cost half as much as Euler's simulation"
+    )
     random_heading: bool = option(help="start with the torso turned about the vertical by a uniform angle")
     fails: bool = option(help="end an episode in failure once the torso is upside down")
 
