@@ -2,10 +2,12 @@
 
 import pytest
 import torch
+from tensordict import TensorDict
 from tensordict.nn import TensorDictModule, TensorDictSequential
 from torchrl.collectors import Collector
-from torchrl.data import Unbounded
-from torchrl.envs import GymEnv, SerialEnv, StepCounter, TransformedEnv
+from torchrl.data import Bounded, Composite, Unbounded
+from torchrl.envs import EnvBase, GymEnv, SerialEnv, StepCounter, TransformedEnv
+from torchrl.envs.utils import check_env_specs
 from torchrl.modules import RandomPolicy
 
 from peach_trl.collectors import rollout
@@ -57,6 +59,53 @@ def test_what_is_read_is_what_a_scan_gives(kind):
     assert batch.shape == (3, 20) and batch["context", "meta_episode"][0, ::8, 0].tolist() == [0, 1, 2]
     for row in batch:
         check(row, belief, [4] * 5, 2)
+
+
+class Drift(EnvBase):
+    """A place that moves by its action, under keys of the caller's choice; episodes of 4 steps."""
+
+    def __init__(self, observation, action, reward):
+        super().__init__()
+        self.names = observation, action, reward
+        number = Unbounded(1)
+        self.observation_spec = Composite()
+        self.observation_spec[observation], self.observation_spec["time"] = number, Unbounded(1, dtype=torch.int64)
+        actions = Composite()
+        actions[action] = Bounded(-1, 1, 1)
+        self.full_action_spec, self.full_reward_spec = actions, Composite({reward: number.clone()})
+
+    def _reset(self, tensordict=None):
+        empty = TensorDict(time=torch.zeros(1, dtype=torch.int64), done=torch.zeros(1, dtype=torch.bool))
+        return empty.set("terminated", empty["done"].clone()).set(self.names[0], torch.zeros(1))
+
+    def _step(self, tensordict):
+        observation, action, reward = self.names
+        place, time = tensordict[observation] + tensordict[action], tensordict["time"] + 1
+        done = time == 4
+        following = TensorDict(time=time, done=done, terminated=done.clone())
+        return following.set(observation, place).set(reward, -place.abs())
+
+    def _set_seed(self, seed):
+        pass
+
+
+def test_an_environment_with_keys_of_its_own():
+    """Nested ones too; what is believed is the same as with the usual names."""
+    belief = belief_of(GaussianProduct, 1, 1)
+
+    def play(observation, action, reward):
+        env = Drift(observation, action, reward)
+        check_env_specs(env)
+        names = {"observation_key": observation, "action_key": action, "reward_key": reward}
+        specs = env.observation_spec[observation], env.full_action_spec[action]
+        tracker = FlatBeliefTracker(belief, *specs, trajectories=2, **names)
+        act = lambda s, b: (s + b.sum(-1, keepdim=True) + 0.3).tanh()  # noqa: E731
+        actor = TensorDictModule(act, [observation, "belief"], [action])
+        return rollout(env, TensorDictSequential(tracker, actor), 16)
+
+    batch, same = play(("agent", "place"), ("agent", "push"), "cost"), play("observation", "action", "reward")
+    assert {"observation", "action", "reward"}.isdisjoint(batch.keys()) and batch["belief"][-1].any()
+    assert torch.equal(batch["belief"], same["belief"])
 
 
 def test_rows_that_end_at_different_times():

@@ -25,19 +25,22 @@ class FlatBeliefTracker(BeliefTracker):
     Put it before the actor in a ``TensorDictSequential``. What it carries from step to step is added to an environment
     by TorchRL's ``get_primers_from_module(policy)``, by collectors with ``auto_register_policy_transforms=True``, and
     by :func:`~peach_trl.collectors.rollout.rollout` and :func:`~peach_trl.evaluation.meta_test` by themselves. It reads
-    ``observation`` [N, D] and its own state, and writes ``belief`` [N, 2 Z] or ``z`` [N, Z]. A row's meta-episode is L
+    the observation [N, D] and its own state, and writes ``belief`` [N, 2 Z] or ``z`` [N, Z]. A row's meta-episode is L
     trajectories; then it starts with the prior again.
 
     Args:
         belief: what is kept; its encoder maps (s, a, r, s') of one step.
-        observation_spec: spec of ``observation``, [..., D].
-        action_spec: spec of ``action``, [..., A].
+        observation_spec: spec of the observation, [..., D].
+        action_spec: spec of the action, [..., A].
         trajectories: L.
         read: ``"belief"``: the parameters of q(z | c); ``"sample"``: a draw z ~ q(z | c).
         update: ``"decision"``: read anew at every step; ``"trajectory"``: at the first one of each trajectory only, as
             PEARL's posterior sampling has it (Rakelly et al. 2019, arXiv 1903.08254, algorithm 2).
         evidence: what the belief reads of rewards; ``None``: the reward of the step.
         seed: of the draws of z; ``None`` for this process's seed.
+        observation_key: where the environment has its observation.
+        action_key: where the actor writes its action.
+        reward_key: where the environment has its reward.
 
     Examples:
         >>> from tensordict.nn import TensorDictModule, TensorDictSequential
@@ -72,8 +75,12 @@ class FlatBeliefTracker(BeliefTracker):
         update: str = "decision",
         evidence: Evidence | None = None,
         seed: int | None = None,
+        observation_key: NestedKey = "observation",
+        action_key: NestedKey = "action",
+        reward_key: NestedKey = "reward",
     ) -> None:
-        self.action_dim = action_spec.shape[-1]
+        self.action_dim, self._action = action_spec.shape[-1], action_key
+        self._read_of = {"observation": observation_key, "reward": reward_key}
         dim = observation_spec.shape[-1]
         options: Any = {"trajectories": trajectories, "read": read, "update": update, "seed": seed}
         super().__init__(belief, None, dim, evidence=evidence, **options)
@@ -87,21 +94,27 @@ class FlatBeliefTracker(BeliefTracker):
         return np.ones_like(starts), starts
 
     def after(self, recorded: TensorDictBase) -> Tensor:
-        """See :meth:`BeliefTracker.after`; what was done in the last step stands there as ``action``."""
-        return super().after(recorded.copy().set(ACTION, recorded.get("action").float()))
+        """See :meth:`BeliefTracker.after`; what was done in the last step stands there as the action."""
+        return super().after(recorded.copy().set(ACTION, recorded.get(self._action).float()))
 
     def make_tensordict_primer(self) -> CarriedState:
         """The transform that adds the tracker's state to an environment, kept when rows are reset."""
         more = {"action": Unbounded(self.action_dim), "starts": Binary(1, dtype=torch.bool)}
-        return _FlatState(self.belief, self.observation_dim, self.key, self.evidence, **more)
+        return _FlatState(
+            self.belief, self.observation_dim, self.key, self.evidence, self._read_of, self._action, **more
+        )
 
 
 class _FlatState(TrackerState):
     """The state of a flat tracker; also notes what was done, and which rows were reset."""
 
+    def __init__(self, *args: Any, **more: Any) -> None:
+        *of_all, self._action = args
+        super().__init__(*of_all, **more)
+
     def carry(self, before: Mapping[Any, Any], after: Mapping[Any, Any]) -> dict[NestedKey, Tensor]:
         starts = torch.zeros_like(before[STARTS])
-        return {**super().carry(before, after), ACTION: before["action"].float(), STARTS: starts}
+        return {**super().carry(before, after), ACTION: before[self._action].float(), STARTS: starts}
 
     def _reset_func(self, tensordict: TensorDictBase, tensordict_reset: TensorDictBase) -> TensorDictBase:
         rows = tensordict.get("_reset", None)

@@ -105,11 +105,12 @@ class BeliefTracker(StepModule):
         self._keys = {name: KEYS[name] for name in (*_STATE, *peaks)}
         self._rewards = [KEYS[name] for name in ("reward", *peaks)]
         own: list[NestedKey] = [self.key, *self._keys.values()]
-        self.in_keys = ["observation", *self._told, self._did, *own]
+        self.in_keys = [self._read_of["observation"], *self._told, self._did, *own]
         self.in_keys += ["task_id"] * (num_tasks is not None)
         self.out_keys = own
 
     _told: tuple[NestedKey, ...] = (("hierarchy", "start"), ("hierarchy", "acts"))  # what tells when it is its turn
+    _read_of: Mapping[str, NestedKey] = {"observation": "observation", "reward": "reward"}  # an environment's own names
 
     def _where_it_did(self) -> NestedKey:
         return ("hierarchy", "goal" if self._deep else "proposal")
@@ -140,7 +141,7 @@ class BeliefTracker(StepModule):
             arrays[KEYS["trajectory"]] = trajectory
         arrays[KEYS["state"]] = state
         reads = decides if self.update_at == "decision" else start
-        new = {self.key: self._reading(state), KEYS["observation"]: arrays["observation"]}
+        new = {self.key: self._reading(state), KEYS["observation"]: arrays[self._read_of["observation"]]}
         new[KEYS["reward"]] = np.zeros_like(kept["reward"])
         if self.evidence.peak:
             new[KEYS["peak"]] = np.full_like(kept["peak"], NONE_YET)
@@ -152,7 +153,7 @@ class BeliefTracker(StepModule):
     def after(self, recorded: TensorDictBase) -> Tensor:
         """The belief's state [N, S] after recorded steps [N], the last ones of their decisions."""
         state = recorded.copy()
-        for key, value in noted(recorded, recorded.get("next")).items():
+        for key, value in noted(recorded, recorded.get("next"), **self._read_of).items():
             state.set(key, value)
         return self.taken_in(state)
 
@@ -217,7 +218,7 @@ class BeliefTracker(StepModule):
 
     def make_tensordict_primer(self) -> CarriedState:
         """The transform that adds the tracker's state to an environment, kept when rows are reset."""
-        return TrackerState(self.belief, self.observation_dim, self.key, self.evidence)
+        return TrackerState(self.belief, self.observation_dim, self.key, self.evidence, self._read_of)
 
 
 _ONE, _HALF, _LOW, _HIGH = np.float32(1), np.float32(-0.5), np.float32(-8), np.float32(10)
@@ -280,7 +281,15 @@ class _Product:
 class TrackerState(CarriedState):
     """The state of a tracker; notes what a step reached, and the rewards since the decision in force began."""
 
-    def __init__(self, belief: Belief, observation_dim: int, key: str, evidence: Evidence, **more: Any) -> None:
+    def __init__(
+        self,
+        belief: Belief,
+        observation_dim: int,
+        key: str,
+        evidence: Evidence,
+        read_of: Mapping[str, NestedKey],
+        **more: Any,
+    ) -> None:
         observation, number = Unbounded(observation_dim), Unbounded(1, dtype=torch.int64)
         context: dict[str, Any] = {
             "state": Unbounded(belief.state_dim),
@@ -296,15 +305,18 @@ class TrackerState(CarriedState):
         }
         primers = Composite({key: read, "context": Composite(context)})
         super().__init__(primers, default_value={key: 0.0, **values}, expand_specs=True)
+        self._read_of = read_of
 
     def carry(self, before: Mapping[Any, Any], after: Mapping[Any, Any]) -> dict[NestedKey, Tensor]:
         """See :meth:`CarriedState.carry`."""
-        return noted(before, after)
+        return noted(before, after, **self._read_of)
 
 
-def noted(before: Any, after: Any) -> dict[NestedKey, Tensor]:
+def noted(
+    before: Any, after: Any, observation: NestedKey = "observation", reward: NestedKey = "reward"
+) -> dict[NestedKey, Tensor]:
     """What is kept of a step: where it led, and of the rewards since the decision in force began."""
-    reward, reached, peak = after.get("reward"), after.get("observation"), before.get(KEYS["peak"], None)
+    reward, reached, peak = after.get(reward), after.get(observation), before.get(KEYS["peak"], None)
     known: dict[NestedKey, Any] = {KEYS["reached"]: reached, KEYS["reward"]: before.get(KEYS["reward"]) + reward}
     if peak is not None:
         peaks = higher(reward, peak, before.get(KEYS["peak_observation"]), reached)
