@@ -279,6 +279,32 @@ def test_evidence_of_decisions_is_what_a_loop_over_steps_notes(peak):
     assert evidence.of_decisions(reward, states, empty, empty).shape == (0, evidence.dim(3))
 
 
+def test_proposals_are_decoded_into_the_actions_own_bounds():
+    spec = Bounded(torch.tensor([-1.0, 2.0]), torch.tensor([3.0, 8.0]))
+    hierarchy = Hierarchy(hierarchy_config(depth=3), spec, SPACE)
+    proposals = torch.tensor([[-1.0, -1.0], [0.0, 0.0], [1.0, 0.5]])
+    wanted = torch.tensor([[-1.0, 2.0], [1.0, 5.0], [3.0, 6.5]])
+    observation = torch.zeros(3, 4)
+    assert torch.equal(hierarchy.decode(0, observation, proposals), wanted)
+    assert (hierarchy.decode(0, observation.numpy(), proposals.numpy()) == wanted.numpy()).all()
+    assert hierarchy.proposal_dims == [2, 2, 2]
+
+
+@pytest.mark.parametrize("fails, worst", [(False, 1.0), (True, 5.0)])
+def test_what_failing_costs(fails, worst):
+    """Only where bodies can fail is it more than what a goal costs that is never reached."""
+    hierarchy = Hierarchy(hierarchy_config(failure=5.0), Bounded(-1, 1, (2,)), SPACE, fails=fails)
+    assert hierarchy.penalty(0) == 4.0 and hierarchy.lowest(0) == 4.0 * worst
+
+
+def test_a_round_tolerance_is_narrowed_by_the_entry_that_may_lie_nearest():
+    """Entries of a narrow arena lie nearer than the reach: here .4 m, so that half of it counts as there."""
+    space = GoalSpace([0, 1], low=[-8.0, -0.2], high=[8.0, 0.2], tolerance=1.5, metric="euclidean")
+    hierarchy = Hierarchy(hierarchy_config(), Bounded(-1, 1, (2,)), space)
+    narrowed = hierarchy.space_of(0)
+    assert narrowed is not None and narrowed.tolerance.item() == pytest.approx(0.2)
+
+
 def test_a_top_level_may_keep_what_it_proposed():
     """Only one that follows the reward; levels that reach for goals have hindsight actions always."""
     config = hierarchy_config(depth=3, decision_steps=4, top_action="proposal")
