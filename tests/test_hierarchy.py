@@ -290,6 +290,14 @@ def test_proposals_are_decoded_into_the_actions_own_bounds():
     assert hierarchy.proposal_dims == [2, 2, 2]
 
 
+@pytest.mark.parametrize("subgoal", ["relative", "absolute"])
+def test_places_beyond_what_can_be_asked_for_are_encoded_as_the_furthest(subgoal):
+    hierarchy = Hierarchy(hierarchy_config(subgoal=subgoal), Bounded(-1, 1, (2,)), SPACE)
+    goals = torch.tensor([[9.0, -9.0], [1.0, -1.0]])
+    encoded = hierarchy.encode(1, torch.zeros(2, 4), goals)
+    assert encoded.tolist() == [[1.0, -1.0], [0.5, -0.5] if subgoal == "relative" else [0.125, -0.125]]
+
+
 @pytest.mark.parametrize("fails, worst", [(False, 1.0), (True, 5.0)])
 def test_what_failing_costs(fails, worst):
     """Only where bodies can fail is it more than what a goal costs that is never reached."""
