@@ -197,6 +197,8 @@ def assert_as_recursion(hierarchy: Hierarchy, seed: int) -> None:
     cuts = torch.randint(1, steps, (6,), generator=torch.Generator().manual_seed(seed)).unique().tolist()
     convert, found = LevelTransitions(hierarchy, TRANSITIONS), [Counter() for _ in range(depth)]
     for start, stop in zip([0, *cuts], [*cuts, steps], strict=True):
+        state, convert = convert.state_dict(), LevelTransitions(hierarchy, TRANSITIONS)
+        convert.load_state_dict(state)  # as another process goes on
         for counter, rows in zip(found, convert(batch[:, start:stop]), strict=True):
             counter.update(multiset(rows))
     assert found == expected
