@@ -10,6 +10,7 @@ from peach_trl.config import ConfigError
 from peach_trl.context import Transition
 from peach_trl.experiment import PeachConfig, make_agent, make_library, make_sequence_sampler, make_task_buffer
 from peach_trl.experiment import make_transitions as transitions_of
+from peach_trl.hierarchy import LevelTransitions
 from peach_trl.rules import TaskFacts, explained, resolve
 from peach_trl.utils import load_config
 
@@ -98,6 +99,8 @@ def test_dense_reward_is_learnt_from_and_beliefs_read_the_sparse_one():
     )
     expected = -config.transitions.reward_scale * distance.unflatten(1, (-1, 2)).sum(-1).flatten()
     torch.testing.assert_close(dense["next", "reward"].flatten(), expected)
+    alone = LevelTransitions(agent.hierarchy, config.transitions, dense=lambda reached, task_id: reached[..., 0])
+    assert torch.equal(alone(batch)[-1]["next", "evidence"], sparse["next", "reward"])  # likewise without our recipe
     buffer = make_task_buffer(config, library)
     buffer.extend(dense)
     sequences = make_sequence_sampler(config, buffer)(torch.tensor([0]))
