@@ -49,7 +49,7 @@ from peach_trl.modules.networks import observation_scale  # noqa: E402
 from peach_trl.utils import load_config  # noqa: E402
 
 CONFIGS = Path(__file__).parents[1] / "configs"
-SAME = ["top.n_step=1", "lower.critic_norm=false"]  # what the contenders compute
+SAME = ["top.n_step=1", "context.evidence=reward", "lower.critic_norm=false"]  # what the contenders compute
 CHECKED = 4  # updates whose losses are compared
 ROWS = 20_000  # in the replay of other packages
 

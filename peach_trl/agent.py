@@ -123,7 +123,17 @@ class Agent(Learner):
         return [*self.levels, *([] if self.top is None else [self.top])]
 
     def see(self, observation: Tensor) -> None:
-        """Takes observations [..., D] into the statistics by which levels normalise what has no bounds."""
+        """Takes observations [..., D] into the statistics by which levels normalise what has no bounds.
+
+        Raises:
+            FloatingPointError: for observations that are not finite; nothing is changed then.
+        """
+        if not observation.isfinite().all():
+            entries = (~observation.isfinite()).flatten(0, -2).any(0).nonzero().flatten().tolist()
+            raise FloatingPointError(
+                f"observation: entries {entries} are not finite somewhere; nothing was learnt of them. Look at the "
+                "environment"
+            )
         for level in self._every:
             level.see(observation)
 

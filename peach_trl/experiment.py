@@ -159,7 +159,13 @@ FORMAT = 1  # of the checkpoints of agents
 
 
 def checkpoint_of(config: Config, library: TaskLibrary, agent: Mapping[str, Tensor]) -> dict[str, Any]:
-    """What a checkpoint of an agent holds, by its ``state_dict()``; :func:`load_agent` reads it."""
+    """What a checkpoint of an agent holds, by its ``state_dict()``; :func:`load_agent` reads it.
+
+    Raises:
+        FloatingPointError: for weights that are not finite, which nobody could use.
+    """
+    if broken := _not_finite(agent):
+        raise FloatingPointError(f"{broken}: this agent is not saved; lower the learning rates, or look at the rewards")
     own = {"config": dataclasses.asdict(config), "tasks": library.identity(), "agent": dict(agent)}
     return {"format": FORMAT, **own}
 
@@ -177,10 +183,20 @@ def _read_checkpoint(path: Path | str, key: str = "checkpoint") -> dict[str, Any
             f"{key} = {path}: its format is {found}, this version reads {FORMAT}; use the version of peach_trl that is "
             "named in the run's manifest.json"
         )
-    broken = [name for name, value in state["agent"].items() if value.is_floating_point() and value.isnan().any()]
-    if broken:
-        raise ConfigError(f"{key} = {path}: {broken[0]} holds NaN, and so do {len(broken) - 1} more; use another one")
+    agent, config = state["agent"], state["config"]
+    if not isinstance(agent, Mapping) or not all(isinstance(value, Tensor) for value in agent.values()):
+        raise ConfigError(f"{key} = {path}: its weights are no tensors by name; give final.pt or levels.pt of a run")
+    if not isinstance(config, Mapping):
+        raise ConfigError(f"{key} = {path}: it holds no configuration; give final.pt or levels.pt of a run")
+    if broken := _not_finite(agent):
+        raise ConfigError(f"{key} = {path}: {broken}; use another one")
     return state
+
+
+def _not_finite(agent: Mapping[str, Tensor]) -> str:
+    """What to say of weights that are not finite; nothing where all are."""
+    broken = [name for name, value in agent.items() if value.is_floating_point() and not value.isfinite().all()]
+    return f"{broken[0]} is not finite, and so are {len(broken) - 1} more" if broken else ""
 
 
 def stored_config(checkpoint: Path | str) -> dict[str, Any]:

@@ -40,10 +40,20 @@ def run_meta_test(agent: Agent, config: Config, library: TaskLibrary, split: str
         library: the tasks.
         split: ``"train"``, ``"validation"`` or ``"test"``.
         seed: of the draws of z; nothing here moves the generators of training.
+
+    Raises:
+        FloatingPointError: for returns that are not finite; it names the tasks.
     """
     policy = policy_for_meta_test(agent, config, seed)
     tasks = library.split(split).repeat_interleave(config.evaluation.rollouts)
-    return meta_test(policy, make_env(config, library, tasks), config.evaluation.trajectories)
+    result = meta_test(policy, make_env(config, library, tasks), config.evaluation.trajectories)
+    broken = ~result.returns.isfinite().all(-1)
+    if broken.any():
+        raise FloatingPointError(
+            f"meta-test on the {split} tasks: rewards of tasks {tasks[broken].unique().tolist()} are not finite; "
+            "look at the environment's reward"
+        )
+    return result
 
 
 def bounds_of(config: Config, library: TaskLibrary, split: str) -> dict[str, list[float]]:

@@ -107,6 +107,7 @@ class Report:
                 raise ConfigError(f"lower.checkpoint = {path}: no such file, and no savepoint has its levels yet")
         else:
             print(f"resumed after iteration {number}, at environment step {self.env_steps}")
+        self.runs.goes_on()
         for run in self.runs.runs:
             for path in (run.folder / "checkpoints").glob("iteration_*.pt"):
                 if int(path.stem.rpartition("_")[2]) > (number or 0):

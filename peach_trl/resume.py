@@ -108,6 +108,9 @@ def _stored(resume: str, folder: Path, path: Path) -> Any:
             f"resume = {resume}: {folder} holds no run that could go on ({SAVEPOINTS}/config.yaml); give the folder of "
             "one, of all its seeds"
         ) from None
+    except Exception as error:  # whatever a file of another kind brings about
+        what = str(error).splitlines()[0] if str(error) else type(error).__name__
+        raise ConfigError(f"resume = {resume}: {path} cannot be read ({what}); put back the true one") from None
 
 
 def manifests(folder: Path) -> list[Path]:
@@ -134,8 +137,13 @@ def _place(values: Mapping[str, Any], key: str, path: str = "") -> str:
 
 def refuse_finished(folder: Path) -> None:
     """Raises a FinishedError if the run in a folder is finished, also since it was last looked at."""
-    found = manifests(folder)
-    if found and all(read_manifest(path.parent)["finished"] for path in found):
+    try:
+        finished = [path.stat().st_size and read_manifest(path.parent)["finished"] for path in manifests(folder)]
+    except (ValueError, KeyError, TypeError) as error:
+        raise ConfigError(
+            f"resume = {folder}: a manifest.json in it is no run's ({error}); put back the true one"
+        ) from None
+    if finished and all(finished):
         raise FinishedError(f"resume = {folder}: the run is finished; there is nothing to go on with")
 
 

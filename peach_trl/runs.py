@@ -41,15 +41,20 @@ class Runs:
         self._lock = locked(folder)
         if self.resumed:
             refuse_finished(folder)
-        self.folder, self.configs, self.iterations = folder, of_seeds(plain), 0
+        self.folder, self.configs, self.iterations, self._config = folder, of_seeds(plain), 0, plain
         self.rescue: Callable[[], None] | None = None  # what saves the agents, once there are any
         self._stopping = Stopping()
+        if not self.resumed:
+            write_config(folder, plain)  # before all else, so that also what is killed at once can go on
         alone = len(self.configs) == 1
         folders = [folder] if alone else [folder / f"seed_{one.seed}" for one in self.configs]
         self.runs = [Run(at, one, one.logging, self.resumed) for at, one in zip(folders, self.configs, strict=True)]
         for run in self.runs:
             run.manifest["seeds_at_once"] = len(folders)
-        write_config(folder, plain)
+
+    def goes_on(self) -> None:
+        """Says that a resumed run has become what it was: from now on its configuration is the one given."""
+        write_config(self.folder, self._config)
 
     def __enter__(self) -> Runs:
         self._stopping.__enter__()
@@ -57,19 +62,36 @@ class Runs:
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: Any) -> None:
         cause = self._stopping.cause(error)
+        if error is not None:
+            self._keep_what_there_is(error, cause or error)
+        try:
+            for run in self.runs:
+                try:
+                    run.__exit__(kind, cause, trace)
+                except OSError as problem:  # of a full disk, say: the other seeds have theirs to write
+                    if cause is None:
+                        raise
+                    cause.add_note(f"{run.folder}: the manifest could not be written: {problem}")
+        finally:
+            self._lock.close()
+            self._stopping.__exit__(kind, error, trace)
+
+    def _keep_what_there_is(self, error: BaseException, cause: BaseException) -> None:
+        """Saves the batch of a loss that is not finite, and the agents; what cannot be saved is a note of the cause."""
+        parts: dict[str, Callable[[], None] | None] = {"agents": self.rescue}
         if isinstance(error, NotFiniteLossError):
             error.add_note(f"in iteration {self.iterations}, counted from 0")
-            if error.batch is not None:
-                path = self.runs[0].checkpoint("post_mortem", {"batch": error.batch.to_dict(), "losses": error.losses})
-                error.add_note(f"the batch: {path}")
-        if error is not None and self.rescue is not None:
+            parts = {"batch": lambda: self._keep_batch(error), **parts}
+        for name, save in parts.items():
             try:
-                self.rescue()
+                if save is not None:
+                    save()
             except Exception as problem:
-                (cause or error).add_note(f"the agents could not be saved: {problem}")
-        if error is not None and any((self.folder / SAVEPOINTS).glob(f"{PREFIX}-*")):
-            (cause or error).add_note(f"to go on with it: resume={self.folder}")
-        for run in self.runs:
-            run.__exit__(kind, cause, trace)
-        self._lock.close()
-        self._stopping.__exit__(kind, error, trace)
+                cause.add_note(f"the {name} could not be saved: {problem}")
+        if any((self.folder / SAVEPOINTS).glob(f"{PREFIX}-*")):
+            cause.add_note(f"to go on with it: resume={self.folder}")
+
+    def _keep_batch(self, error: NotFiniteLossError) -> None:
+        if error.batch is not None:
+            path = self.runs[0].checkpoint("post_mortem", {"batch": error.batch.to_dict(), "losses": error.losses})
+            error.add_note(f"the batch: {path}")

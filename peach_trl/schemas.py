@@ -192,6 +192,13 @@ def _check_sizes(config: Config) -> None:
             f"{train.envs_per_task} meta-episodes of {decisions} decisions of each task, which would not be whole; "
             "raise it, to some hundred times as many"
         )
+    rows = train.envs_per_task * train.trajectories
+    if config.top.objective == "reward" and config.replay.episodes < rows:
+        raise ConfigError(
+            f"replay.episodes = {config.replay.episodes}: a pass brings train.envs_per_task = {train.envs_per_task} "
+            f"meta-episodes of {train.trajectories} trajectories of each task, which would not be whole; raise it to "
+            f"{rows} at least"
+        )
 
 
 ROW = 60  # bytes of a transition or a step, at least

@@ -68,7 +68,7 @@ def a_list(state):
     [
         (other_tasks, "it was trained on other tasks, .*fingerprint 0123; those of this version"),
         (newer, "its format is 2, this version reads 1; use the version of peach_trl"),
-        (not_a_number, r"top\..* holds NaN"),
+        (not_a_number, r"top\..* is not finite"),
         (other_depth, r"checkpoint = .*levels\.1\..* is missing there and \[.*in an agent of its configuration"),
         (other_z, r"checkpoint = .* is \[.*\] float32 there and \[.*\] float32 in an agent of its configuration"),
         (other_key, "top.colour = 'red': unknown key"),

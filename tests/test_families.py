@@ -128,7 +128,7 @@ def test_a_task_that_is_no_state_to_reach_cannot_be_a_observe_goal():
 def test_environments_follow_the_configuration():
     config = config_of(
         "AntGoal", "env.horizon=3", "env.train_tasks=2", "env.not_finite=raise", "top.observe_goal=true",
-        "train.meta_batch=2", "hierarchy.decision_steps=3", "context.latent_dim=0",
+        "train.meta_batch=2", "hierarchy.decision_steps=3", "context.latent_dim=0", "replay.episodes=1008",
     )  # fmt: skip
     library = make_library(config)
     env = make_env(config, library, library.split("test")[:2])

@@ -2,12 +2,15 @@
 
 import json
 from types import SimpleNamespace
+from unittest import mock
 
 import pytest
 import torch
 from test_recipes import start
 from tiny import TINY, random_sequences, record, tiny_agent, tiny_config
 
+import peach_trl.levels
+import peach_trl.meta_tests
 from peach_trl.best_agents import BestAgents
 from peach_trl.context import SequenceSampler
 from peach_trl.data import TaskReplayBuffer
@@ -19,6 +22,7 @@ from peach_trl.levels.adam import FusedAdam
 from peach_trl.levels.errors import NotFiniteGradients
 from peach_trl.seeding import named_generator
 from peach_trl.utils import load_checkpoint
+from peach_trl.utils.run import Run
 
 
 @pytest.mark.parametrize("bad", [torch.nan, torch.inf, -torch.inf])
@@ -75,13 +79,71 @@ def test_the_top_level_goes_on_after_a_batch_that_is_not_finite(changes):
 def test_a_run_ends_with_the_cause_and_the_batch(tmp_path, capfd):
     """A learning rate that is absurd: no checkpoint that looks finished, and a batch to look at."""
     with pytest.raises(BaseException):  # noqa: B017  # hydra ends the program
-        start(tmp_path, "peach", *TINY, "top.alpha_3=1e30", plots=False)
+        start(tmp_path, "peach", *TINY, "top.alpha_3=1.0", "top.loss_test=1e38", plots=False)
     (folder,) = [path.parent for path in tmp_path.rglob("manifest.json")]
     manifest = json.loads((folder / "manifest.json").read_text())
     assert manifest["finished"] is False and manifest["error"].startswith("NotFiniteLossError: top: ")
     assert "in iteration " in manifest["error"] and "post_mortem.pt" in manifest["error"]
     assert sorted(path.name for path in (folder / "checkpoints").iterdir()) == ["interrupted.pt", "post_mortem.pt"]
     assert "observation" in load_checkpoint(folder / "checkpoints" / "post_mortem.pt")["batch"]
+
+
+def test_an_agent_that_is_not_finite_is_never_finished(tmp_path, capfd):
+    """The last step of all may have made it so; a batch that cannot be kept does not hide the cause either."""
+    step = peach_trl.levels.TopLevel.step
+
+    def breaks(top):
+        step(top)
+        next(iter(top.loss.actor_network_params.data.values(True, True))).fill_(torch.inf)
+
+    short = [value for value in TINY if not value.startswith(("train.iterations", "train.top_updates"))]
+    short += ["train.iterations=1", "train.top_updates=1"]
+    with mock.patch.object(peach_trl.levels.TopLevel, "step", breaks), pytest.raises(BaseException):  # noqa: B017
+        start(tmp_path, "peach", *short, plots=False)
+    (folder,) = [path.parent for path in tmp_path.rglob("manifest.json")]
+    manifest = json.loads((folder / "manifest.json").read_text())
+    assert manifest["finished"] is False and manifest["error"].startswith("FloatingPointError: top.")
+    assert "is not finite" in manifest["error"] and not list(folder.rglob("*.pt"))
+
+
+def test_a_batch_that_cannot_be_kept_does_not_hide_the_cause(tmp_path, capfd):
+    checkpoint = Run.checkpoint
+
+    def full(run, name, state, replace=False):
+        if name == "post_mortem":
+            raise OSError(28, "No space left on device")
+        return checkpoint(run, name, state, replace)
+
+    with mock.patch.object(Run, "checkpoint", full), pytest.raises(BaseException):  # noqa: B017
+        start(tmp_path, "peach", *TINY, "top.alpha_3=1.0", "top.loss_test=1e38", plots=False)
+    (folder,) = [path.parent for path in tmp_path.rglob("manifest.json")]
+    error = json.loads((folder / "manifest.json").read_text())["error"]
+    assert error.startswith("NotFiniteLossError: top: ") and "the batch could not be saved: [Errno 28]" in error
+    assert [path.name for path in folder.rglob("*.pt")] == ["interrupted.pt"]
+
+
+@pytest.mark.parametrize("bad", [torch.nan, torch.inf])
+def test_observations_that_are_not_finite_are_not_learnt_from(bad):
+    agent = tiny_agent(tiny_config())
+    observation = torch.zeros(2, 3, agent.observation_spec.shape[-1])
+    observation[1, 2, 1] = bad
+    with pytest.raises(FloatingPointError, match=r"observation: entries \[1\] are not finite"):
+        agent.see(observation)
+
+
+def test_a_meta_test_with_rewards_that_are_not_finite(monkeypatch):
+    config = tiny_config()
+    library, agent = make_library(config), tiny_agent(config)
+    meta_test = peach_trl.meta_tests.meta_test
+
+    def broken(*arguments):
+        result = meta_test(*arguments)
+        result.returns[1] = torch.nan
+        return result
+
+    monkeypatch.setattr(peach_trl.meta_tests, "meta_test", broken)
+    with pytest.raises(FloatingPointError, match=r"validation tasks: rewards of tasks \[4\] are not finite"):
+        peach_trl.meta_tests.run_meta_test(agent, config, library, "validation", seed=0)
 
 
 @pytest.mark.parametrize("belief", ["product", "recurrent", "attention"])

@@ -7,6 +7,7 @@ import shutil
 import subprocess
 import sys
 import time
+from pathlib import Path
 from unittest import mock
 
 import pytest
@@ -16,6 +17,7 @@ from test_run import Trap
 from tiny import ROOT, TINY
 
 import peach_trl.report
+import peach_trl.runs
 from peach_trl.experiment import load_agent
 from peach_trl.utils.checkpoints import load_checkpoint
 
@@ -247,6 +249,50 @@ def test_what_cannot_go_on(stopped, tmp_path, capsys):
     rows = (other / "metrics.csv").read_text()
     assert "4 iterations, and no savepoint" in refused(capsys, other, f"resume={other}")[-1]
     assert (other / "metrics.csv").read_text() == rows
+
+
+def everything(folder):
+    return {path.relative_to(folder): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+
+
+def test_a_resume_that_does_not_fit_leaves_the_run_as_it_was(stopped, tmp_path, capsys):
+    folder = copied(stopped, tmp_path)
+    before = everything(folder)
+    refused(capsys, folder, f"resume={folder}", "top.actor_cells=[8]", "resume_allow=[top]")
+    assert everything(folder) == before
+    resumed(folder)
+    assert len(rows_of(folder)) == 6
+
+
+@pytest.mark.parametrize("left", ["no manifest", "empty manifest", "one of two"])
+def test_a_kill_in_the_first_moments(tmp_path, capsys, left):
+    """The configuration is written before all else, so that whatever is missing then, the run starts."""
+    arguments = [*SHORT, "train.iterations=1", "resume=auto", f"hydra.run.dir={tmp_path / 'run'}"]
+    arguments += ["seeds=2"] * (left == "one of two")
+    made, folder = peach_trl.runs.Run.__init__, tmp_path / "run"
+
+    def killed(run, at, *args, **kwargs):
+        if left != "one of two" or at.name == "seed_1":
+            raise Interrupt
+        made(run, at, *args, **kwargs)
+
+    with mock.patch.object(peach_trl.runs.Run, "__init__", killed), pytest.raises(SystemExit):
+        start(tmp_path, "peach", *arguments, plots=False)
+    if left == "empty manifest":
+        (folder / "manifest.json").touch()
+    assert (folder / "savepoints" / "config.yaml").is_file()
+    start(tmp_path, "peach", *arguments, plots=False)
+    assert "the run starts anew" in capsys.readouterr().out
+    manifests = [json.loads(path.read_text()) for path in folder.rglob("manifest.json")]
+    assert len(manifests) == 1 + (left == "one of two") and all(manifest["finished"] for manifest in manifests)
+
+
+@pytest.mark.parametrize("name", ["manifest.json", "savepoints/config.yaml"])
+@pytest.mark.parametrize("content", ["[1, 2]", "{", "x: [", "\x00"])
+def test_damaged_files_are_a_sentence(stopped, tmp_path, capsys, name, content):
+    folder = copied(stopped, tmp_path)
+    (folder / name).write_text(content)
+    assert folder.name in (line := refused(capsys, folder, f"resume={folder}")[-1]) and Path(name).name in line
 
 
 def test_before_the_first_savepoint_it_starts_anew(tmp_path, capsys):

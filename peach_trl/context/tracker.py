@@ -316,9 +316,9 @@ def noted(
     before: Any, after: Any, observation: NestedKey = "observation", reward: NestedKey = "reward"
 ) -> dict[NestedKey, Tensor]:
     """What is kept of a step: where it led, and of the rewards since the decision in force began."""
-    reward, reached, peak = after.get(reward), after.get(observation), before.get(KEYS["peak"], None)
-    known: dict[NestedKey, Any] = {KEYS["reached"]: reached, KEYS["reward"]: before.get(KEYS["reward"]) + reward}
+    got, reached, peak = after.get(reward), after.get(observation), before.get(KEYS["peak"], None)
+    known: dict[NestedKey, Any] = {KEYS["reached"]: reached, KEYS["reward"]: before.get(KEYS["reward"]) + got}
     if peak is not None:
-        peaks = higher(reward, peak, before.get(KEYS["peak_observation"]), reached)
+        peaks = higher(got, peak, before.get(KEYS["peak_observation"]), reached)
         known[KEYS["peak"]], known[KEYS["peak_observation"]] = peaks
     return known

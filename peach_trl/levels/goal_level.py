@@ -32,7 +32,7 @@ class LowerConfig(GoalLossConfig, NetworkConfig):
     """The goal-reaching levels; see ``configs/`` for values."""
 
     tau: float = option(above=0, high=1, help="rate of the target networks")
-    learning_rate: float = option(above=0, help="learning rate of actors and critics")
+    learning_rate: float = option(above=0, high=10, help="learning rate of actors and critics")
     lr_end: float = option(above=0, high=1, help="share of the learning rate left at the end; it falls linearly")
     freeze_after: int | None = option(low=0, help="iterations after the warm-up that they go on learning; null: always")
     checkpoint: str | None = option(help="final.pt or levels.pt of a run, whose levels they start as; null: untrained")

@@ -56,9 +56,9 @@ class TopConfig(NetworkConfig):
         above=0, high=1, help="share of it where episodes are worth nothing yet; 1: it is fixed"
     )
     tau: float = option(above=0, high=1, help="rate of the target networks")
-    alpha_1: float = option(above=0, help="learning rate of the encoder")
-    alpha_2: float = option(above=0, help="learning rate of the top actor")
-    alpha_3: float = option(above=0, help="learning rate of the top critics")
+    alpha_1: float = option(above=0, high=10, help="learning rate of the encoder")
+    alpha_2: float = option(above=0, high=10, help="learning rate of the top actor")
+    alpha_3: float = option(above=0, high=10, help="learning rate of the top critics")
     lr_end: float = option(above=0, high=1, help="share of the learning rates left at the end; they fall linearly")
     average: float = option(above=0, high=1, auto=True, help="rate of the averaged weights of tests; 1: the last ones")
     batch: int | None = option(low=1, help="most decisions in a gradient step, drawn at random; null: all")

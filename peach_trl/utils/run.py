@@ -72,8 +72,12 @@ class Run:
         text = OmegaConf.to_yaml(OmegaConf.create(values))
         self._start = (time.perf_counter(), _cpu_seconds())
         self.manifest = _manifest(values)
-        self._claim() if not resume else self._take_over()
-        write_whole(self.folder / "config.yaml", text)
+        self._text, self._waits = text, resume  # until rewind() nothing of a run that is to go on is touched
+        if resume:
+            self._take_over()
+        else:
+            self._claim()
+            write_whole(self.folder / "config.yaml", text)
         self.rows, self._columns, path = 0, ["step"], self.folder / "metrics.csv"
         if resume and path.is_file():
             with open(path, newline="") as file:
@@ -102,12 +106,12 @@ class Run:
             part.unlink(missing_ok=True)
 
     def _take_over(self) -> None:
-        """Notes in the manifest of a run that it goes on."""
-        before, now = read_manifest(self.folder), self.manifest
+        """Takes the manifest of a run that goes on; of one that was killed before it wrote any, its own."""
+        path, now = self.folder / "manifest.json", self.manifest
+        before = read_manifest(self.folder) if path.is_file() and path.stat().st_size else now
         known = {name: now[name] for name in ("command", "started", "versions", "git_commit", "git_dirty")}
         self.manifest = {**before, "finished": False, "resumed": [*before.get("resumed", []), known]}
         self.manifest.pop("error", None)
-        self._write_manifest()
 
     def rewind(self, rows: int, step: int, wall: float, cpu: float) -> None:
         """Goes back to where a run was: later rows are dropped from ``metrics.csv``, and from TensorBoard's curves.
@@ -134,6 +138,9 @@ class Run:
         self._csv = open(path, "a", newline="")  # noqa: SIM115
         self.rows = rows
         self._start = self._start[0] - wall, self._start[1] - cpu
+        self._write_manifest()
+        write_whole(self.folder / "config.yaml", self._text)
+        self._waits = False
         for logger in self.loggers:
             forget_after(logger, step)
 
@@ -227,7 +234,9 @@ class Run:
         return self
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: Any) -> None:
-        if error is not None:
+        if self._waits:  # it could not be gone on with, and is what it was
+            self._csv.close()
+        elif error is not None:
             notes = "".join(f"; {note}" for note in getattr(error, "__notes__", ()))
             self._close(error=f"{type(error).__name__}: {error}{notes}")
         elif not self.manifest["finished"]:
