@@ -28,6 +28,7 @@ from peach_trl.schemas import Config
 from peach_trl.seeding import named_generator
 
 Result = TypeVar("Result")
+FAULT_ENDS = 5.0  # seconds in which a worker that told what went wrong ends
 
 
 class WorkerError(RuntimeError):
@@ -138,22 +139,26 @@ class Trajectories(Iterator[TensorDictBase]):
             return found[0]
         if ended := ended or self._ended():
             said = "; ".join(f"worker {number} {how}" for number, how, _ in ended)
-            raise WorkerError(f"collector: {said}", any(killed for *_, killed in ended)) from (found or [None])[0]
+            raise WorkerError(f"collector: {said}", all(killed for *_, killed in ended)) from (found or [None])[0]
         raise found[0]
 
     def _ended(self) -> list[tuple[int, str, bool]]:
-        """Numbers of the workers that ended, how, and whether it was by a signal."""
-        found = []
+        """Numbers of the workers that ended, how, and whether it was by a signal.
+
+        Those that TorchRL ends, by SIGTERM, because another one has failed, are left out.
+        """
+        found, others = [], []
         for number, process in enumerate(self._workers):
-            if process._closed or (code := process.exitcode) is None:
+            if process._closed:
                 continue  # TorchRL closes those that it ended itself
-            how = (
-                f"was killed by {signal.Signals(-code).name}"
-                if code < 0
-                else f"ended with exit code {code}, {self._faults.of(process.pid) or 'see above'}"
-            )
-            found.append((number, how, code < 0))
-        return found
+            if fault := self._faults.of(process.pid):
+                process.join(FAULT_ENDS)  # it may be on its way out still
+            if (code := process.exitcode) is None:
+                continue
+            how = f"was killed by {signal.Signals(-code).name}" if code < 0 else f"ended with exit code {code}, "
+            how += (fault or "see above") if code >= 0 else ""
+            (others if code == -signal.SIGTERM else found).append((number, how, code < 0))
+        return found or others
 
     def state_dict(self) -> dict[str, Any]:
         """Where all rows are, and the generators of what collects them; see :class:`LockstepCollector`."""

@@ -38,19 +38,28 @@ class Runs:
             raise ConfigError(
                 f"hydra.run.dir = {folder}: a run is in it; give another folder, or go on with it, resume={folder}"
             )
-        self._lock = locked(folder)
-        if self.resumed:
-            refuse_finished(folder)
         self.folder, self.configs, self.iterations, self._config = folder, of_seeds(plain), 0, plain
         self.rescue: Callable[[], None] | None = None  # what saves the agents, once there are any
+        self._lock = locked(folder)
+        try:
+            self.runs = self._open()
+        except BaseException:
+            self._lock.close()
+            raise
         self._stopping = Stopping()
-        if not self.resumed:
-            write_config(folder, plain)  # before all else, so that also what is killed at once can go on
+
+    def _open(self) -> list[Run]:
+        """The run of each seed, in the folder that is locked now."""
+        if self.resumed:
+            refuse_finished(self.folder)
+        else:
+            write_config(self.folder, self._config)  # before all else, so that also what is killed at once can go on
         alone = len(self.configs) == 1
-        folders = [folder] if alone else [folder / f"seed_{one.seed}" for one in self.configs]
-        self.runs = [Run(at, one, one.logging, self.resumed) for at, one in zip(folders, self.configs, strict=True)]
-        for run in self.runs:
+        folders = [self.folder] if alone else [self.folder / f"seed_{one.seed}" for one in self.configs]
+        runs = [Run(at, one, one.logging, self.resumed) for at, one in zip(folders, self.configs, strict=True)]
+        for run in runs:
             run.manifest["seeds_at_once"] = len(folders)
+        return runs
 
     def goes_on(self) -> None:
         """Says that a resumed run has become what it was: from now on its configuration is the one given."""
