@@ -2,7 +2,7 @@ VENV ?= .venv
 PYTHON ?= python
 BIN = $(VENV)/bin
 
-.PHONY: install format lint type docs test test-slow test-metaworld test-mazes clean
+.PHONY: install format lint type docs test test-processes test-slow test-metaworld test-mazes clean
 .PHONY: results-search results-depth results-ant results-beliefs results-default
 
 install:
@@ -25,6 +25,9 @@ docs:
 
 test:
 	$(BIN)/pytest -n 2
+
+test-processes: # what starts whole programs, workers and benchmarks; minutes
+	$(BIN)/pytest -n 2 -m "processes and not slow"
 
 test-slow:
 	$(BIN)/pytest -m slow

@@ -8,6 +8,8 @@ import pytest
 from test_recipes import start
 from tiny import ROOT, TINY
 
+pytestmark = pytest.mark.processes
+
 
 def output(script, *arguments):
     command = [sys.executable, str(ROOT / "benchmarks" / script), *arguments]

@@ -18,6 +18,7 @@ from peach_trl.utils import load_config
 sys.path.insert(0, str(ROOT / "examples"))
 
 
+@pytest.mark.processes
 @pytest.mark.parametrize(
     ("updates", "within"), [(20, 20.0), pytest.param(1800, 1.0, marks=pytest.mark.slow)], ids=["runs", "learns"]
 )

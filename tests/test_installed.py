@@ -41,6 +41,7 @@ def wheel(tmp_path_factory):
     return folder / "installed"
 
 
+@pytest.mark.processes
 def test_a_wheel_runs_in_an_empty_folder(wheel, tmp_path):
     assert not (wheel / "recipes").exists() and (wheel / "peach_trl" / "configs" / "env" / "Wind.yaml").is_file()
     said = run(["-m", "peach_trl", "pearl", *TINY, "hydra.run.dir=run"], tmp_path, wheel).stdout

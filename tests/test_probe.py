@@ -159,6 +159,7 @@ def test_an_agent_without_a_belief_is_refused():
         probe(make_agent(config, library), config, library)
 
 
+@pytest.mark.processes
 def test_benchmark(tmp_path):
     lines = output(
         "probe.py", "product=pretrained", "--split=validation", f"--csv={tmp_path}/a.csv", f"--figure={tmp_path}/a.png"

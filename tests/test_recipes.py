@@ -433,6 +433,7 @@ def test_another_seed_gives_another_run(peach, tmp_path):
     assert (weights[0] - weights[1]).abs().mean() > 0.05  # further than a few updates go: it started elsewhere
 
 
+@pytest.mark.processes
 def test_sweep(tmp_path):
     tinier = ["train.iterations=1", "train.warmup=0", "train.prefill=0", "train.trajectories=1", "evaluation.every=9"]
     tinier += ["evaluation.trajectories=1"]
@@ -630,6 +631,7 @@ def in_python(code):
     assert done.returncode == 0, done.stderr
 
 
+@pytest.mark.processes
 def test_plots_and_logs_are_imported_when_they_are_used():
     in_python(
         """
@@ -641,6 +643,7 @@ assert not late, late
     )
 
 
+@pytest.mark.processes
 def test_the_compiler_is_imported_when_it_is_used():
     in_python(
         """
@@ -683,6 +686,7 @@ def test_a_missing_checkpoint_is_a_bad_value(tmp_path, capsys):
 # Collectors.
 
 
+@pytest.mark.processes
 def test_workers_follow_the_learner():
     """Two processes: every task is played; beliefs, weights and exploration of the next batch are the new ones."""
     overrides = [*source_tiny(), "collector.workers=2", "train.envs_per_task=2"]
@@ -723,6 +727,7 @@ def test_workers_follow_the_learner():
     assert top[2].mean().abs() < 0.3 and top[2].min() < -0.8 and abs(top[2].std() - 3**-0.5) < 0.1  # uniform
 
 
+@pytest.mark.processes
 def test_an_error_with_workers_ends_the_run(tmp_path):
     """TorchRL's workers are no daemons: without a shutdown this process would wait for them for ever."""
     code = """if __name__ == "__main__":

@@ -501,6 +501,7 @@ def test_an_error_of_the_body_leaves_no_files(tiny, tmp_path):
     assert list((tmp_path / "runs" / "tiny").iterdir()) == []
 
 
+@pytest.mark.processes
 def test_two_runs_have_two_folders(tiny, tmp_path):
     for process in [tiny("seed=5"), tiny("seed=5")]:
         code, errors = ended(process)
@@ -513,6 +514,7 @@ def test_two_runs_have_two_folders(tiny, tmp_path):
         assert OmegaConf.load(folder / "config.yaml").lr == 0.001
 
 
+@pytest.mark.processes
 def test_sweep(tiny, tmp_path):
     code, errors = ended(tiny("-m", "level.depth=1,2", "seed=1,2", "hydra.job.chdir=false"))
     assert code == 0, errors

@@ -17,6 +17,7 @@ from peach_trl.collecting import WorkerError, collecting
 from peach_trl.collectors.faults import VARIABLE
 from peach_trl.experiment import load_agent, make_library
 
+pytestmark = pytest.mark.processes
 LONG = ["train.iterations=5000", "evaluation.every=90"]  # of TINY, whose last say is the first
 
 

@@ -449,6 +449,7 @@ def test_the_recipe_refuses_bad_values(checkpoint, tmp_path, capsys, override, m
     assert list(tmp_path.glob("runs/*/*")) == []
 
 
+@pytest.mark.processes
 def test_videos_and_loggers_while_training(tmp_path):
     """A film at each evaluation changes nothing of the run."""
     short = ["train.iterations=2", "train.warmup=0", "train.prefill=0", "evaluation.every=1"]
