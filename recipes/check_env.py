@@ -45,6 +45,7 @@ def main(config: CheckConfig, run_dir: Path) -> None:
     run_dir.mkdir(parents=True, exist_ok=True)
     (run_dir / "check.txt").write_text(text + "\n")
     print(text)
+    print(f"run folder: {run_dir}")
 
 
 if __name__ == "__main__":

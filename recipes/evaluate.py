@@ -48,6 +48,7 @@ def main(config: EvaluateConfig, run_dir: Path) -> None:
         trained_run = {"seed": trained.seed, **facts, "config": stored}
         run.finish(**result.metrics(), references=bounds, tasks=library.identity(), trained=trained_run)
     print_meta_test(result, config.split, bounds)
+    print(f"run folder: {run_dir}")
 
 
 def training_facts(checkpoint: str) -> dict[str, float]:

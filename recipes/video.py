@@ -60,6 +60,7 @@ def main(config: VideoConfig, run_dir: Path) -> None:
             env.rollout(steps, video.watch(policy), break_when_any_done=False)
         run.finish(tasks=tasks.tolist(), frames=video.frames)
     print(f"{video.path}: tasks {tasks.tolist()}, {video.frames} frames")
+    print(f"run folder: {run_dir}")
 
 
 if __name__ == "__main__":

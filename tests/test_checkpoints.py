@@ -92,7 +92,7 @@ EXTRAS = ("MetaWorldML1", "MetaWorldML10", "ogbench_maze", "robotics_maze")
 ENVS = sorted(path.stem for path in (Path(__file__).parents[1] / "configs" / "env").glob("*.yaml"))
 
 
-@pytest.mark.parametrize("env", [name for name in ENVS if name not in ("registered", *EXTRAS)])
+@pytest.mark.parametrize("env", [name for name in ENVS if name not in ("registered", "functions", *EXTRAS)])
 def test_agents_of_every_environment_can_be_loaded(env):
     """Weights that lie elsewhere are written into them: subgoals that are absolute shared a buffer among critics."""
     config = load_config(PeachConfig, "peach", overrides=[f"env={env}"])
@@ -201,3 +201,12 @@ def test_statistics_of_loaded_levels_stay(tmp_path):
     each = config("seeds=2", f"lower.checkpoint='{tmp_path}/seed_{{seed}}/levels.pt'")
     with pytest.raises(ConfigError, match=r"differs among the seeds, which have it in common.*set seeds=1"):
         make_agent(each, make_library(each))
+
+
+def test_a_folder_of_several_seeds_is_no_agent(tmp_path):
+    for seed in (0, 1):
+        folder = tmp_path / f"seed_{seed}" / "checkpoints"
+        folder.mkdir(parents=True)
+        (folder / "final.pt").touch()
+    with pytest.raises(ConfigError, match=r"a run of 2 seeds; give the folder of one, of .*seed_0, .*seed_1"):
+        load_agent(tmp_path)

@@ -59,6 +59,7 @@ def test_there_is_a_yaml_for_each_family_and_no_other():
     files = {path.stem for path in (ROOT / "configs" / "env").glob("*.yaml")}
     others = {
         "gymnasium",
+        "functions",
         "registered",
         "MetaWorldML1",
         "MetaWorldML10",
@@ -211,6 +212,7 @@ def test_a_family_of_another_package(tmp_path, monkeypatch):
             config_of("Wind", "env.family=Breeze")
         config = config_of("registered", *own)
         env = make_env(config, make_library(config), torch.arange(2))
+        assert config_of("registered", own[0], own[2]).env.package is None  # where an entry point has imported it
         assert env.strength == 3 and type(env).__name__ == "Breeze"
         with pytest.raises(ValueError, match="family Breeze: my_families has one of this name"):
             register_family(type("Breeze", (FAMILIES["Wind"],), {}))

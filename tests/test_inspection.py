@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from unittest import mock
 
 import gymnasium
 import pytest
@@ -13,6 +14,7 @@ from tiny import TINY
 
 from peach_trl.envs import FAMILIES, GoalSpace, GymnasiumTasksEnv, TaskLibrary
 from peach_trl.envs.inspection import HeldActions, inspect
+from peach_trl.rules import TaskFacts
 
 
 class Walk(gymnasium.Env):
@@ -102,6 +104,9 @@ def test_actions_are_held():
 
 
 def test_the_recipe_prints_and_keeps_it(tmp_path, capsys):
-    start(tmp_path, "check_env", *TINY, "rows=2", "episodes=2", "hydra.run.dir=runs/one")
+    unknown = mock.patch("peach_trl.envs.point.PointConfig.facts", lambda _: TaskFacts(horizon=30))  # nothing by rule
+    with unknown:
+        start(tmp_path, "check_env", *TINY, "rows=2", "episodes=2", "hydra.run.dir=runs/one")
     said = capsys.readouterr().out
+    assert said.splitlines()[-1] == f"run folder: {tmp_path / 'runs' / 'one'}"
     assert "hierarchy.subgoal_reach" in said and (tmp_path / "runs" / "one" / "check.txt").read_text() in said

@@ -107,6 +107,8 @@ def test_a_module_of_ones_own(tmp_path):
     own = ["env.make=own_world:make", "env.tasks=own_world:tasks"]
     with pytest.raises(ConfigError, match=r"env.options.env_id = .*: neither own_world:make nor own_world:tasks takes"):
         config_of(*own)  # the pendulum's options
+    named = ["env=functions", *own, "+env.options.size=3", "+env.options.goals=[[1,0],[0,1],[-1,0],[0,-1],[1,1]]"]
+    assert load_config(PeachConfig, "peach", overrides=named).env.options["size"] == 3
     group = tmp_path / "conf" / "env"
     group.mkdir(parents=True)
     (group / "own.yaml").write_text(OWN)

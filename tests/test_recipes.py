@@ -524,6 +524,10 @@ def test_a_sweep_in_processes_of_its_own(tmp_path):
         (["seeds=2000"], ["seeds = 2000: must be <= 1000"]),
         (["seed=9223372036854775807"], ["seed = 9223372036854775807: must be <= 4611686018427387904"]),
         (["env=Wnd"], ["env = Wnd: no such file in env/; did you mean env=Wind?"]),
+        (["-m", "env=point,Wnd"], ["env = Wnd: no such file in env/; did you mean env=Wind?"]),
+        (["--config-dir", str(ROOT / "docs"), "env=Wnd"], ["env = Wnd: no such file in env/; did you mean"]),
+        (["--config-name", "flatt"], ["--config-name = flatt: no such file in configs/; did you mean"]),
+        (["+top.colour=red"], ["top.colour = 'red': unknown key"]),
         (["env=xyz"], ["env = xyz: no such file in env/; there are AntDir, "]),
         (["hierarchy.dept=2"], ["hierarchy.dept = 2: unknown key", "did you mean hierarchy.depth?"]),
         (["collector.workers=61"], ["collector.workers = 61", "lower it to env.train_tasks = 60"]),
@@ -615,6 +619,7 @@ def test_the_check_of_keys_leaves_other_command_lines_alone(monkeypatch, capsys)
         ["--config-dir", "mine", "my_key=2"],
         ["--config-name", "flat", "hierarchy.depth=1"],
         ["--config-name", "nowhere", "hierarchy.dept=1"],
+        ["env=gymnasium", "+env.options.observation_keys=[achieved_goal]"],
         ["depth=[1"],
     ):
         monkeypatch.setattr(sys, "argv", ["peach.py", *arguments])

@@ -137,6 +137,14 @@ def test_other_loggers_have_the_same_numbers(tmp_path, monkeypatch, name):
         assert any((tmp_path / "trackio").rglob("*.db"))
 
 
+def test_csv_is_there_anyway(tmp_path):
+    with Run(tmp_path, {"seed": 7}, logging_with("csv")) as run:
+        assert run.loggers == []
+        run.log(1, {"loss": 0.5})
+        run.finish()
+    assert [row["loss"] for row in rows(run)] == ["0.5"] and not (tmp_path / "tensorboard").exists()
+
+
 def test_a_logger_that_is_not_installed(monkeypatch):
     monkeypatch.setattr("peach_trl.utils.loggers.find_spec", lambda name: None)
     with pytest.raises(ConfigError, match="loggers = wandb: the package wandb is not installed; pip install wandb"):

@@ -328,8 +328,8 @@ class BatchedMujocoEnv(TaskEnv):
             from mujoco.batch import Batch
         except ImportError as error:
             raise ImportError(
-                f"mujoco {mujoco.__version__} cannot step simulations in batches: install mujoco>=4"
-                " (pip install 'mujoco>=4'), or use an environment that needs no batches"
+                f"mujoco {mujoco.__version__} cannot step simulations in batches: install mujoco>=3.17"
+                " (pip install 'mujoco>=3.17'), or use an environment that needs no batches"
             ) from error
         batch = Batch(self.model, self.batch_size[0], self._threads, self._persistent)
         self._ctrl = batch.bind("ctrl")

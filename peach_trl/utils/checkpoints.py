@@ -25,6 +25,9 @@ def load_checkpoint(path: Path | str, device: torch.device | str = "cpu") -> dic
         ValueError: if the file is cut short, damaged, or no checkpoint.
     """
     path = checkpoint_file(path)
+    if not path.is_file() and (seeds := sorted(path.parent.parent.glob("seed_*/checkpoints/final.pt"))):
+        each = ", ".join(str(seed.parent.parent) for seed in seeds)
+        raise FileNotFoundError(f"{path.parent.parent}: a run of {len(seeds)} seeds; give the folder of one, of {each}")
     if not path.is_file():
         found = ", ".join(sorted(p.name for p in path.parent.glob("*.pt"))) or "none"
         raise FileNotFoundError(f"{path}: no such checkpoint; checkpoints in that folder: {found}")

@@ -218,7 +218,7 @@ def load_config(
     """
     folder = folder_of("configs") if config_dir is None else Path(config_dir).resolve()
     parsed = OverridesParser.create().parse_overrides(list(overrides))
-    _check_keys(functools.partial(require_key, schema), folder, parsed)
+    _check_keys(functools.partial(require_key, schema), [folder], parsed)
     return _build(schema, _compose(folder, config_name, overrides))
 
 
@@ -240,7 +240,9 @@ def check_keys_of(script: Path) -> None:
     name = arguments.config_name or script.stem
     if (folder / f"{name}.yaml").is_file():
         try:
-            _check_keys(functools.partial(_require_in_files, folder, name), folder, overrides)
+            # what is added may be new in every file: the schema judges it
+            known = [override for override in overrides if not override.is_add()]
+            _check_keys(functools.partial(_require_in_files, folder, name), [folder], known)
         except ConfigError as error:
             _exit(error)
 
@@ -261,9 +263,12 @@ def _check_command_line(schema: type, folder: Path, config_name: str) -> None:
     arguments, overrides = _command_line()
     if arguments is None:
         return
-    other = bool(arguments.config_path or arguments.config_dir)
-    _check_keys(functools.partial(require_key, schema), folder, overrides, elsewhere=other)
-    if other:
+    folders = [folder, *([Path(arguments.config_dir)] if arguments.config_dir else [])]
+    elsewhere = bool(arguments.config_path)
+    _check_keys(functools.partial(require_key, schema), folders, overrides, elsewhere)
+    if arguments.config_name and not elsewhere:
+        _check_name(folders, "", arguments.config_name.removesuffix(".yaml"), "--config-name")
+    if elsewhere or arguments.config_dir:
         return
     for combination in _combinations(overrides, arguments.multirun):
         try:
@@ -273,32 +278,42 @@ def _check_command_line(schema: type, folder: Path, config_name: str) -> None:
         _build(schema, composed)
 
 
-def _check_choice(folder: Path, group: str, override: Override) -> None:
-    """Raises a ConfigError where a group's file that an override chooses does not exist."""
-    value = override.value()
-    if override.is_delete() or not isinstance(value, str) or (folder / f"{value}.yaml").is_file():
+def _check_name(folders: Sequence[Path], group: str, name: str, key: str) -> None:
+    """Raises a ConfigError where none of the folders has a YAML file of this name in a group."""
+    places = [folder / group for folder in folders]
+    if any((place / f"{name}.yaml").is_file() for place in places):
         return
-    known = sorted(path.stem for path in folder.glob("*.yaml"))
-    remedy = did_you_mean(value, known, f"{group}=")
-    raise ConfigError(f"{group} = {value}: no such file in {folder.name}/; {remedy}")
+    known = sorted({path.stem for place in places for path in place.glob("*.yaml")})
+    remedy = did_you_mean(name, known, f"{key}=")
+    raise ConfigError(f"{key} = {name}: no such file in {places[0].name}/; {remedy}")
+
+
+def _check_choices(folders: Sequence[Path], override: Override) -> None:
+    """Raises a ConfigError where a group's file that an override chooses, or one of a sweep's, does not exist."""
+    if override.is_delete() or override.value_type == ValueType.GLOB_CHOICE_SWEEP:
+        return
+    sweep = override.is_discrete_sweep()
+    for name in override.sweep_string_iterator() if sweep else [override.value()]:
+        if isinstance(name, str):
+            _check_name(folders, override.key_or_group, name, override.key_or_group)
 
 
 def _check_keys(
-    require: Callable[[str, Any], None], folder: Path, overrides: Sequence[Override], elsewhere: bool = False
+    require: Callable[[str, Any], None], folders: Sequence[Path], overrides: Sequence[Override], elsewhere: bool = False
 ) -> None:
-    """Hands every overridden key to ``require``, but for Hydra's and those that are a folder of YAML files.
+    """Hands every overridden key to ``require``, but for Hydra's and those that are a group of YAML files.
 
-    Where it is one, the file must be there, unless the command line names another folder beside.
+    Where it is one, the file must be there, in one of the folders, unless the command line puts another in their place.
     """
     for override in overrides:
         key = override.key_or_group
         if key.split(".")[0].split("/")[0] == "hydra":
             continue
-        if (folder / key).is_dir():
+        if any((folder / key).is_dir() for folder in folders):
             if not elsewhere:
-                _check_choice(folder / key, key, override)
-            continue
-        require(key, _text(override))
+                _check_choices(folders, override)
+        else:
+            require(key, _text(override))
 
 
 def _require_in_files(folder: Path, config_name: str, key: str, value: Any) -> None:

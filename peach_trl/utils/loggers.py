@@ -10,7 +10,7 @@ from typing import Any
 
 from peach_trl.config import ConfigError, option
 
-LOGGERS = ("tensorboard", "wandb", "mlflow", "trackio")
+LOGGERS = ("csv", "tensorboard", "wandb", "mlflow", "trackio")
 _PACKAGES = {"wandb": "wandb", "mlflow": "mlflow", "trackio": "trackio"}
 
 
@@ -18,7 +18,9 @@ _PACKAGES = {"wandb": "wandb", "mlflow": "mlflow", "trackio": "trackio"}
 class LoggingConfig:
     """Where metrics go besides ``metrics.csv``; see ``configs/`` for values."""
 
-    loggers: tuple[str, ...] = option(choices=LOGGERS, help="TorchRL's loggers, by name")
+    loggers: tuple[str, ...] = option(
+        choices=LOGGERS, help="TorchRL's loggers, by name; csv: metrics.csv, there anyway"
+    )
     project: str = option(help="of wandb and trackio")
     online: bool = option(help="wandb: send to its server while the run goes on; false: kept in the run's folder")
     videos: bool = option(help="a video of the meta-test at each evaluation, one of each trajectory of a task")
@@ -37,7 +39,7 @@ def make_logger(name: str, folder: Path, config: LoggingConfig) -> Any:
     """TorchRL's logger of this name, which writes into a run's folder.
 
     Args:
-        name: one of :data:`LOGGERS`.
+        name: one of :data:`LOGGERS`, but for csv, which a run writes itself.
         folder: of the run; its name and its parent's are the run's name.
         config: project, and whether to go online.
     """

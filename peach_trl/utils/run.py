@@ -186,7 +186,8 @@ class Run:
         """TorchRL's loggers, which are made when they are first asked for; the configuration is logged at once."""
         if self._loggers is None:
             given = self._logging
-            self._loggers = [] if given is None else [make_logger(name, self.folder, given) for name in given.loggers]
+            names = [] if given is None else [name for name in given.loggers if name != "csv"]
+            self._loggers = [make_logger(name, self.folder, given) for name in names]
             for logger in self._loggers if not self.resumed else ():
                 logger.log_hparams(flat(self._values))
         return self._loggers

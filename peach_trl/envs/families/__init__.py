@@ -7,7 +7,8 @@ import difflib
 import importlib
 from dataclasses import dataclass
 from functools import cache
-from importlib.metadata import entry_points
+from importlib.metadata import entry_points, version
+from importlib.util import find_spec
 from typing import Any, TypeVar, cast
 
 from torch import Tensor
@@ -110,7 +111,12 @@ class FamilyConfig:
     not_finite: str = option(choices=NOT_FINITE, help="what a row whose simulation breaks does")
 
     def check(self) -> None:
-        """Refuses families that nobody registered."""
+        """Refuses families that nobody registered, and a simulator that cannot step them."""
+        if find_spec("mujoco.batch") is None:
+            raise ConfigError(
+                f"family = {self.family}: mujoco {version('mujoco')} cannot step simulations in batches; pip install "
+                "'mujoco>=3.17', or use an environment that needs no batches, such as env=gymnasium"
+            )
         _known(self.family)
 
     def make_library(self) -> TaskLibrary:
@@ -155,13 +161,16 @@ class FamilyConfig:
 class PackageFamilyConfig(FamilyConfig):
     """A family of another package, with arguments of its own."""
 
-    package: str = option(help="module that registers the family, see peach_trl.envs.families.register_family")
+    package: str | None = option(
+        help="module that registers the family, see peach_trl.envs.families.register_family; null: an entry point does"
+    )
     arguments: dict = option(help="what the family takes besides")
 
     def check(self) -> None:
-        """Imports the package, which registers the family."""
+        """Imports the package, if there is one, which registers the family."""
         try:
-            importlib.import_module(self.package)
+            if self.package is not None:
+                importlib.import_module(self.package)
         except ImportError as error:
             raise ConfigError(f"package = {self.package!r}: {error}; put it on the PYTHONPATH") from None
         super().check()
