@@ -186,8 +186,9 @@ class Run:
         """TorchRL's loggers, which are made when they are first asked for; the configuration is logged at once."""
         if self._loggers is None:
             given = self._logging
-            names = [] if given is None else [name for name in given.loggers if name != "csv"]
-            self._loggers = [make_logger(name, self.folder, given) for name in names]
+            self._loggers = []
+            if given is not None:
+                self._loggers = [make_logger(name, self.folder, given) for name in given.loggers if name != "csv"]
             for logger in self._loggers if not self.resumed else ():
                 logger.log_hparams(flat(self._values))
         return self._loggers
