@@ -76,3 +76,8 @@ def __getattr__(name: str) -> Any:
         if name in names:
             return getattr(importlib.import_module(f"{__name__}.{module}"), name)
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+
+
+def __dir__() -> list[str]:
+    """What can be imported from here, besides the subpackages."""
+    return sorted({*__all__, *_MODULES, *(name for name in globals() if name.startswith("__"))})

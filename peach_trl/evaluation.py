@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from tensordict import TensorDictBase
+from tensordict import NestedKey, TensorDictBase
 from torch import Tensor, nn
 from torchrl.envs import EnvBase
 from torchrl.envs.utils import ExplorationType, set_exploration_type
@@ -96,7 +96,16 @@ class MetaTest:
 
 
 @torch.no_grad()
-def meta_test(policy: nn.Module, env: EnvBase, trajectories: int, horizon: int | None = None) -> MetaTest:
+def meta_test(
+    policy: nn.Module,
+    env: EnvBase,
+    trajectories: int,
+    horizon: int | None = None,
+    *,
+    observation_key: NestedKey = "observation",
+    reward_key: NestedKey = "reward",
+    task_key: NestedKey = "task_id",
+) -> MetaTest:
     """Runs a meta-test on every row of an environment, all in lock-step: its first ``trajectories`` episodes.
 
     Args:
@@ -107,6 +116,9 @@ def meta_test(policy: nn.Module, env: EnvBase, trajectories: int, horizon: int |
             ``library`` (the tasks' parameters), ``goal_space`` and ``horizon`` is used. It is closed in the end.
         trajectories: K.
         horizon: the most steps of an episode; ``None`` for ``env.horizon``.
+        observation_key: of the observation [N, D], whose course is ``positions``.
+        reward_key: of the reward [N, 1].
+        task_key: of the task, int64 [N, 1].
 
     Raises:
         ValueError: if the policy's meta-episodes are shorter than ``trajectories``, the horizon is not known, or
@@ -125,24 +137,25 @@ def meta_test(policy: nn.Module, env: EnvBase, trajectories: int, horizon: int |
     hierarchy = policy.actor.hierarchy if isinstance(policy, HierarchyPolicy) else None
     with set_exploration_type(ExplorationType.DETERMINISTIC):
         batch, steps, length, tracker = played(policy, env, trajectories, horizon)
-    task_ids, goals, goal_space = *tasks_of(env, batch), declared(env, "goal_space")
+    task_ids, goals, goal_space = *tasks_of(env, batch, task_key), declared(env, "goal_space")
 
     def by_episode(values: Tensor) -> Tensor:
         return values[torch.arange(len(values)).view(-1, 1, 1), steps]  # [R, K, T, ...]
 
-    reached, within = by_episode(batch["next", "observation"]), torch.arange(steps.shape[-1]) < length.unsqueeze(-1)
-    reward = by_episode(batch["next", "reward"].squeeze(-1))
+    following: Any = batch["next"]
+    reached, within = by_episode(following[observation_key]), torch.arange(steps.shape[-1]) < length.unsqueeze(-1)
+    reward = by_episode(following[reward_key].squeeze(-1))
     last, reward = reward[..., -1] > 0, reward * within
     if goal_space is not None and goals.shape[-1] == goal_space.dim:  # else where the goals are is not known
         last = goal_space.achieved(reached[:, :, -1], goals.unsqueeze(1))
-    found, said = reward > 0, batch.get(("next", "success"), None)
+    found, said = reward > 0, following.get("success", None)
     if said is not None:
         said = by_episode(said.squeeze(-1) > 0)
         found, last = said & within, said[..., -1]  # of an episode that ends early the last step is repeated
     loc = scale = None
     if tracker is not None:
         loc, scale = tracker.belief.posterior(tracker.after(batch[torch.arange(len(goals)), steps[:, -1, -1]]))
-    failed = batch.get(("next", "failed"), None)
+    failed = following.get("failed", None)
     return MetaTest(
         task_ids=task_ids,
         goals=goals,
@@ -185,9 +198,9 @@ def played(
     return batch, *_episodes(batch["next", "done"].squeeze(-1), trajectories, horizon), tracker
 
 
-def tasks_of(env: EnvBase, batch: TensorDictBase) -> tuple[Tensor, Tensor]:
+def tasks_of(env: EnvBase, batch: TensorDictBase, key: NestedKey = "task_id") -> tuple[Tensor, Tensor]:
     """The tasks that rows played, [R], and their parameters [R, P]; P is 0 where these are not known."""
-    shown, library = batch.get("task_id", None), declared(env, "library")
+    shown, library = batch.get(key, None), declared(env, "library")
     task_ids = torch.arange(len(batch)) if shown is None else shown[:, 0].flatten()
     return task_ids, torch.zeros(len(batch), 0) if library is None else library.parameters[task_ids]
 

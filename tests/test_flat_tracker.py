@@ -108,6 +108,15 @@ def test_an_environment_with_keys_of_its_own():
     assert torch.equal(batch["belief"], same["belief"])
 
 
+def test_a_meta_test_under_keys_of_its_own():
+    policy = TensorDictModule(lambda place: -place / 2 + 0.4, [("agent", "place")], [("agent", "push")])
+    keys = {"observation_key": ("agent", "place"), "reward_key": "cost"}
+    result = meta_test(policy, Drift(("agent", "place"), ("agent", "push"), "cost"), 2, horizon=4, **keys)
+    places = torch.tensor([0.4, 0.6, 0.7, 0.75])
+    torch.testing.assert_close(result.positions[0, :, :, 0], places.expand(2, 4))
+    torch.testing.assert_close(result.returns[0], -places.mean().expand(2))
+
+
 def test_rows_that_end_at_different_times():
     """Each row's own resets tell it that a trajectory begins, in TorchRL's collector as well."""
     torch.manual_seed(0)

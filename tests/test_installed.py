@@ -77,5 +77,6 @@ def test_names_at_the_top():
         assert getattr(peach_trl, name) is not None
     with pytest.raises(AttributeError, match="no attribute 'Agnet'"):
         peach_trl.Agnet  # noqa: B018
+    assert {*peach_trl.__all__, "envs", "__version__"} <= {*dir(peach_trl)}
     code = "import peach_trl, sys; peach_trl.__version__; print('torch' in sys.modules)"
     assert run(["-c", code], ROOT, ROOT).stdout.strip() == "False"
