@@ -7,6 +7,7 @@ import gymnasium
 import pytest
 import torch
 from tensordict import TensorDict
+from tensordict.nn import TensorDictModuleBase
 from tiny import Ending, tiny_agent, tiny_config
 from torch import nn
 from torchrl.collectors import Collector, MultiAsyncCollector, MultiSyncCollector
@@ -299,6 +300,40 @@ def test_the_same_rollout_fast_and_slow():
     fast, slow = found
     for key in ("observation", "action", "belief", ("hierarchy", "goal"), ("next", "reward"), ("next", "done")):
         assert torch.equal(fast[key], slow[key]), key
+
+
+class Homewards(TensorDictModuleBase):
+    """Goes to the origin; a policy of somebody who has never heard of hierarchies."""
+
+    in_keys, out_keys, steps = ["observation"], ["action"], 0
+
+    def forward(self, tensordict):
+        return tensordict.set("action", (-tensordict["observation"][..., :2]).clamp(-1, 1))
+
+    def advance(self, frame):
+        self.steps += 1
+        frame.arrays["action"] = (-frame.arrays["observation"][..., :2]).clip(-1, 1)
+
+    def process_state(self):
+        return {}
+
+    def load_process_state(self, state):
+        assert state == {}
+
+
+def test_a_policy_of_ones_own_takes_the_fast_way():
+    config, library, _ = make_parts({})
+    policy, env = Homewards(), make_env(config, library, torch.arange(3))
+    fast = rollout(env, policy, 30)
+    assert policy.steps == 30
+    slow = rollout(TransformedEnv(make_env(config, library, torch.arange(3)), StepCounter()), policy, 30)
+    assert policy.steps == 30 and all(torch.equal(fast[key], slow[key]) for key in ("observation", "action"))
+    collector = LockstepCollector(
+        make_env(config, library, torch.arange(3)), policy, frames_per_batch=90, total_frames=-1
+    )
+    assert torch.equal(next(iter(collector))["observation"], fast["observation"]) and policy.steps == 60
+    collector.load_state_dict(collector.state_dict())
+    collector.shutdown()
 
 
 def test_generators_of_an_environment_that_steps_torchrls_way_go_on():

@@ -15,7 +15,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from itertools import compress
 from operator import is_not, itemgetter
-from typing import Any, Protocol, TypeAlias, cast
+from typing import Any, Protocol, TypeAlias, cast, runtime_checkable
 
 import numpy as np
 import torch
@@ -28,7 +28,6 @@ from torchrl.envs.utils import set_exploration_type
 
 from peach_trl.collectors.faults import telling
 from peach_trl.envs.errors import NotFiniteError
-from peach_trl.hierarchy.policy import HierarchyPolicy
 from peach_trl.modules.carried import CarriedState, Frame
 
 DONE_KEYS = ("done", "terminated", "truncated")
@@ -59,13 +58,37 @@ class PlainSteps(Protocol):
         ...
 
 
+@runtime_checkable
+class PlainActs(Protocol):
+    """What a policy offers besides TorchRL's methods, to act without a TensorDict, as a :class:`HierarchyPolicy` does.
+
+    Attributes:
+        in_keys: what it reads, also of what it carries itself.
+    """
+
+    in_keys: Any
+
+    def advance(self, frame: Frame) -> None:
+        """Writes what ``forward`` writes, as arrays [N, ...], into ``frame.arrays``, where all that it reads is."""
+        ...
+
+    def process_state(self) -> dict[str, Any]:
+        """What goes on from step to step besides weights and what is carried, such as generators."""
+        ...
+
+    def load_process_state(self, state: dict[str, Any], /) -> None:
+        """Restores it."""
+        ...
+
+
 class Lockstep:
     """An environment and a policy that advance together; a policy's state and the tasks live on between calls.
 
     Args:
         env: one that offers :class:`PlainSteps`, such as a :class:`~peach_trl.envs.BatchedMujocoEnv` or a
             :class:`~peach_trl.envs.GymnasiumTasksEnv`, as it is or under ``RewardSum`` and ``TensorDictPrimer``.
-        policy: a :class:`HierarchyPolicy`, whose primers must be among these transforms.
+        policy: one that offers :class:`PlainActs`, such as a :class:`~peach_trl.hierarchy.HierarchyPolicy`, whose
+            primers must be among these transforms.
 
     Raises:
         ValueError: for other environments, transforms or policies, which TorchRL's own Collector takes; and at a start,
@@ -84,11 +107,11 @@ class Lockstep:
         (torch.Size([3, 25]), tensor(3))
     """
 
-    def __init__(self, env: EnvBase, policy: HierarchyPolicy) -> None:
-        if not isinstance(policy, HierarchyPolicy):
+    def __init__(self, env: EnvBase, policy: PlainActs) -> None:
+        if not isinstance(policy, PlainActs):
             raise ValueError(
-                f"policy of type {type(policy).__name__}: must be a HierarchyPolicy; use torchrl.collectors.Collector"
-                " for others"
+                f"policy of type {type(policy).__name__}: must be a HierarchyPolicy, or offer PlainActs; use "
+                "torchrl.collectors.Collector for others"
             )
         self.env, self.policy = env, policy
         self.base, transforms = _parts_of(env)
@@ -100,7 +123,7 @@ class Lockstep:
     def takes(env: EnvBase, policy: Any) -> bool:
         """Whether these two can advance in lock-step."""
         try:
-            return isinstance(policy, HierarchyPolicy) and bool(_parts_of(env))
+            return isinstance(policy, PlainActs) and bool(_parts_of(env))
         except ValueError:
             return False
 
@@ -251,7 +274,7 @@ class LockstepCollector(Collector):
 
     def _started(self) -> Lockstep:
         """From the reset that TorchRL's constructor made."""
-        carrier, policy = self._carrier, cast(HierarchyPolicy, self.policy)
+        carrier, policy = self._carrier, cast(Any, self.policy)
         policy(carrier.copy())  # as TorchRL's Collector tries it: later draws are then the same
         lockstep = Lockstep(self.env, policy)
         lockstep.start(carrier)
@@ -300,7 +323,7 @@ class LockstepCollector(Collector):
             state["traj"] = self._ids, self._traj_pool.state_dict()
         else:
             state["torchrl"] = dict(super().state_dict())
-            state["policy"] = self.policy.process_state() if isinstance(self.policy, HierarchyPolicy) else None
+            state["policy"] = self.policy.process_state() if isinstance(self.policy, PlainActs) else None
         buffer = io.BytesIO()
         torch.save(state, buffer)
         return OrderedDict(state=torch.frombuffer(bytearray(buffer.getvalue()), dtype=torch.uint8))
@@ -312,7 +335,7 @@ class LockstepCollector(Collector):
         if self._lockstep is None:
             super().load_state_dict(OrderedDict(state["torchrl"]), **kwargs)
             if state["policy"] is not None:
-                cast(HierarchyPolicy, self.policy).load_process_state(state["policy"])
+                cast(PlainActs, self.policy).load_process_state(state["policy"])
             self.env.set_seed(_drawn_seed())
             self.reset()
             return
