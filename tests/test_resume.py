@@ -84,13 +84,13 @@ FAST = ("depth 2", "seeds")
 
 @pytest.mark.parametrize("case", [pytest.param(c, marks=[] if c in FAST else pytest.mark.slow) for c in CASES])
 def test_bit_for_bit(tmp_path, case):
-    """Six passes are four, of which a savepoint has three, and then three more."""
+    """Six passes are five, of which a savepoint has four, and then two more; rates of learning have begun to fall."""
     if case == "ray":
         pytest.importorskip("ray")
     recipe, *arguments = CASES[case]
-    arguments = [*SHORT, *arguments, "train.iterations=4"]
+    arguments = [*SHORT, *arguments, "train.iterations=4", "checkpoint.every=4"]
     whole = start(tmp_path / "whole", recipe, *arguments, "checkpoint.every=null", plots=False)
-    interrupted(tmp_path / "parts", recipe, *arguments)
+    interrupted(tmp_path / "parts", recipe, *arguments, after=5)
     (folder,) = (path.parent for path in (tmp_path / "parts").rglob("savepoints"))
     start(tmp_path / "parts", recipe, f"resume={folder}", plots=False)
     parts = sorted(path.parent for path in folder.rglob("metrics.csv"))

@@ -121,6 +121,7 @@ class Level(Learner):
     targets: Targets
     normalisers: nn.ModuleList
     name = "level"
+    _share = 1.0  # of the learning rates, to which they have fallen
     _doing: tuple[Any, Any] = (None, {})  # the batch and the losses of the gradient step that is under way
 
     def _descend(self) -> None:
@@ -144,15 +145,15 @@ class Level(Learner):
                 normaliser.write(self)
 
     def training_state(self) -> dict[str, Any]:
-        """What an exact resume needs besides the ``state_dict()``: the optimiser's state."""
-        return {"optimiser": self.optimiser.state_dict()}
+        """What an exact resume needs besides the ``state_dict()``: the optimiser's state, and how far rates have fallen."""
+        return {"optimiser": self.optimiser.state_dict(), "share": self._share}
 
     def load_training_state(self, state: dict[str, Any]) -> None:
-        """Restores what :meth:`training_state` gave; rates are the configuration's."""
+        """Restores what :meth:`training_state` gave, into a level as it was made; rates are a share of its own."""
         rates = [group["lr"] for group in self.optimiser.param_groups]
         self.optimiser.load_state_dict(state["optimiser"])
-        for group, rate in zip(self.optimiser.param_groups, rates, strict=True):
-            group["lr"] = rate
+        self._share = state.get("share", 1.0)
+        self._set_rates(rates)
 
     @property
     def device(self) -> torch.device:
@@ -161,9 +162,12 @@ class Level(Learner):
 
     def _lower_rates(self, rates: Sequence[float], end: float, progress: float) -> None:
         """Learning rates, one a group of the optimiser, that fall linearly to the share ``end`` of themselves."""
-        share = 1 - (1 - end) * progress
+        self._share = 1 - (1 - end) * progress
+        self._set_rates(rates)
+
+    def _set_rates(self, rates: Sequence[float]) -> None:
         for group, rate in zip(self.optimiser.param_groups, rates, strict=True):
-            group["lr"] = share * rate
+            group["lr"] = self._share * rate
 
     def _apply(self, fn: Any, *args: Any, **kwargs: Any) -> Any:
         super()._apply(fn, *args, **kwargs)
