@@ -145,7 +145,7 @@ class Level(Learner):
                 normaliser.write(self)
 
     def training_state(self) -> dict[str, Any]:
-        """What an exact resume needs besides the ``state_dict()``: the optimiser's state, and how far rates have fallen."""
+        """What an exact resume needs besides the ``state_dict()``: the optimiser's state, and what is left of rates."""
         return {"optimiser": self.optimiser.state_dict(), "share": self._share}
 
     def load_training_state(self, state: dict[str, Any]) -> None:
