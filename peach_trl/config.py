@@ -22,6 +22,7 @@ from typing import Any, TypeVar
 Schema = TypeVar("Schema")
 Result = TypeVar("Result")
 AUTO = "auto"  # in place of a value that follows from others
+MANY = 10**9  # of nothing that is counted does a sensible run have more; memory ends most counts before that
 
 
 class ConfigError(ValueError):

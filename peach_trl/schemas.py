@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-import itertools
-import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
 from importlib.util import find_spec
 from typing import Any
@@ -13,12 +11,13 @@ from typing import Any
 import torch
 
 from peach_trl.collectors.workers import ENGINES
-from peach_trl.config import ConfigError, build, option
+from peach_trl.config import MANY, ConfigError, build, option
 from peach_trl.context.contexts import ContextConfig
 from peach_trl.context.sequences import SequenceConfig
 from peach_trl.envs.families import BodyFamilyConfig, FamilyConfig, PackageFamilyConfig, PlaceFamilyConfig
 from peach_trl.envs.made import MadeConfig
 from peach_trl.envs.point import PointConfig
+from peach_trl.estimates import check_memory
 from peach_trl.hierarchy.exploration import ExplorationConfig
 from peach_trl.hierarchy.structure import HierarchyConfig
 from peach_trl.hierarchy.transitions import TransitionsConfig
@@ -34,34 +33,42 @@ from peach_trl.utils.loggers import LoggingConfig
 class ReplayConfig:
     """Sizes of the buffers; see ``configs/`` for values."""
 
-    top_capacity: int = option(low=1, help="top-level transitions kept of each task")
-    lower_capacity: int = option(low=1, help="transitions kept of each goal-reaching level")
-    episodes: int = option(low=1, help="episodes of each task that are remembered as such")
+    top_capacity: int = option(low=1, high=10**15, help="top-level transitions kept of each task")
+    lower_capacity: int = option(low=1, high=10**15, help="transitions kept of each goal-reaching level")
+    episodes: int = option(low=1, high=10**15, help="episodes of each task that are remembered as such")
 
 
 @dataclass(frozen=True)
 class TrainConfig:
     """Length and batch sizes of meta-training; see ``configs/`` for values."""
 
-    iterations: int = option(low=0, auto=True, help="passes through the outer loop of Algorithm 1; 0: no top level")
-    warmup: int = option(low=0, help="iterations before those, in which only the goal-reaching levels learn")
-    prefill: int = option(low=0, help="iterations after the warm-up with proposals at random, at least")
+    iterations: int = option(
+        low=0, high=MANY, auto=True, help="passes through the outer loop of Algorithm 1; 0: no top level"
+    )
+    warmup: int = option(low=0, high=MANY, help="iterations before those, in which only the goal-reaching levels learn")
+    prefill: int = option(low=0, high=MANY, help="iterations after the warm-up with proposals at random, at least")
     prefill_met: float = option(low=0, help="they go on until a task met rewards so often, on average; 0: they do not")
     prefill_most: float = option(low=0, high=1, help="share of all iterations that they may take at most")
-    envs_per_task: int = option(low=1, auto=True, help="environments that play each task side by side")
-    trajectories: int = option(low=1, help="L, successive trajectories of each task per iteration")
-    warmup_updates: int = option(low=0, help="gradient steps of each goal-reaching level an iteration in the warm-up")
-    lower_updates: int = option(low=0, help="gradient steps of each goal-reaching level an iteration, from then on")
-    top_updates: int = option(low=0, help="gradient steps of encoder and top level per iteration")
-    lower_batch: int = option(low=1, help="batch size of the goal-reaching levels")
-    meta_batch: int = option(low=1, help="tasks in a gradient step of the top level, M; all, where there are fewer")
+    envs_per_task: int = option(low=1, high=10**6, auto=True, help="environments that play each task side by side")
+    trajectories: int = option(low=1, high=10**4, help="L, successive trajectories of each task per iteration")
+    warmup_updates: int = option(
+        low=0, high=MANY, help="gradient steps of each goal-reaching level an iteration in the warm-up"
+    )
+    lower_updates: int = option(
+        low=0, high=MANY, help="gradient steps of each goal-reaching level an iteration, from then on"
+    )
+    top_updates: int = option(low=0, high=MANY, help="gradient steps of encoder and top level per iteration")
+    lower_batch: int = option(low=1, high=MANY, help="batch size of the goal-reaching levels")
+    meta_batch: int = option(
+        low=1, high=MANY, help="tasks in a gradient step of the top level, M; all, where there are fewer"
+    )
 
 
 @dataclass(frozen=True)
 class CollectorConfig:
     """How experience is collected; see ``configs/`` for values."""
 
-    workers: int = option(low=0, help="0 collects in this process, more in as many workers")
+    workers: int = option(low=0, high=10**4, help="0 collects in this process, more in as many workers")
     engine: str = option(choices=ENGINES, help="what workers are: processes of this machine, or actors of Ray")
     timeout: float | None = option(above=0, help="seconds in which workers must bring a batch; null: no limit")
     restart_workers: bool = option(help="new workers take over from one that was killed; false: the run ends")
@@ -71,22 +78,22 @@ class CollectorConfig:
 class EvaluationConfig:
     """Meta-test during and after training; see ``configs/`` for values."""
 
-    every: int = option(low=1, help="iterations between evaluations")
+    every: int = option(low=1, high=MANY, help="iterations between evaluations")
     split: str = option(choices=("train", "validation", "test"), help="tasks to evaluate on while training")
     final: str = option(choices=("train", "validation", "test"), help="tasks that the final agent is tested on")
     agent: str = option(
         choices=("last", "best"), help="the final agent: after the last update, or the best while training"
     )
-    rollouts: int = option(low=1, help="independent meta-tests of each task")
-    trajectories: int = option(low=1, help="trajectories of a meta-test")
+    rollouts: int = option(low=1, high=10**6, help="independent meta-tests of each task")
+    trajectories: int = option(low=1, high=10**4, help="trajectories of a meta-test")
 
 
 @dataclass(frozen=True)
 class CheckpointConfig:
     """Checkpoints while training, besides the final one; see ``configs/`` for values."""
 
-    every: int | None = option(low=1, help="iterations between checkpoints and savepoints; null: none")
-    keep: int = option(low=1, help="how many of the latest are kept")
+    every: int | None = option(low=1, high=MANY, help="iterations between checkpoints and savepoints; null: none")
+    keep: int = option(low=1, high=MANY, help="how many of the latest are kept")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -99,7 +106,9 @@ class Config:
     seeds: int = option(
         low=1, high=1000, help="how many agents are trained at once, with the seeds seed, seed + 1, ..."
     )
-    torch_threads: int = option(low=1, help="threads of torch, one for small networks; of several seeds side by side")
+    torch_threads: int = option(
+        low=1, high=1024, help="threads of torch, one for small networks; of several seeds side by side"
+    )
     device: str = option(help="where networks learn: cpu, cuda, cuda:1, ...; environments stay on the CPU")
     compile: str = option(choices=("trace", "none"), help="how gradient steps are carried out")
     env: PointConfig | FamilyConfig | BodyFamilyConfig | PlaceFamilyConfig | PackageFamilyConfig | MadeConfig
@@ -123,8 +132,9 @@ class Config:
 
     def check(self) -> None:
         """Checks what involves several groups, before anything runs."""
-        for part in (_check_tasks, _check_values, _check_sizes, _check_memory, _check_machine, _check_top):
-            part(self)
+        checks = _check_tasks, _check_values, _check_sizes, check_memory, _check_replay, _check_machine, _check_top
+        for check in checks:
+            check(self)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -166,7 +176,7 @@ def _check_values(config: Config) -> None:
 
 
 def _check_sizes(config: Config) -> None:
-    """Clocks that fit into an episode, and buffers that hold what one pass collects."""
+    """Clocks that fit into an episode, and passes in which something is done."""
     hierarchy, horizon, train = config.hierarchy, config.env.horizon, config.train
     if hierarchy.top_steps > horizon:
         raise ConfigError(
@@ -185,6 +195,11 @@ def _check_sizes(config: Config) -> None:
             f"hierarchy.depth = {hierarchy.depth}: within decision_steps = {hierarchy.decision_steps} not every level "
             f"below the top can make 2 decisions on a goal; raise decision_steps to {fewest}, or lower depth"
         )
+
+
+def _check_replay(config: Config) -> None:
+    """Buffers that hold what is brought to them at once."""
+    hierarchy, horizon, train = config.hierarchy, config.env.horizon, config.train
     decisions = train.trajectories * hierarchy.most_decisions(horizon)
     if config.top.objective == "reward" and config.replay.top_capacity < train.envs_per_task * decisions:
         raise ConfigError(
@@ -199,40 +214,15 @@ def _check_sizes(config: Config) -> None:
             f"meta-episodes of {train.trajectories} trajectories of each task, which would not be whole; raise it to "
             f"{rows} at least"
         )
-
-
-ROW = 60  # bytes of a transition or a step, at least
-
-
-def _check_memory(config: Config) -> None:
-    """Refuses what this machine's memory cannot hold, by estimates that are too low."""
-    env, train, replay = config.env, config.train, config.replay
-    lower = config.hierarchy.depth - (config.top.objective == "reward")
-    steps = env.train_tasks * train.envs_per_task * env.horizon
-    sizes = {
-        "replay.lower_capacity": ROW * lower * replay.lower_capacity,
-        "replay.top_capacity": ROW * env.train_tasks * replay.top_capacity,
-        "train.envs_per_task": 2 * ROW * steps,  # of each step, and where it led
-        "top.actor_cells": _weights(config.top.actor_cells),
-        "top.critic_cells": 2 * _weights(config.top.critic_cells),
-        "lower.actor_cells": lower * _weights(config.lower.actor_cells),
-        "lower.critic_cells": lower * 2 * _weights(config.lower.critic_cells),
-        "context.cells": _weights(config.context.cells),
-    }
-    total, most = config.seeds * sum(sizes.values()), max(sizes, key=lambda key: sizes[key])
-    memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") if hasattr(os, "sysconf") else total
-    if total > memory:
-        group, name = most.split(".")
+    levels = hierarchy.depth > 1 or config.top.objective == "goal"
+    copies = 1 + (config.transitions.hindsight_goals > 0)  # each with the last state reached as its goal
+    brought = config.env.train_tasks * train.envs_per_task * horizon * copies
+    if levels and config.replay.lower_capacity < brought:
         raise ConfigError(
-            f"{most} = {getattr(getattr(config, group), name)}: this run would take {total / 1e9:,.0f} GB of memory at "
-            f"least, with seeds = {config.seeds} and env.train_tasks = {env.train_tasks}; this machine has "
-            f"{memory / 1e9:,.0f} GB"
+            f"replay.lower_capacity = {config.replay.lower_capacity}: one trajectory of env.train_tasks = "
+            f"{config.env.train_tasks} x train.envs_per_task = {train.envs_per_task} rows of env.horizon = {horizon} "
+            f"steps brings {brought} transitions at least, which would not all be kept; raise it, to ten times as many"
         )
-
-
-def _weights(cells: Sequence[int]) -> int:
-    """Bytes of a network's hidden layers, with their targets and the optimiser's two moments."""
-    return 4 * 4 * sum(before * after for before, after in itertools.pairwise(cells))
 
 
 def _check_machine(config: Config) -> None:
@@ -303,10 +293,12 @@ class HacConfig(Config):
 class SourceGroup(ContextConfig):
     """Contexts and RL batches as the source and PEARL draw them, apart from each other."""
 
-    transitions: int | None = option(low=1, help="most transitions in a context, C; null for `episodes` whole episodes")
-    batch: int = option(low=1, help="transitions of each task in the RL batch b^i, B")
+    transitions: int | None = option(
+        low=1, high=10**6, help="most transitions in a context, C; null for `episodes` whole episodes"
+    )
+    batch: int = option(low=1, high=10**6, help="transitions of each task in the RL batch b^i, B")
     best_fraction: float = option(low=0, high=1, help="share of the RL batch from good episodes")
-    kl_annealing: int = option(low=0, help="gradient steps over which beta grows from 0 to its value")
+    kl_annealing: int = option(low=0, high=10**12, help="gradient steps over which beta grows from 0 to its value")
 
     def __post_init__(self) -> None:
         if self.transitions is not None:

@@ -22,8 +22,8 @@ from peach_trl.utils.cli import recipe
 class CheckConfig(PeachConfig):
     """What is played; see ``configs/check_env.yaml``."""
 
-    rows: int = option(low=1, help="training tasks that are played")
-    episodes: int = option(low=1, help="of each of them")
+    rows: int = option(low=1, high=10**4, help="training tasks that are played")
+    episodes: int = option(low=1, high=10**4, help="of each of them")
 
 
 @recipe(CheckConfig, config_name="check_env")

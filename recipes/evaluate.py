@@ -27,9 +27,9 @@ class EvaluateConfig:
 
     checkpoint: str = option(help="a run's folder, or its checkpoints/final.pt; pretrained: this package's agent")
     split: str = option(choices=("train", "validation", "test"), help="tasks to test on")
-    rollouts: int = option(low=1, help="independent meta-tests of each task")
-    trajectories: int = option(low=1, help="trajectories of a meta-test")
-    seed: int = option(low=0, help="of the draws of z")
+    rollouts: int = option(low=1, high=10**4, help="independent meta-tests of each task")
+    trajectories: int = option(low=1, high=10**4, help="trajectories of a meta-test")
+    seed: int = option(low=0, high=2**62, help="of the draws of z")
 
 
 @recipe(EvaluateConfig, config_name="evaluate")

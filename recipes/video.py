@@ -32,12 +32,12 @@ class VideoConfig:
     checkpoint: str = option(help="a run's folder, or its checkpoints/final.pt; pretrained: this package's agent")
     path: str = option(help="the video: .gif, or with imageio-ffmpeg .mp4; relative to the run's folder")
     split: str = option(choices=("train", "validation", "test"), help="tasks to show")
-    tasks: int = option(low=1, help="number of tasks, side by side")
-    trajectories: int = option(low=1, help="trajectories of each task")
-    width: int = option(low=16, help="of a task's picture, in pixels")
-    height: int = option(low=16, help="likewise")
+    tasks: int = option(low=1, high=100, help="number of tasks, side by side")
+    trajectories: int = option(low=1, high=10**4, help="trajectories of each task")
+    width: int = option(low=16, high=10**4, help="of a task's picture, in pixels")
+    height: int = option(low=16, high=10**4, help="likewise")
     camera: str | None = option(help="name of one of the model's cameras; null shows all of it, or follows the body")
-    seed: int = option(low=0, help="of the draws of z")
+    seed: int = option(low=0, high=2**62, help="of the draws of z")
 
 
 @recipe(VideoConfig, config_name="video")

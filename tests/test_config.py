@@ -1,11 +1,13 @@
 """Schemas: keys, types, ranges, and conditions that join several keys."""
 
 import dataclasses
+import typing
 
 import pytest
 import yaml
 
 from peach_trl.config import ConfigError, build, option, require_key
+from peach_trl.experiment import HacConfig, PeachConfig, SourceConfig
 
 
 @dataclasses.dataclass(frozen=True)
@@ -127,3 +129,22 @@ def test_unknown_keys_get_the_closest_one(key, remedy):
         require_key(Outer, key, 7)
     assert str(error.value).startswith(f"{key} = 7: unknown key")
     assert remedy in str(error.value)
+
+
+def counts_without_an_end(schema, path=""):
+    """The whole numbers of a schema, and of its groups, that may be as large as anyone likes."""
+    hints = typing.get_type_hints(schema)
+    for field in dataclasses.fields(schema):
+        kinds = {hints[field.name], *typing.get_args(hints[field.name])}
+        for group in filter(dataclasses.is_dataclass, kinds):
+            yield from counts_without_an_end(group, f"{path}{field.name}.")
+        whole = int in kinds or any(int in typing.get_args(kind) for kind in kinds)
+        if whole and field.metadata.get("high") is None and field.metadata.get("below") is None:
+            yield f"{path}{field.name}"
+
+
+@pytest.mark.parametrize("schema", [PeachConfig, HacConfig, SourceConfig])
+def test_every_count_has_an_upper_bound(schema):
+    """Else 1e30 of something hangs, or ends somewhere in the middle of a run."""
+    assert list(counts_without_an_end(schema)) == []
+    assert list(counts_without_an_end(Main)) == ["seed", "sizes"]

@@ -41,14 +41,16 @@ class BeliefConfig:
         choices=EVIDENCE, help="what it reads of a decision's rewards: their sum, or also the highest and its state"
     )
     reward_factor: float = option(above=0, auto=True, help="further factor on the scaled rewards that it reads")
-    cells: tuple[int, ...] = option(low=1, help="units of the encoder's hidden layers")
+    cells: tuple[int, ...] = option(low=1, high=10**6, help="units of the encoder's hidden layers")
     norm: bool = option(help="layer normalisation in the encoder")
     bf16: bool = option(help="compute the encoder in bfloat16")
     precision: str = option(
         choices=("exponential", "softplus"), help="belief=product: the precision of one factor as a function of x"
     )
-    features: int = option(low=1, help="belief=attention | recurrent: size of a transition's embedding")
-    decisions: int | None = option(low=1, help="the belief is made of the last so many decisions; null: of all")
+    features: int = option(low=1, high=10**6, help="belief=attention | recurrent: size of a transition's embedding")
+    decisions: int | None = option(
+        low=1, high=10**6, help="the belief is made of the last so many decisions; null: of all"
+    )
 
     def evidence_dim(self, observation_dim: int) -> int:
         """How many numbers the encoder reads of a decision's rewards, E."""

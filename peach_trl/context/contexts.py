@@ -13,7 +13,7 @@ import torch
 from tensordict import TensorDictBase
 from torch import Tensor
 
-from peach_trl.config import ConfigError, option
+from peach_trl.config import MANY, ConfigError, option
 from peach_trl.data.task_replay import TaskReplayBuffer, integers_below
 from peach_trl.seeding import named_generator
 
@@ -26,13 +26,15 @@ class ContextConfig:
         ConfigError: if contexts of several episodes have fewer transitions than episodes.
     """
 
-    transitions: int = option(low=1, help="most transitions in a context, C")
-    episodes: int = option(low=1, help="episodes that a context is made of; source=episodes only")
-    recent: int = option(low=1, help="contexts come from this many of the last episodes of a task")
+    transitions: int = option(low=1, high=10**6, help="most transitions in a context, C")
+    episodes: int = option(low=1, high=10**6, help="episodes that a context is made of; source=episodes only")
+    recent: int = option(low=1, high=MANY, help="contexts come from this many of the last episodes of a task")
     best_probability: float = option(
         low=0, high=1, help="probability that one of the episodes is a good one; source=episodes only"
     )
-    best_of: int = option(low=1, help="the good one is the best by return of this many; source=episodes only")
+    best_of: int = option(
+        low=1, high=10**5, help="the good one is the best by return of this many; source=episodes only"
+    )
     empty_probability: float = option(low=0, below=1, help="probability of an empty context")
     source: str = option(
         choices=("episodes", "uniform"), help="whole beginnings of episodes, or single transitions drawn uniformly"

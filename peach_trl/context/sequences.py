@@ -31,11 +31,13 @@ from peach_trl.seeding import named_generator
 class SequenceConfig:
     """What a batch of sequences is made of; see ``configs/`` for values and comments."""
 
-    per_task: int = option(low=1, help="sequences of each task of the meta-batch")
-    episodes: int = option(low=1, help="episodes of a sequence")
+    per_task: int = option(low=1, high=10**4, help="sequences of each task of the meta-batch")
+    episodes: int = option(low=1, high=10**4, help="episodes of a sequence")
     consecutive: float = option(low=0, high=1, help="share of the sequences that are a row's successive trajectories")
-    recent: int | None = option(low=1, help="those are among the last so many sequences of the task; null: all")
-    best_of: int = option(low=1, help="or, for a rare task, the best of so many by return")
+    recent: int | None = option(
+        low=1, high=10**6, help="those are among the last so many sequences of the task; null: all"
+    )
+    best_of: int = option(low=1, high=10**5, help="or, for a rare task, the best of so many by return")
 
     def check(self) -> None:
         """Refuses a share of a sequence."""

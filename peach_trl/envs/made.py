@@ -45,7 +45,7 @@ class MadeConfig:
 
     make: str = option(help="module:function that makes the environment")
     tasks: str = option(help="module:function that makes the list of tasks")
-    horizon: int = option(low=1, help="environment steps per episode, at most")
+    horizon: int = option(low=1, high=10**6, help="environment steps per episode, at most")
     best_reward: float | None = option(above=0, help="largest reward of a step, for values by rule; null: not known")
     goal_size: float | None = option(above=0, help="how far from a goal there are rewards; null: no goals, not known")
     step_length: float | None = option(above=0, help="how far a step can lead along an axis; null: not known")

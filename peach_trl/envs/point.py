@@ -15,7 +15,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from peach_trl.config import ConfigError, option
+from peach_trl.config import MANY, ConfigError, option
 from peach_trl.envs.batched_mujoco import BatchedMujocoEnv, EnvOptions
 from peach_trl.envs.errors import NOT_FINITE
 from peach_trl.envs.goal_space import GoalSpace
@@ -38,19 +38,21 @@ class PointConfig:
     """What defines the point's world and its tasks; the values live in YAML."""
 
     arena: float = option(above=0, help="half-width of the square arena, in metres")
-    horizon: int = option(low=1, help="environment steps per episode")
+    horizon: int = option(low=1, high=10**6, help="environment steps per episode")
     goals: str = option(choices=tuple(GOALS), help="where goals lie, around the start")
     radius: float = option(above=0, help="radius of the circle of goals, or half-width of their square, in metres")
     goal_tolerance: float = option(above=0, help="distance from the goal within which the reward is 1, in metres")
     subgoals: str = option(choices=SUBGOALS, help="a place (x, y), or a whole state (x, y, vx, vy)")
     subgoal_tolerance: float = option(above=0, help="distance within which a subgoal is achieved, in metres")
     speed: float = option(above=0, help="top speed along each axis, in metres per environment step")
-    frame_skip: int = option(low=2, help="simulation steps of 0.02 s per environment step; 1 would be too coarse")
-    train_tasks: int = option(low=1, help="number of training tasks")
-    validation_tasks: int = option(low=1, help="number of validation tasks")
-    test_tasks: int = option(low=1, help="number of test tasks")
-    task_seed: int = option(low=0, help="seed of the goals, apart from the seed of the run")
-    threads: int = option(low=1, help="threads that step the simulations; results do not depend on it")
+    frame_skip: int = option(
+        low=2, high=1000, help="simulation steps of 0.02 s per environment step; 1 would be too coarse"
+    )
+    train_tasks: int = option(low=1, high=MANY, help="number of training tasks")
+    validation_tasks: int = option(low=1, high=MANY, help="number of validation tasks")
+    test_tasks: int = option(low=1, high=MANY, help="number of test tasks")
+    task_seed: int = option(low=0, high=2**62, help="seed of the goals, apart from the seed of the run")
+    threads: int = option(low=1, high=1024, help="threads that step the simulations; results do not depend on it")
     not_finite: str = option(choices=NOT_FINITE, help="what a row whose simulation breaks does")
 
     def __post_init__(self) -> None:

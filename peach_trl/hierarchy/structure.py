@@ -30,10 +30,14 @@ Values = TypeVar("Values", Tensor, np.ndarray)
 class HierarchyConfig:
     """Depth, clocks, subgoals and exploration of a hierarchy; see ``configs/`` for values and comments."""
 
-    depth: int = option(low=1, help="number of levels, h + 1; 1 is a flat policy")
-    decision_steps: int = option(low=1, auto=True, help="environment steps of one decision of the top level, k^h")
+    depth: int = option(low=1, high=16, help="number of levels, h + 1; 1 is a flat policy")
+    decision_steps: int = option(
+        low=1, high=10**6, auto=True, help="environment steps of one decision of the top level, k^h"
+    )
     steps: tuple[int, ...] | None = option(
-        low=1, help="decisions of each goal-reaching level for one goal, bottom up; null: k, the same for all"
+        low=1,
+        high=10**6,
+        help="decisions of each goal-reaching level for one goal, bottom up; null: k, the same for all",
     )
     clock: str = option(choices=CLOCKS, help="what ends an attempt at a goal")
     subgoal: str = option(
@@ -50,7 +54,9 @@ class HierarchyConfig:
     warmup_noise: float = option(low=0, help="the same in their warm-up")
     top_action: str = option(choices=TOP_ACTIONS, help="what a top level that follows the reward is said to have done")
     top_random_share: float = option(low=0, high=1, help="share of uniform proposals of the top level")
-    top_random_hold: int = option(low=1, help="decisions that a uniform proposal of the top level is held for")
+    top_random_hold: int = option(
+        low=1, high=10**6, help="decisions that a uniform proposal of the top level is held for"
+    )
 
     @property
     def k(self) -> int:

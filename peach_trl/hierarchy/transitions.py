@@ -35,7 +35,9 @@ DenseReward: TypeAlias = Callable[[Tensor, Tensor], Tensor]
 class TransitionsConfig:
     """Hindsight and rewards of the conversion; see ``configs/`` for values and comments."""
 
-    hindsight_goals: int = option(low=0, help="hindsight goals per attempt; the last state reached is always one")
+    hindsight_goals: int = option(
+        low=0, high=1000, help="hindsight goals per attempt; the last state reached is always one"
+    )
     goal_terminates: bool = option(help="a goal that is achieved ends an attempt's value; false: it is to be held")
     goal_reward: str = option(
         choices=GOAL_REWARDS, help="of goal-reaching levels: -1 and 0, or minus the distance left"

@@ -10,7 +10,7 @@ from tensordict.nn import TensorDictModule
 from torchrl.data import TensorSpec
 from torchrl.modules import ValueOperator
 
-from peach_trl.config import option
+from peach_trl.config import MANY, option
 from peach_trl.defaults import default
 from peach_trl.hierarchy.structure import Hierarchy
 from peach_trl.levels.adam import FusedAdam
@@ -34,7 +34,9 @@ class LowerConfig(GoalLossConfig, NetworkConfig):
     tau: float = option(above=0, high=1, help="rate of the target networks")
     learning_rate: float = option(above=0, high=10, help="learning rate of actors and critics")
     lr_end: float = option(above=0, high=1, help="share of the learning rate left at the end; it falls linearly")
-    freeze_after: int | None = option(low=0, help="iterations after the warm-up that they go on learning; null: always")
+    freeze_after: int | None = option(
+        low=0, high=MANY, help="iterations after the warm-up that they go on learning; null: always"
+    )
     checkpoint: str | None = option(help="final.pt or levels.pt of a run, whose levels they start as; null: untrained")
 
 

@@ -17,7 +17,7 @@ from torchrl.data import TensorSpec
 from torchrl.modules import ProbabilisticActor
 from torchrl.objectives import ValueEstimators
 
-from peach_trl.config import ConfigError, option
+from peach_trl.config import MANY, ConfigError, option
 from peach_trl.context.belief import Belief, BeliefConfig, reading
 from peach_trl.context.encoder import Transition
 from peach_trl.context.kinds import BeliefOfSeeds, make_belief
@@ -50,7 +50,7 @@ class TopConfig(NetworkConfig):
     objective: str = option(choices=("reward", "goal"), help="the task's reward, or the known goal as HAC's top level")
     observe_goal: bool = option(help="whether the top level is told the task's goal (the oracle, and HAC)")
     gamma: float = option(low=0, high=1, auto=True, help="discount per environment step")
-    n_step: int = option(low=1, help="decisions whose rewards a target adds up before it bootstraps")
+    n_step: int = option(low=1, high=10**6, help="decisions whose rewards a target adds up before it bootstraps")
     alpha: float = option(above=0, help="SAC's entropy coefficient, where the best episode was worth 40, scaled")
     alpha_least: float = option(
         above=0, high=1, help="share of it where episodes are worth nothing yet; 1: it is fixed"
@@ -61,7 +61,7 @@ class TopConfig(NetworkConfig):
     alpha_3: float = option(above=0, high=10, help="learning rate of the top critics")
     lr_end: float = option(above=0, high=1, help="share of the learning rates left at the end; they fall linearly")
     average: float = option(above=0, high=1, auto=True, help="rate of the averaged weights of tests; 1: the last ones")
-    batch: int | None = option(low=1, help="most decisions in a gradient step, drawn at random; null: all")
+    batch: int | None = option(low=1, high=MANY, help="most decisions in a gradient step, drawn at random; null: all")
     test_penalty: float = option(low=0, auto=True, help="what a missed subgoal test costs, in scaled reward")
     loss_qvalue: float = option(low=0, help="coefficient of loss_qvalue, L_critic")
     loss_actor: float = option(low=0, help="coefficient of loss_actor, L_actor")

@@ -25,8 +25,8 @@ from peach_trl.modules.views import View
 class NetworkConfig:
     """Hidden layers of a level's actor and critics; see ``configs/`` for values."""
 
-    actor_cells: tuple[int, ...] = option(low=1, help="units of the actor's hidden layers")
-    critic_cells: tuple[int, ...] = option(low=1, help="units of each critic's hidden layers")
+    actor_cells: tuple[int, ...] = option(low=1, high=10**6, help="units of the actor's hidden layers")
+    critic_cells: tuple[int, ...] = option(low=1, high=10**6, help="units of each critic's hidden layers")
     critic_norm: bool = option(help="layer normalisation in the critics, against values that run away off the data")
     bf16: bool = option(help="compute the networks in bfloat16, for large ones on processors that have it")
 

@@ -26,7 +26,9 @@ class ViewsConfig:
     lower: str = option(help="view of the lowest level, by the name that the environment gives it; all; auto")
     top: str = option(help="view of the levels above it, likewise")
     context: str = option(help="view of the context encoder, likewise")
-    normalise: int = option(low=0, help="environment steps that the mean and deviation of what has no bounds are of")
+    normalise: int = option(
+        low=0, high=10**12, help="environment steps that the mean and deviation of what has no bounds are of"
+    )
 
 
 COMPUTED, WITHIN_1 = -1, -2  # instead of the index of an entry

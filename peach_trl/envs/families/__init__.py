@@ -13,7 +13,7 @@ from typing import Any, TypeVar, cast
 
 from torch import Tensor
 
-from peach_trl.config import ConfigError, option
+from peach_trl.config import MANY, ConfigError, option
 from peach_trl.envs.errors import NOT_FINITE
 from peach_trl.envs.families.ant import AntDir, AntGoal
 from peach_trl.envs.families.ant_search import AntGoalSparse, AntHalfCircle, AntSemiCircleSparse
@@ -102,12 +102,12 @@ class FamilyConfig:
     """Which family is played, and how much of it; the published values are in ``configs/env``."""
 
     family: str = option(help="name of the task family")
-    horizon: int = option(low=1, help="environment steps per episode")
-    train_tasks: int = option(low=1, help="number of training tasks")
-    validation_tasks: int = option(low=1, help="number of validation tasks")
-    test_tasks: int = option(low=1, help="number of test tasks")
-    task_seed: int = option(low=0, help="seed of the tasks, apart from the seed of the run")
-    threads: int = option(low=1, help="threads that step the simulations; results do not depend on it")
+    horizon: int = option(low=1, high=10**6, help="environment steps per episode")
+    train_tasks: int = option(low=1, high=MANY, help="number of training tasks")
+    validation_tasks: int = option(low=1, high=MANY, help="number of validation tasks")
+    test_tasks: int = option(low=1, high=MANY, help="number of test tasks")
+    task_seed: int = option(low=0, high=2**62, help="seed of the tasks, apart from the seed of the run")
+    threads: int = option(low=1, high=1024, help="threads that step the simulations; results do not depend on it")
     not_finite: str = option(choices=NOT_FINITE, help="what a row whose simulation breaks does")
 
     def check(self) -> None:

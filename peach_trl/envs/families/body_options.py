@@ -29,7 +29,7 @@ class BodyOptions:
     """
 
     integrator: str = option(choices=tuple(INTEGRATORS), help="of the simulation; rk4 costs four times the others")
-    substeps: int = option(low=1, help="simulation steps of an environment step")
+    substeps: int = option(low=1, high=1000, help="simulation steps of an environment step")
     torque: float = option(above=0, help="factor on the torques of the actuators")
     contact_forces: bool = option(
         help="observe them, where there are any; they cost half as much as Euler's simulation"
