@@ -130,7 +130,10 @@ class Agent(Learner):
 
         Raises:
             FloatingPointError: for observations that are not finite; nothing is changed then.
+            ValueError: for observations of another size, likewise.
         """
+        if observation.shape[-1] != (dim := self.observation_spec.shape[-1]):
+            raise ValueError(f"observation of shape {list(observation.shape)}: levels read {dim} numbers of it")
         if not observation.isfinite().all():
             entries = (~observation.isfinite()).flatten(0, -2).any(0).nonzero().flatten().tolist()
             raise FloatingPointError(

@@ -1,6 +1,7 @@
 """Replay partitioned by task, against a plain Python model of it, and the contexts drawn from it."""
 
 import copy
+import re
 from itertools import groupby, permutations
 
 import pytest
@@ -8,6 +9,7 @@ import torch
 from tensordict import TensorDict
 
 from peach_trl.config import ConfigError, build
+from peach_trl.context import SequenceSampler
 from peach_trl.context.contexts import ContextConfig, ContextSampler
 from peach_trl.data import TaskReplayBuffer
 
@@ -434,3 +436,58 @@ def test_what_does_not_fit_is_refused_in_a_sentence_and_not_written(changes, sai
     )
     buffer.extend(task_rows())
     assert len(buffer) == 8
+
+
+@pytest.mark.parametrize(
+    ("changes", "said"),
+    [
+        ({"task_id": torch.zeros(4, 2, dtype=torch.int64)}, r"task_id of shape \[4, 2\]: one for each of the 4 rows"),
+        ({"task_id": torch.zeros(4, 1, dtype=torch.bool)}, r"task_id of type torch.bool: must be whole numbers, int64"),
+        ({"episode": torch.zeros(4, 2, dtype=torch.int64)}, r"episode of shape \[4, 2\]: .* is needed, \[R, 1\]"),
+        ({"episode": torch.zeros(4, 1)}, r"episode of type torch.float32: must be whole numbers"),
+        ({"transition_type": torch.zeros(4, dtype=torch.int64)}, r"transition_type of shape \[4\]: one for each"),
+        ({"meta_episode": torch.zeros(4, 1)}, r"meta_episode of type torch.float32"),
+        ({"next": TensorDict({"reward": torch.ones(4)}, [4])}, r"'next', 'reward'\) of shape \[4\]: one for each"),
+        ({"next": TensorDict({"reward": torch.ones(4, 2)}, [4])}, r"'reward'\) of shape \[4, 2\]: one for each"),
+        (
+            {"next": TensorDict({"reward": torch.ones(4, 1), "x": torch.ones(4, 1)}, [4])},
+            r"\('next', 'x'\) of shape \[4, 1\] and x of shape \[4, 2\]: before and after a step .* one shape",
+        ),
+    ],
+)
+def test_first_rows_are_checked_too(changes, said):
+    buffer = TaskReplayBuffer(2, 20, episodes=4, seed=0)
+    with pytest.raises(ValueError, match=said):
+        buffer.extend(task_rows(**changes))
+    assert len(buffer) == 0 and not buffer.storage.initialized and buffer.writer.written.sum() == 0
+    buffer.extend(task_rows())
+    assert len(buffer) == 4
+
+
+@pytest.mark.parametrize("shape", [(1, 2), (3, 2), (2, 1), ()])
+def test_ids_that_are_no_list(shape):
+    buffer = TaskReplayBuffer(2, 20, episodes=4, seed=0)
+    buffer.extend(task_rows())
+    sequences, contexts = SequenceSampler(buffer, per_task=2, episodes=1), ContextSampler(buffer)
+    ids = torch.zeros(shape, dtype=torch.int64)
+    draws = [sequences, contexts, buffer.count, lambda tasks: buffer.sample_tasks(tasks, 2)]
+    draws += [lambda tasks: buffer.draw_tasks(tasks, 1), lambda tasks: next(sequences.batches(tasks, 1, 2))]
+    for draw in draws:
+        with pytest.raises(ValueError, match=re.escape(f"tasks of shape {list(shape)}: give a list of ids, [M]")):
+            draw(ids)
+        with pytest.raises(IndexError, match=r"task id 7: must lie in 0 .. 1, the tasks of this buffer"):
+            draw(torch.tensor([7]))
+    buffer.sampler.tasks = ids
+    with pytest.raises(ValueError, match="give a list of ids"):
+        buffer.sample(4)
+
+
+def test_rare_tasks_are_named_by_id():
+    buffer = TaskReplayBuffer(2, 20, episodes=4, seed=0)
+    buffer.extend(task_rows(task_id=torch.ones(4, 1, dtype=torch.int64)))
+    sampler = SequenceSampler(buffer, per_task=2, episodes=1)
+    for rare in (torch.tensor([True]), torch.ones(2, 1, dtype=torch.bool), torch.ones(2)):
+        with pytest.raises(ValueError, match=r"rare of shape .*: must be bool by task id, \[2\] at least"):
+            sampler(torch.tensor([1]), rare)
+    with pytest.raises(ValueError, match="for one task at least"):
+        sampler(torch.zeros(0, dtype=torch.int64))

@@ -3,6 +3,7 @@
 import pytest
 import torch
 from tensordict import TensorDict
+from tiny import record, tiny_agent, tiny_config
 from torchrl.data import Unbounded
 from torchrl.envs import DoubleToFloat, GymEnv, RenameTransform, TransformedEnv
 
@@ -87,3 +88,85 @@ def test_observations_that_no_level_can_read():
         Agent(double)
     single = TransformedEnv(double, DoubleToFloat())
     assert rollout(single, Agent(single).make_policy(), 5)["observation"].dtype == torch.float32
+
+
+def test_one_number_does_not_go_for_all():
+    """An observation, goal, proposal or state of [..., 1] would be broadcast."""
+    R, whole = torch.randn, agent()
+    belief, hierarchy = whole.top.belief, whole.hierarchy
+    sizes = {"observation": 4, "action": 2, "evidence": 6, "next_observation": 4}
+    fits = {name: R(3, 7, size) for name, size in sizes.items()}
+    states = belief.scan(Transition(**fits))
+    for name, size in sizes.items():
+        wrong = 1 if name != "evidence" else 5
+        with pytest.raises(
+            ValueError, match=rf"{name} of shape \[3, 7, {wrong}\]: this encoder reads \[3, 7, {size}\]"
+        ):
+            belief.scan(Transition(**{**fits, name: R(3, 7, wrong)}))
+    with pytest.raises(ValueError, match=r"mask of shape \[3, 7, 1\] torch.bool: must be bool of shape \[3, 7\]"):
+        belief.scan(Transition(**fits), torch.ones(3, 7, 1, dtype=torch.bool))
+    one = Transition(*(part[:, 0] for part in fits.values()))
+    for given in (lambda state: belief.update(state, one), belief.posterior):
+        with pytest.raises(ValueError, match=r"state of shape \[3, 1\]: one of this belief has 24 numbers"):
+            given(states[:, -1, :1])
+    actor = whole.levels[0].actor
+    with pytest.raises(ValueError, match=r"observation of shape \[3, 1\]: this network reads 4 numbers of it"):
+        actor(TensorDict({"observation": R(3, 1), "goal": R(3, 2)}, [3]))
+    with pytest.raises(ValueError, match=r"goal of shape \[3, 1\]: this network reads 2 numbers of it"):
+        actor(TensorDict({"observation": R(3, 4), "goal": R(3, 1)}, [3]))
+    for given in (hierarchy.decode, hierarchy.encode):
+        with pytest.raises(ValueError, match=r"of shape \[3, 1\]: level 1 proposes 2 numbers"):
+            given(1, R(3, 4), R(3, 1))
+    with pytest.raises(ValueError, match=r"goal of shape \(3, 1\): this goal space has 2 numbers"):
+        hierarchy.subgoal_space.achieved(R(3, 4), R(3, 1))
+    with pytest.raises(ValueError, match=r"observation of shape \[3, 1\]: levels read 4 numbers of it"):
+        whole.see(R(3, 1))
+
+
+def recorded(steps):
+    """What a policy recorded in four rows of the tiny task, whose episodes have 20 steps, two a meta-episode."""
+    config = tiny_config()
+    policy = tiny_agent(config).make_policy(2)
+    batch = record(config, policy, [0, 1, 2, 0], steps)
+    return LevelTransitions(policy.actor.hierarchy, config.transitions, seed=0), batch
+
+
+@pytest.mark.parametrize(
+    ("cut", "change", "said"),
+    [
+        (10, lambda batch: batch[:, 3:], "row 0 of 4 begins where the step before did not lead: a batch is missing"),
+        (20, lambda batch: batch[:, 3:], "row 0 of 4 begins where the step before did not lead"),
+        (10, lambda batch: batch[[1, 0, 2, 3]], "row 0 of 4 begins where the step before did not lead"),
+        (10, lambda batch: batch[:3], "3 rows go on, and there were 4"),
+        (10, lambda batch: batch.set("task_id", batch["task_id"] + 1), "row 0 of 4 goes on with another task_id"),
+        (
+            20,
+            lambda batch: batch.set("task_id", batch["task_id"] + 1),
+            "row 0 of 4 has a meta-episode of several tasks",
+        ),
+        (
+            20,
+            lambda batch: batch.set(("context", "trajectory"), batch["context", "trajectory"] + 1),
+            "row 0 of 4 has a meta-episode with a trajectory missing",
+        ),
+    ],
+)
+def test_only_what_follows_in_time_is_joined(cut, change, said):
+    convert, batch = recorded(40)
+    whole = convert(batch)
+    convert, batch = recorded(40)
+    first = convert(batch[:, :cut])
+    with pytest.raises(ValueError, match=f"{said}.*; call reset"):
+        convert(change(batch[:, cut:].clone()))
+    rest = convert(batch[:, cut:])  # nothing of the other was taken in
+    for part, *parts in zip(whole, first, rest, strict=True):
+        real = [rows["transition_type"] == 0 for rows in (part, *parts)]
+        assert sum(int(rows.sum()) for rows in real[1:]) == int(real[0].sum())
+    convert.reset()
+    convert(batch[:, :cut])
+
+
+def test_rows_that_start_anew_are_another_meta_episode():
+    convert, batch = recorded(20)
+    numbers = [set(convert(batch)[-1]["meta_episode"].flatten().tolist()) for _ in range(3)]
+    assert [len(found) for found in numbers] == [4, 4, 4] and len(set.union(*numbers)) == 12

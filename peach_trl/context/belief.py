@@ -88,6 +88,11 @@ class Belief(nn.Module):
         """The state where nothing is known, zeros [..., S], of ``batch_size``."""
         return next(self.parameters()).new_zeros(*batch_size, self.state_dim)
 
+    def check_state(self, state: Tensor) -> None:
+        """Raises a ValueError for what is no state of this belief, [..., S]."""
+        if state.shape[-1] != self.state_dim:
+            raise ValueError(f"state of shape {list(state.shape)}: one of this belief has {self.state_dim} numbers")
+
     def update(self, state: Tensor, transition: Transition) -> Tensor:
         """The state [..., S] after one more transition, [..., S]."""
         raise NotImplementedError
@@ -164,6 +169,7 @@ class SummedBelief(Belief):
 
     def update(self, state: Tensor, transition: Transition) -> Tensor:
         """See :meth:`Belief.update`."""
+        self.check_state(state)
         added = self.statistics(transition)
         return state + added if self.window is None else torch.cat([state[..., self.size :], added], -1)
 
@@ -179,6 +185,7 @@ class SummedBelief(Belief):
 
     def posterior(self, state: Tensor) -> tuple[Tensor, Tensor]:
         """See :meth:`Belief.posterior`."""
+        self.check_state(state)
         return self.conclude(state if self.window is None else state.unflatten(-1, (self.window, self.size)).sum(-2))
 
 

@@ -7,7 +7,7 @@ Source: PEARL (Rakelly et al. 2019, arXiv 1903.08254, section 4.1). What a whole
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from tensordict import TensorDictBase
@@ -63,6 +63,9 @@ class Transition(NamedTuple):
         """
         if mask is None:
             return self
+        lead = self.observation.shape[:-1]
+        if mask.dtype != torch.bool or mask.ndim > len(lead) or mask.shape != lead[len(lead) - mask.ndim :]:
+            raise ValueError(f"mask of shape {list(mask.shape)} {mask.dtype}: must be bool of shape {list(lead)}")
         there = mask.unsqueeze(-1)
         return Transition(*(torch.where(there, column, 0) for column in self))
 
@@ -114,8 +117,17 @@ class ContextEncoder(nn.Module):
         if self._of_state not in (0, observation_spec.shape[-1]):
             raise ValueError(f"evidence_dim = {evidence_dim}: must be 1 or 2 + D = {2 + observation_spec.shape[-1]}")
         self.rewards = evidence_dim - self._of_state
+        dim = self.read.observation_dim
+        self._sizes = (dim,), (action_dim,), (evidence_dim, 1) if self._of_state else (evidence_dim,), (dim,)
         features = (3 if self._of_state else 2) * self.read.dim + action_dim + self.rewards
         self.net = Perceptron(features, out_features, cells, norm, seeds=seeds, bf16=bf16)
+
+    def check(self, *transition: Any) -> None:
+        """Refuses arrays or tensors (s, a, r, s') of other sizes; see :meth:`features`."""
+        for column, value, sizes in zip(Transition._fields, transition, self._sizes, strict=True):
+            if value.shape[-1] not in sizes or value.shape[:-1] != transition[0].shape[:-1]:
+                lead = ", ".join(map(str, (*transition[0].shape[:-1], sizes[0])))
+                raise ValueError(f"{column} of shape {list(value.shape)}: this encoder reads [{lead}]")
 
     def forward(self, observation: Tensor, action: Tensor, evidence: Tensor, next_observation: Tensor) -> Tensor:
         """What each transition says, [..., out]; the arguments are those of :class:`Transition`.
@@ -125,7 +137,12 @@ class ContextEncoder(nn.Module):
         return self.net(self.features(observation, action, evidence, next_observation))
 
     def features(self, observation: Tensor, action: Tensor, evidence: Tensor, next_observation: Tensor) -> Tensor:
-        """What the network reads of transitions: of s, a, r, the state of the highest reward, and s'."""
+        """What the network reads of transitions: of s, a, r, the state of the highest reward, and s'.
+
+        Raises:
+            ValueError: for one of another size than it was made for; it names the shape and the size.
+        """
+        self.check(observation, action, evidence, next_observation)
         parts = [self.read(observation), action, evidence]
         if self._of_state and evidence.shape[-1] == 1:  # a reward alone is that of a single step, and led to s'
             parts[2:] = evidence, evidence, self.read(next_observation)

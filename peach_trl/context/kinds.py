@@ -88,6 +88,7 @@ class Recurrent(Belief):
 
     def update(self, state: Tensor, transition: Transition) -> Tensor:
         """See :meth:`Belief.update`."""
+        self.check_state(state)
         embedding = self.encoder(*transition)
         rows = state.reshape(1, -1, self.state_dim).contiguous()
         return self.gru(embedding.reshape(-1, 1, embedding.shape[-1]), rows)[0].view(state.shape)
@@ -100,6 +101,7 @@ class Recurrent(Belief):
 
     def posterior(self, state: Tensor) -> tuple[Tensor, Tensor]:
         """See :meth:`Belief.posterior`."""
+        self.check_state(state)
         return self.head(state)
 
 

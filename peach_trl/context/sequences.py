@@ -148,6 +148,13 @@ class SequenceSampler:
     def _sequences(self, ids: Tensor, rare: Tensor | None = None) -> TensorDictBase:
         writer = self.buffer.writer
         tasks = writer.partition(ids)
+        if not len(ids):
+            raise ValueError("tasks of shape [0]: sequences are drawn for one task at least")
+        if rare is not None and (rare.ndim != 1 or rare.dtype != torch.bool or len(rare) <= int(ids.max())):
+            least = int(ids.max()) + 1
+            raise ValueError(
+                f"rare of shape {list(rare.shape)} {rare.dtype}: must be bool by task id, [{least}] at least"
+            )
         available = writer.available(tasks)
         if 0 in (counts := available.tolist()):
             raise ValueError(

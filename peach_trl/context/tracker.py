@@ -261,6 +261,7 @@ class _Product:
         if read.view is not None or read.normalises:
             parts = map(torch.from_numpy, (observation, action, evidence, reached))
             return self._whole.features(*parts).numpy()
+        self._whole.check(observation, action, evidence, reached)
         scale, state = read.scale.numpy(), evidence.shape[-1] - self._whole.rewards
         parts = [observation * scale, action, evidence]
         if state < 0:  # a reward alone

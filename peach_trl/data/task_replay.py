@@ -44,7 +44,8 @@ class TaskSampler(Sampler):
             ValueError: if ``batch_size`` is not a multiple of the number of tasks, or a task holds no rows.
         """
         tasks = torch.as_tensor(self.tasks)
-        if batch_size % len(tasks):
+        self.writer.partition(tasks)  # refuses what are no ids
+        if not len(tasks) or batch_size % len(tasks):
             raise ValueError(f"batch_size = {batch_size}: must be a multiple of the number of tasks, {len(tasks)}")
         return self.rows(tasks, batch_size // len(tasks)).reshape(-1), {}
 
@@ -318,13 +319,20 @@ class TaskReplayBuffer(TensorDictReplayBuffer):
         each, [seeds * count]. With a ``number``, so many meta-batches, [number, seeds * count].
 
         Raises:
+            IndexError: for an unknown task id.
             ValueError: if ``count`` exceeds the number of tasks.
 
         Examples:
             >>> TaskReplayBuffer(9, 10, seed=0).draw_tasks(torch.tensor([3, 5, 8]), 3).sort().values
             tensor([3, 5, 8])
         """
-        tasks = torch.as_tensor(tasks).view(self.seeds, -1)
+        tasks = torch.as_tensor(tasks)
+        self._writer.partition(tasks)  # refuses what are no ids
+        if len(tasks) % self.seeds:
+            raise ValueError(
+                f"{len(tasks)} tasks for seeds = {self.seeds}: give as many of each, the first one's first"
+            )
+        tasks = tasks.view(self.seeds, -1)
         if not 0 <= count <= tasks.shape[1]:
             raise ValueError(
                 f"cannot draw {count} of {tasks.shape[1]} tasks without replacement: lower the meta-batch or add tasks"

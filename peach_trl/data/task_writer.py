@@ -18,6 +18,7 @@ from peach_trl.data.storages import Partitioned
 
 #: Keys of rows that tell episodes apart, the first that is there: ours, that of TorchRL's collectors, the end of each.
 EPISODE_KEYS: tuple[NestedKey, ...] = ("episode", ("collector", "traj_ids"), ("next", "done"))
+COLUMNS = ("task_id", "episode", "transition_type", "meta_episode")  # a whole number for each row
 
 
 def episodes_of(data: TensorDictBase) -> Tensor:
@@ -104,6 +105,7 @@ class TaskWriter(Writer):
             data = data.to(self._storage.device)
         self._check_keys(data)
         self._check_values(data)
+        self._check_shapes(data)
         task, columns = self._task_of(data), self._columns(data)
         order = self._order(columns, task)
         task = task[order]
@@ -137,6 +139,24 @@ class TaskWriter(Writer):
                 'every call must bring the keys of the first one, and where episodes are tracked ("next", "reward") '
                 f"and one of {', '.join(map(str, EPISODE_KEYS))}"
             )
+
+    def _check_shapes(self, data: TensorDictBase) -> None:
+        """Refuses columns that are no columns, and states that are not alike before and after; also of first rows."""
+        for key in (*COLUMNS, ("next", "reward")):
+            value = data.get(key, None)
+            if value is None:
+                continue
+            if value.shape != (len(data), 1):
+                raise ValueError(f"{_named(key, value)}: one for each of the {len(data)} rows is needed, [R, 1]")
+            if key in COLUMNS and (value.is_floating_point() or value.dtype == torch.bool):
+                raise ValueError(f"{key} of type {value.dtype}: must be whole numbers, int64")
+        for key, after in data.get("next", {}).items():
+            before = data.get(key, None)
+            if isinstance(before, torch.Tensor) and isinstance(after, torch.Tensor) and before.shape != after.shape:
+                raise ValueError(
+                    f"{_named(('next', key), after)} and {_named(key, before)}: before and after a step it must be "
+                    "of one shape"
+                )
 
     def _check_values(self, data: TensorDictBase) -> None:
         """Refuses entries of another shape or type than those that are held, and numbers that are not finite."""
@@ -174,8 +194,6 @@ class TaskWriter(Writer):
             return torch.zeros(len(data), dtype=torch.int64)
         if task is None:
             raise ValueError(f'rows lack the key "task_id", which a buffer of {self.num_tasks} tasks needs')
-        if task.numel() != len(data):
-            raise ValueError(f"task_id of shape {list(task.shape)}: one for each of the {len(data)} rows is needed")
         return self.partition(task.reshape(-1))
 
     def _order(self, columns: TensorDictBase, task: Tensor) -> Tensor:
@@ -214,14 +232,17 @@ class TaskWriter(Writer):
         self.usable = (self._start >= oldest[:, None]).sum(1)
 
     def partition(self, tasks: Tensor) -> Tensor:
-        """The partitions of task ids, int64 of the same shape.
+        """The partitions of task ids, int64 [M].
 
         Raises:
             IndexError: for an id that has none.
+            ValueError: for what is no list of ids.
         """
+        if tasks.ndim != 1:
+            raise ValueError(f"tasks of shape {list(tasks.shape)}: give a list of ids, [M]; call .flatten() first")
         if not tasks.numel():
             return tasks
-        if tasks.is_floating_point():
+        if tasks.is_floating_point() or tasks.dtype == torch.bool:
             raise ValueError(f"tasks of type {tasks.dtype}: ids are whole numbers, int64")
         last = self.num_tasks - 1 if self.partitions is None else len(self.partitions) - 1
         for task in (int(tasks.min()), int(tasks.max())):
@@ -332,6 +353,10 @@ class TaskWriter(Writer):
     def loads(self, path: str | Path) -> None:
         """Loads the state from the folder ``path``."""
         self.load_state_dict(torch.load(Path(path) / "task_writer.pt", weights_only=True))
+
+
+def _named(key: NestedKey, value: Tensor) -> str:
+    return f"{key} of shape {list(value.shape)}"
 
 
 def _rank(owner: Tensor, counts: Tensor) -> Tensor:

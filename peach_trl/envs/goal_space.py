@@ -86,6 +86,8 @@ class GoalSpace:
 
     def achieved(self, observation: Tensor, goal: Tensor) -> Tensor:
         """Whether ``observation`` ``[..., D]`` achieves ``goal`` ``[..., G]``: bool ``[...]``."""
+        if goal.shape[-1] != self.dim:
+            raise ValueError(f"goal of shape {tuple(goal.shape)}: this goal space has {self.dim} numbers")
         difference = self.project(observation) - goal
         if self.metric == "euclidean":
             return torch.linalg.vector_norm(difference, dim=-1) <= self.tolerance

@@ -118,6 +118,7 @@ class Network:
         features = self._features
         if features.view is not None or features.normalises:
             return features.forward(*map(torch.from_numpy, (observation, *others))).numpy()
+        features.check(observation, *others)
         scale, *rest = [cast(Tensor, features._buffers[name]).numpy() for name in features.names]
         parts = [observation * scale, *others]
         if features.goal_space is not None:

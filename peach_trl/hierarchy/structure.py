@@ -133,6 +133,7 @@ class Hierarchy:
         reach = torch.tensor([config.subgoal_reach * math.prod(config.horizons[:i]) for i in range(self.depth)])
         self.reach = torch.minimum(reach.unsqueeze(-1), 2 * subgoal_space.half_range)  # [L, G]; row 0 is not used
         self._spaces = [self._narrowed(level) for level in range(self.top)]
+        self._dims = self.proposal_dims
 
     def lowest(self, level: int) -> float:
         """Minus the least value of a goal-reaching level: H, as no attempt has more decisions.
@@ -189,7 +190,12 @@ class Hierarchy:
         return ((space.project(observation) - goal) / furthest).abs().amax(-1).clamp(max=1)
 
     def decode(self, level: int, observation: Values, proposal: Values) -> Values:
-        """A proposal in [-1, 1] as what it stands for: an action [..., A], or an absolute subgoal [..., G]."""
+        """A proposal in [-1, 1] as what it stands for: an action [..., A], or an absolute subgoal [..., G].
+
+        Raises:
+            ValueError: for a proposal of another size.
+        """
+        self._check_size("proposal", level, proposal)
         if level == 0 and self._unit_actions:
             return proposal
         if isinstance(proposal, Tensor):
@@ -204,8 +210,15 @@ class Hierarchy:
             return space.clip(space.project(observation) + self.reach[level] * proposal)
         return space.low + (proposal + 1) * space.half_range
 
+    def _check_size(self, name: str, level: int, value: Values) -> None:
+        """One number would go for all: a proposal of the wrong size is no error of torch's."""
+        size = self._dims[level]
+        if value.shape[-1] != size:
+            raise ValueError(f"{name} of shape {list(value.shape)}: level {level} proposes {size} numbers")
+
     def encode(self, level: int, observation: Tensor, target: Tensor) -> Tensor:
         """The inverse of :meth:`decode`, clipped to [-1, 1]: which proposal stands for ``target``?"""
+        self._check_size("target", level, target)
         if level == 0:
             return ((target - self.action_mid) / self.action_half).clamp(-1, 1)
         space = self.subgoal_space

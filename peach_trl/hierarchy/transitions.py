@@ -19,6 +19,7 @@ from torch import Tensor
 from peach_trl.config import option
 from peach_trl.defaults import default
 from peach_trl.envs.goal_space import GoalSpace
+from peach_trl.hierarchy.continuity import Continuity
 from peach_trl.hierarchy.evidence import Evidence
 from peach_trl.hierarchy.structure import Hierarchy
 from peach_trl.seeding import named_generator
@@ -120,12 +121,14 @@ class LevelTransitions:
         self._learnt = Evidence(scale=config.reward_scale)
         self.evidence = None if evidence == self._learnt and dense is None else evidence
         self._generator = named_generator("hindsight", seed)
-        self._meta_episodes = self._offset = self._latest = 0
+        self._meta_episodes = self._offset = 0
+        self._continuity = Continuity()
         self.reset()
 
     def reset(self) -> None:
         """Forgets the steps that were carried over; numbers of meta-episodes go on where they were."""
         self._offset = self._meta_episodes
+        self._continuity.reset()
         self._tail: TensorDictBase | None = None
         self._tail_start: Tensor | None = None
 
@@ -133,18 +136,20 @@ class LevelTransitions:
         """The steps that were carried over, the number of meta-episodes so far, and the state of the generator."""
         return {
             "generator": self._generator.get_state(),
-            "meta_episodes": (self._meta_episodes, self._offset, self._latest),
+            "meta_episodes": (self._meta_episodes, self._offset),
             "tail": None if self._tail is None else self._tail.to_dict(),
             "tail_start": self._tail_start,
+            "continuity": self._continuity.state_dict(),
         }
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Restores what :meth:`state_dict` gave."""
         self._generator.set_state(state_dict["generator"])
-        self._meta_episodes, self._offset, self._latest = state_dict["meta_episodes"]
+        self._meta_episodes, self._offset = state_dict["meta_episodes"]
         tail = state_dict["tail"]
         self._tail = None if tail is None else TensorDict(tail, tail["done"].shape)
         self._tail_start = state_dict["tail_start"]
+        self._continuity.load_state_dict(state_dict["continuity"])
 
     def __call__(self, batch: TensorDictBase) -> list[TensorDict]:
         """Converts what is finished; see the class.
@@ -154,7 +159,8 @@ class LevelTransitions:
                 in the batch before, or start anew, and what they had begun is lost. Without ``task_id`` all is task 0.
 
         Raises:
-            ValueError: if the batch is neither, or was not recorded by a hierarchy.
+            ValueError: if the batch is neither, or was not recorded by a hierarchy; and if rows go on elsewhere, see
+                :class:`~peach_trl.hierarchy.continuity.Continuity`. Nothing is converted then.
         """
         if batch.ndim == 1:
             batch = batch.unsqueeze(0)
@@ -162,6 +168,8 @@ class LevelTransitions:
             raise ValueError(f"a recorded batch must be [environments, time] or [time], got {list(batch.shape)}")
         if batch.get(("hierarchy", "attempts"), None) is None:
             raise ValueError("the batch has no ('hierarchy', 'attempts'): it was not recorded by a HierarchyPolicy")
+        if self._continuity.check(batch):  # rows start anew, and count meta-episodes from 0 again
+            self._offset = self._meta_episodes
         steps = self._recorded(batch)
         first = torch.zeros(steps.shape[0], 1, dtype=torch.int64)  # where each row's unconverted steps begin
         if self._tail is not None and self._tail_start is not None:
@@ -199,9 +207,6 @@ class LevelTransitions:
             steps["learnt"] = self.dense(batch["next", "observation"], steps["task_id"])
         number = batch.get(("context", "meta_episode"), None)
         if number is not None:  # one number for each row's meta-episodes
-            if int(number[:, 0].max()) < self._latest:  # rows start anew, and count from 0 again
-                self._offset = self._meta_episodes
-            self._latest = int(number[:, -1].max())
             steps["meta_episode"] = (self._offset + number) * len(number) + torch.arange(len(number)).view(-1, 1, 1)
             self._meta_episodes = max(self._meta_episodes, self._offset + int(number.max()) + 1)
         if steps["draw"] is None:

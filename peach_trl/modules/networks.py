@@ -83,6 +83,7 @@ class Features(nn.Module):
         normalise: bool = False,
     ) -> None:
         super().__init__()
+        self.observation_dim = observation_spec.shape[-1]
         whole, bounded = observation_scale(observation_spec), _bound(observation_spec).isfinite()
         self.view = view
         if view is not None:  # what is made of several entries stands behind them: WITHIN_1, and without bounds
@@ -110,8 +111,20 @@ class Features(nn.Module):
         """[..., D] and the goal [..., G], if there is one, then further inputs as they are; returns [..., F]."""
         return self.functional([cast(Tensor, self._buffers[name]) for name in self.names], observation, *others)
 
+    def check(self, *inputs: Any) -> None:
+        """Refuses inputs of another size than they were made for, also of one number, which would go for all.
+
+        Raises:
+            ValueError: that names the shape, and the size that is wanted.
+        """
+        sizes = self.observation_dim, *([self.goal_space.dim] if self.goal_space is not None else [])
+        for name, size, value in zip(("observation", "goal"), sizes, inputs, strict=False):
+            if value.shape[-1] != size:
+                raise ValueError(f"{name} of shape {list(value.shape)}: this network reads {size} numbers of it")
+
     def functional(self, buffers: Sequence[Tensor], observation: Tensor, *others: Tensor) -> Tensor:
         """With other buffers, in the order of ``self.names``."""
+        self.check(observation, *others)
         seen = (observation if self.view is None else self.view(observation)) * buffers[0]
         if self.normalises:
             seen = (seen + buffers[-1]).clamp(-OUTLIER, OUTLIER)
