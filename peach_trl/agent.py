@@ -152,9 +152,10 @@ class Agent(Learner):
         own, given = self.state_dict(), state["weights"]
         if own.keys() != given.keys():
             raise ValueError(f"other networks: {sorted(own.keys() ^ given.keys())[0]} is in one of them only")
-        for name, value in own.items():
-            if not _is_setting(name):
-                _write(value, given[name])
+        if len(state["levels"]) != len(self._every):
+            raise ValueError(f"other levels: {len(state['levels'])} there and {len(self._every)} here")
+        learnt = [(name, value, given[name]) for name, value in own.items() if not _is_setting(name)]
+        _write_all(learnt)
         for level, of_level in zip(self._every, state["levels"], strict=True):
             level.load_training_state(of_level)
 
@@ -210,10 +211,11 @@ class Agent(Learner):
             shared = name in state and own.ndim == state[name].ndim and not name.endswith(".started")  # of averages
             if shared and not all(torch.equal(own, single[name]) for single in known):
                 raise ValueError(f"{name} differs among the seeds, which have it in common: take one seed at a time")
+        parts = []
         for seed, single in enumerate(states):
             names = {_name_of(name, seed): name for name in state}
-            for name, own in single.items():
-                _write(_one_of(state[names[name]], name, own, seed), own)
+            parts += [(name, _one_of(state[names[name]], name, own, seed), own) for name, own in single.items()]
+        _write_all(parts)
 
     def make_policy(
         self, trajectories: int = 1, *, num_tasks: int | None = None, average: bool = False, seed: int | None = None
@@ -265,6 +267,20 @@ def _observed(env: EnvBase) -> TensorSpec:
             "with torchrl.envs.DoubleToFloat()"
         )
     return spec
+
+
+def _write_all(parts: Sequence[tuple[str, Tensor, Tensor]]) -> None:
+    """Copies values into tensors of an agent, (name, tensor, value) each, once it is known that all of them fit.
+
+    Raises:
+        ValueError: for a value of another shape, which might be broadcast, or of another type.
+    """
+    for name, target, value in parts:
+        if not isinstance(value, Tensor) or (target.shape, target.dtype) != (value.shape, value.dtype):
+            found = f"{list(value.shape)} {value.dtype}" if isinstance(value, Tensor) else type(value).__name__
+            raise ValueError(f"other networks: {name} is {found} there and {list(target.shape)} {target.dtype} here")
+    for _, target, value in parts:
+        _write(target, value)
 
 
 @torch.no_grad()

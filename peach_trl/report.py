@@ -84,7 +84,8 @@ class Report:
             if hasattr(part, "training_state"):
                 parts[name] = Component(part.training_state, part.load_training_state)
         parts["generators"] = GlobalRNGState()  # last, as nothing is to be drawn after it
-        self._savepoints = Savepoints(self.runs.folder / SAVEPOINTS, self.config.checkpoint.keep, **parts)
+        facts = {"tasks": self.library.single.fingerprint(), "config": self.runs.digest}
+        self._savepoints = Savepoints(self.runs.folder / SAVEPOINTS, self.config.checkpoint.keep, facts, **parts)
         if self.runs.resumed:
             self._resume(self._savepoints)
 
@@ -132,6 +133,8 @@ class Report:
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Restores what :meth:`state_dict` gave, and cuts the files to what they were."""
+        for run, (rows, *_) in zip(self.runs.runs, state_dict["files"], strict=True):
+            run.rows_until(rows)  # refuses what is damaged before anything is cut
         self.env_steps, self.updates, self._score = (state_dict[name] for name in ("env_steps", "updates", "score"))
         if self._best is not None and state_dict["best"] is not None:
             self._best.load_state_dict(state_dict["best"])

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import fcntl
+import hashlib
 import sys
 from collections.abc import Iterable, Mapping
 from pathlib import Path
@@ -23,6 +24,7 @@ STUCK = (
     *("hierarchy.depth", "context.latent_dim", "context.belief", "lower.algorithm", "top.objective"),
 )
 _OWN = ("resume", "resume_allow")
+_HEAD = "# sha256 of what follows: "
 Schema = TypeVar("Schema")
 
 
@@ -49,9 +51,26 @@ def locked(folder: Path) -> IO[str]:
 
 
 def write_config(folder: Path, config: Any) -> None:
-    """Keeps the configuration of all seeds beside a run's savepoints."""
+    """Keeps the configuration of all seeds beside a run's savepoints, behind its digest."""
     (folder / SAVEPOINTS).mkdir(parents=True, exist_ok=True)
-    write_whole(folder / SAVEPOINTS / "config.yaml", OmegaConf.to_yaml(OmegaConf.create(dataclasses.asdict(config))))
+    write_whole(folder / SAVEPOINTS / "config.yaml", f"{_HEAD}{digest_of(config)}\n{_text(config)}")
+
+
+def digest_of(config: Any) -> str:
+    """The SHA-256 of a configuration, as hexadecimal digits."""
+    return hashlib.sha256(_text(config).encode()).hexdigest()
+
+
+def _text(config: Any) -> str:
+    return OmegaConf.to_yaml(OmegaConf.create(dataclasses.asdict(config)))
+
+
+def _read_config(path: Path) -> dict[str, Any]:
+    """What :func:`write_config` wrote; a ValueError where it is not that any more."""
+    head, _, text = path.read_text().partition("\n")
+    if head != f"{_HEAD}{hashlib.sha256(text.encode()).hexdigest()}":
+        raise ValueError("it is not what the run wrote: wrong checksum; changes are given on the command line")
+    return completed(cast(Any, OmegaConf.to_container(OmegaConf.create(text))))
 
 
 def resumed_config(config: Schema, folder: Path, given: Iterable[str]) -> Schema:
@@ -102,7 +121,7 @@ def _stored(resume: str, folder: Path, path: Path) -> Any:
     """The configuration of the unfinished run in a folder."""
     refuse_finished(folder)
     try:
-        return completed(cast(Any, OmegaConf.to_container(OmegaConf.load(path))))
+        return _read_config(path)
     except FileNotFoundError:
         raise ConfigError(
             f"resume = {resume}: {folder} holds no run that could go on ({SAVEPOINTS}/config.yaml); give the folder of "
@@ -139,7 +158,7 @@ def refuse_finished(folder: Path) -> None:
     """Raises a FinishedError if the run in a folder is finished, also since it was last looked at."""
     try:
         finished = [path.stat().st_size and read_manifest(path.parent)["finished"] for path in manifests(folder)]
-    except (ValueError, KeyError, TypeError) as error:
+    except (ValueError, KeyError, TypeError, OSError) as error:
         raise ConfigError(
             f"resume = {folder}: a manifest.json in it is no run's ({error}); put back the true one"
         ) from None

@@ -10,7 +10,7 @@ from typing import Any
 from peach_trl.config import ConfigError
 from peach_trl.experiment import Config, of_seeds
 from peach_trl.levels.errors import NotFiniteLossError
-from peach_trl.resume import locked, manifests, refuse_finished, write_config
+from peach_trl.resume import digest_of, locked, manifests, refuse_finished, write_config
 from peach_trl.utils.files import SAVEPOINTS
 from peach_trl.utils.run import Run
 from peach_trl.utils.savepoints import PREFIX
@@ -30,6 +30,10 @@ class Runs:
 
     Attributes:
         resumed: whether it is a run that goes on.
+        digest: of the configuration of all seeds.
+
+    Raises:
+        ConfigError: if a run is in the folder, and is not to go on, or cannot; or if nothing can be written there.
     """
 
     def __init__(self, folder: Path, config: Config) -> None:
@@ -40,12 +44,19 @@ class Runs:
             )
         self.folder, self.configs, self.iterations, self._config = folder, of_seeds(plain), 0, plain
         self.rescue: Callable[[], None] | None = None  # what saves the agents, once there are any
-        self._lock = locked(folder)
+        self.digest = digest_of(plain)
         try:
-            self.runs = self._open()
-        except BaseException:
-            self._lock.close()
-            raise
+            self._lock = locked(folder)
+            try:
+                self.runs = self._open()
+            except BaseException:
+                self._lock.close()
+                raise
+        except (OSError, ValueError) as error:
+            if isinstance(error, ConfigError | FileExistsError):
+                raise
+            key = "resume" if self.resumed else "hydra.run.dir"
+            raise ConfigError(f"{key} = {folder}: {str(error).splitlines()[0]}") from error
         self._stopping = Stopping()
 
     def _open(self) -> list[Run]:

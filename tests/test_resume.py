@@ -3,6 +3,7 @@
 import csv
 import json
 import random
+import re
 import shutil
 import subprocess
 import sys
@@ -14,7 +15,7 @@ import pytest
 import torch
 from test_recipes import start
 from test_run import Trap
-from tiny import ROOT, TINY
+from tiny import ROOT, TINY, tiny_agent, tiny_config
 
 import peach_trl.report
 import peach_trl.runs
@@ -343,3 +344,90 @@ def test_killed_at_any_time(tmp_path):
 def number_of(folder):
     """Of the latest savepoint."""
     return max((path.name for path in (folder / "savepoints").glob("savepoint-*")), default="")
+
+
+@pytest.mark.parametrize(
+    ("facts", "said"),
+    [
+        ({"savepoint": 1}, "is of format 1, this version reads 2; go on with the"),
+        ({"tasks": "0123"}, "is of other tasks, fingerprint 0123; those of this"),
+    ],
+)
+def test_a_savepoint_of_another_version_or_of_other_tasks(stopped, tmp_path, capsys, facts, said):
+    from peach_trl.utils.savepoints import seal
+
+    folder = copied(stopped, tmp_path)
+    for savepoint in (folder / "savepoints").glob("savepoint-*"):
+        manifest = json.loads((savepoint / "manifest.json").read_text())
+        assert manifest["metadata"].keys() == {"savepoint", "tasks", "config"}
+        manifest["metadata"].update(facts)
+        (savepoint / "manifest.json").write_text(json.dumps(manifest))
+        (savepoint / "sha256.json").unlink()
+        seal(savepoint)
+    before = everything(folder)
+    assert said in refused(capsys, folder, f"resume={folder}")[-1]
+    assert everything(folder) == before
+
+
+def test_a_flipped_digit_in_the_configuration(stopped, tmp_path, capsys):
+    folder = copied(stopped, tmp_path)
+    path = folder / "savepoints" / "config.yaml"
+    text = path.read_text()
+    path.write_text(text.replace("hindsight_goals: 3", "hindsight_goals: 2"))
+    line = refused(capsys, folder, f"resume={folder}")[-1]
+    assert "savepoints/config.yaml cannot be read (it is not what the run wrote: wrong checksum" in line
+    assert path.read_text() != text
+
+
+@pytest.mark.parametrize(
+    ("change", "said"),
+    [
+        (lambda text: b"\x00\xff\xfe garbage", "metrics.csv: begins with "),
+        (lambda text: text[:-1].replace(b"\n", b"\nx", 1), "metrics.csv: row 1 is not what the run wrote"),
+        (lambda text: text.replace(b"\n", b"\n1,", 1), "metrics.csv: row 1 is not what the run wrote"),
+        (lambda text: text.split(b"\n")[0] + b"\n", "metrics.csv: has 0 rows of the 4 there were"),
+    ],
+)
+def test_damaged_metrics_are_a_sentence(stopped, tmp_path, capsys, change, said):
+    folder = copied(stopped, tmp_path)
+    path = folder / "metrics.csv"
+    path.write_bytes(change(path.read_bytes()))
+    before = everything(folder)
+    assert said in refused(capsys, folder, f"resume={folder}")[-1]
+    assert everything(folder) == before
+
+
+def test_what_stands_behind_the_rows_of_a_savepoint_is_cut(stopped, tmp_path):
+    """A machine that went down may leave anything there."""
+    folder = copied(stopped, tmp_path)
+    with open(folder / "metrics.csv", "ab") as file:
+        file.write(b"\x00\xff\x00" * 50)
+    resumed(folder)
+    assert [int(row["step"]) for row in rows_of(folder)] == [120 * number for number in range(1, 7)]
+
+
+@pytest.mark.parametrize("name", ["locked", "write_config"])
+def test_a_folder_that_cannot_be_written_to_is_a_sentence(stopped, tmp_path, capsys, name):
+    folder = copied(stopped, tmp_path)
+    denied = PermissionError(13, "Permission denied", str(folder / "savepoints"))
+    given = [f"hydra.run.dir={tmp_path / 'new'}", *SHORT] if name == "write_config" else [f"resume={folder}"]
+    with mock.patch.object(peach_trl.runs, name, side_effect=denied):
+        (line,) = [line for line in refused(capsys, folder, *given) if line.startswith("Configuration error")]
+    assert f"{given[0].split('=')[0]} = " in line and "Permission denied" in line
+
+
+def test_weights_of_another_shape_are_not_broadcast():
+    agent = tiny_agent(tiny_config())
+    state, before = agent.training_state(), {name: value.clone() for name, value in agent.state_dict().items()}
+    changed = {name: value + 1 if value.is_floating_point() else value for name, value in before.items()}
+    last = [name for name in changed if name.startswith("top.") and changed[name].ndim == 2][-1]
+    for wrong in (changed[last][:1], changed[last].double(), None):
+        with pytest.raises(ValueError, match=f"other networks: {re.escape(last)} is .* there and .* here"):
+            agent.load_training_state({**state, "weights": {**changed, last: wrong}})
+    with pytest.raises(ValueError, match=f"other networks: {re.escape(last)} is .* there and .* here"):
+        agent.load_seeds([{**changed, last: changed[last].double()}])
+    assert all(torch.equal(value, before[name]) for name, value in agent.state_dict().items())
+    level = agent.levels[0].training_state()
+    level["optimiser"]["state"][0] |= {"exp_avg": torch.zeros(1)}
+    with pytest.raises(ValueError, match="other networks: moments of shape .* for parameter 0"):
+        agent.levels[0].load_training_state(level)

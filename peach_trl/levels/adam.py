@@ -101,7 +101,17 @@ class FusedAdam(torch.optim.Adam):
             state.update({name: value.to(param.device) for name, value in state.items()})
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """As ``torch.optim.Adam`` has it."""
+        """As ``torch.optim.Adam`` has it.
+
+        Raises:
+            ValueError: if moments are of other shapes than the parameters.
+        """
+        params = [param for group in self.param_groups for param in group["params"]]
+        for number, state in state_dict["state"].items():
+            shapes = {tuple(state[name].shape) for name in ("exp_avg", "exp_avg_sq")}
+            if shapes != {tuple(params[number].shape)}:
+                wanted = list(params[number].shape)
+                raise ValueError(f"other networks: moments of shape {shapes} for parameter {number} of shape {wanted}")
         super().load_state_dict(state_dict)
         self.forget()
 

@@ -47,6 +47,7 @@ class Run:
     Raises:
         FileExistsError: if the folder already holds a run.
         FileNotFoundError: with ``resume``, if it holds none.
+        ValueError: with ``resume``, if its ``metrics.csv`` has no columns that a run has.
 
     As a context manager it calls :meth:`finish` at the end, or notes the error that ended the run in the manifest.
 
@@ -80,9 +81,10 @@ class Run:
             write_whole(self.folder / "config.yaml", text)
         self.rows, self._columns, path = 0, ["step"], self.folder / "metrics.csv"
         if resume and path.is_file():
-            with open(path, newline="") as file:
-                self._columns = next(csv.reader(file), self._columns)
-                self.rows = sum(1 for _ in file)
+            head, *lines = _lines(path)
+            if head.rstrip().partition(",")[0] != "step":
+                raise ValueError(f"{path}: begins with {head.rstrip()[:40]!r}, not with step; put back the true one")
+            self._columns, self.rows = next(csv.reader([head])), len(lines)
         else:
             write_whole(path, "step\n")
         self._csv = open(path, "a", newline="")  # noqa: SIM115
@@ -124,16 +126,13 @@ class Run:
             wall: seconds that it had taken.
             cpu: likewise of CPU time.
         """
+        kept = self.rows_until(rows)
         for path in (*self.folder.glob("*.tmp"), *(self.folder / "checkpoints").glob("*.tmp")):
             path.unlink()
         for name in ("interrupted", "post_mortem", "final", "levels"):
             (self.folder / "checkpoints" / f"{name}.pt").unlink(missing_ok=True)
         path = self.folder / "metrics.csv"
         self._csv.close()
-        with open(path, newline="") as file:
-            kept = [line for _, line in zip(range(rows + 1), file, strict=False)]
-        if len(kept) <= rows:
-            raise ValueError(f"{path}: has {len(kept) - 1} rows of the {rows} there were; it cannot be gone on with")
         write_whole(path, "".join(kept))
         self._csv = open(path, "a", newline="")  # noqa: SIM115
         self.rows = rows
@@ -143,6 +142,21 @@ class Run:
         self._waits = False
         for logger in self.loggers:
             forget_after(logger, step)
+
+    def rows_until(self, rows: int) -> list[str]:
+        """The first lines of ``metrics.csv``, so many rows below its head; what stands behind them does not matter.
+
+        Raises:
+            ValueError: if there are less, or one is no row of numbers.
+        """
+        path = self.folder / "metrics.csv"
+        kept = _lines(path)[: rows + 1]
+        if len(kept) <= rows:
+            raise ValueError(f"{path}: has {len(kept) - 1} rows of the {rows} there were; it cannot be gone on with")
+        for number, cells in enumerate(csv.reader(kept)):
+            if number and not (len(cells) == len(self._columns) and all(map(_is_cell, cells)) and cells[0]):
+                raise ValueError(f"{path}: row {number} is not what the run wrote; put back the true one")
+        return kept
 
     def sync(self) -> None:
         """Waits until the rows so far are on the disk."""
@@ -352,6 +366,20 @@ def _number(name: str, value: Any) -> int | float:
     if not isinstance(plain, (int, float)):
         raise ValueError(f"metric {name} = {value!r}: must be one number; log its mean, say")
     return int(plain) if isinstance(plain, bool) else plain
+
+
+def _lines(path: Path) -> list[str]:
+    """The lines of a table, the head at least; what is no text stands in them as such."""
+    with open(path, newline="", errors="replace") as file:
+        return list(file) or ["step\n"]
+
+
+def _is_cell(text: str) -> bool:
+    """Whether it is a number, or empty."""
+    try:
+        return not text or isinstance(float(text), float)
+    except ValueError:
+        return False
 
 
 def _cpu_seconds() -> float:

@@ -22,6 +22,7 @@ from torchrl.checkpoint import Checkpoint, CheckpointRotation, StateDictCheckpoi
 from peach_trl.utils.checkpoints import save_tensors
 
 DIGESTS, PREFIX = "sha256.json", "savepoint"
+FORMAT = 2  # of savepoints; those of format 1 did not say so
 
 
 class DamagedError(RuntimeError):
@@ -112,6 +113,7 @@ class Savepoints:
     Args:
         folder: made when the first is written.
         keep: how many of the latest are kept.
+        facts: what a savepoint says of itself beside its format, JSON values. One of other ``tasks`` is not loaded.
         components: by name, objects with ``state_dict()`` and ``load_state_dict()`` of tensors and plain containers.
 
     Examples:
@@ -125,8 +127,9 @@ class Savepoints:
         (15, ['savepoint-000000000010', 'savepoint-000000000015'])
     """
 
-    def __init__(self, folder: Path, keep: int, **components: Any) -> None:
+    def __init__(self, folder: Path, keep: int, facts: Mapping[str, Any] | None = None, **components: Any) -> None:
         self._checkpoint, adapter = _Sealed(), _Torch("torch")
+        self.facts = {"savepoint": FORMAT, **(facts or {})}
         for name, component in components.items():
             self._checkpoint.register(name, component, adapter=adapter)
         self._rotation = CheckpointRotation(folder, keep_last=keep, prefix=PREFIX)
@@ -138,7 +141,7 @@ class Savepoints:
 
     def save(self, number: int) -> None:
         """Writes one, all of it or nothing, and removes those that are too many."""
-        self._rotation.save(self._checkpoint, step=number)
+        self._rotation.save(self._checkpoint, step=number, metadata=self.facts)
 
     def load(self) -> int | None:
         """Loads the latest one that is whole, and returns its number; ``None`` where there is none.
@@ -147,6 +150,7 @@ class Savepoints:
 
         Raises:
             DamagedError: if there are some, and none is whole.
+            ValueError: if the latest is of another format, other tasks, or another recipe.
             Exception: of a component whose state is of another kind.
         """
         folders = self.folders
@@ -166,7 +170,9 @@ class Savepoints:
 
     def _read(self, folder: Path) -> dict[str, Any]:
         """The states of all components, in the order in which they were given."""
-        records = Checkpoint.manifest(folder)["components"]
+        manifest = Checkpoint.manifest(folder)
+        records = manifest["components"]
+        self._compare(folder.name, manifest.get("metadata", {}))
         missing = sorted(set(self._checkpoint.components) ^ set(records))
         if missing:
             raise ValueError(
@@ -177,6 +183,18 @@ class Savepoints:
             return {name: torch.load(path, weights_only=True, map_location="cpu") for name, path in files.items()}
         except Exception as error:  # whatever a pickle of another kind brings about
             raise DamagedError(f"cannot be read ({str(error).splitlines()[0]})") from None
+
+    def _compare(self, name: str, found: Mapping[str, Any]) -> None:
+        if (number := found.get("savepoint", 1)) != FORMAT:
+            raise ValueError(
+                f"{name} is of format {number}, this version reads {FORMAT}; go on with the version of peach_trl "
+                "that the run's manifest.json names, or start anew in another folder"
+            )
+        if found.get("tasks") != self.facts.get("tasks"):
+            raise ValueError(
+                f"{name} is of other tasks, fingerprint {found.get('tasks')}; those of this configuration have "
+                f"{self.facts.get('tasks')}. Put back what makes the list of tasks, or start anew in another folder"
+            )
 
     def clean(self) -> None:
         """Removes what a kill within a save left behind."""
