@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from typing import Any, TypeVar, get_type_hints
+from typing import Any, TypeVar
 
 from peach_trl.config import build
 
@@ -18,7 +18,8 @@ def default(schema: type[Schema], **changes: Any) -> Schema:
     of 200 steps, rewards from 0 to 1 a step. Give your own where yours is another.
 
     Args:
-        schema: the class of a part of :class:`~peach_trl.experiment.PeachConfig`, such as ``HierarchyConfig``.
+        schema: the class of a part of :class:`~peach_trl.experiment.PeachConfig`, such as ``HierarchyConfig``;
+            of ``env`` it is ``PointConfig``, the default task.
         changes: values by their names.
 
     Raises:
@@ -33,8 +34,7 @@ def default(schema: type[Schema], **changes: Any) -> Schema:
     from peach_trl.experiment import PeachConfig
     from peach_trl.utils.cli import load_config
 
-    names = [name for name, kind in get_type_hints(PeachConfig).items() if kind is schema]
-    if not names:
+    parts: list[Any] = [part for part in vars(load_config(PeachConfig, "peach")).values() if type(part) is schema]
+    if not parts:
         raise TypeError(f"{schema.__name__} is no part of PeachConfig: give its values yourself")
-    values = dataclasses.asdict(getattr(load_config(PeachConfig, "peach"), names[0]))
-    return build(schema, {**values, **changes})
+    return build(schema, {**dataclasses.asdict(parts[0]), **changes})

@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from torchrl.envs import EnvBase
 from torchrl.envs.utils import ExplorationType, set_exploration_type
 
-from peach_trl.collectors.rollout import rollout
+from peach_trl.collectors.rollout import require_count, rollout
 from peach_trl.context.tracker import BeliefTracker
 from peach_trl.declared import declared
 from peach_trl.envs.goal_space import GoalSpace
@@ -122,7 +122,7 @@ def meta_test(
 
     Raises:
         ValueError: if the policy's meta-episodes are shorter than ``trajectories``, the horizon is not known, or
-            episodes are longer.
+            episodes are longer; and for none of either.
 
     Examples:
         >>> from peach_trl.experiment import PeachConfig, make_agent, make_env, make_library
@@ -183,6 +183,7 @@ def played(
     parts = policy.modules() if isinstance(policy, nn.Module) else ()  # TorchRL's RandomPolicy is none
     tracker = next((part for part in parts if isinstance(part, BeliefTracker)), None)
     horizon = declared(env, "horizon") if horizon is None else horizon
+    require_count("trajectories", trajectories)
     if tracker is not None and tracker.trajectories < trajectories:
         raise ValueError(
             f"trajectories = {trajectories}: this policy forgets the task after {tracker.trajectories}; make it with "
@@ -190,6 +191,7 @@ def played(
         )
     if horizon is None:
         raise ValueError(f"horizon: {type(env).__name__} has none; say how many steps an episode has at most")
+    require_count("horizon", horizon)
     try:
         batch = rollout(env, policy, trajectories * horizon)
     finally:

@@ -428,6 +428,7 @@ def test_weights_of_another_shape_are_not_broadcast():
         agent.load_seeds([{**changed, last: changed[last].double()}])
     assert all(torch.equal(value, before[name]) for name, value in agent.state_dict().items())
     level = agent.levels[0].training_state()
-    level["optimiser"]["state"][0] |= {"exp_avg": torch.zeros(1)}
+    moments = {"exp_avg": torch.zeros(1), "exp_avg_sq": torch.zeros(1), "step": torch.zeros(())}
+    level["optimiser"]["state"] = {0: moments}
     with pytest.raises(ValueError, match="other networks: moments of shape .* for parameter 0"):
         agent.levels[0].load_training_state(level)

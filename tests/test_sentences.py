@@ -4,18 +4,22 @@ import pytest
 import torch
 from tensordict import TensorDict
 from tiny import record, tiny_agent, tiny_config
-from torchrl.data import Unbounded
+from torchrl.data import Binary, Bounded, Categorical, OneHot, Unbounded
 from torchrl.envs import DoubleToFloat, GymEnv, RenameTransform, TransformedEnv
+from torchrl.modules import RandomPolicy
 
 from peach_trl.agent import Agent
 from peach_trl.collectors import rollout
 from peach_trl.config import ConfigError
 from peach_trl.context import ContextEncoder, FlatBeliefTracker, GaussianProduct, Transition
 from peach_trl.data import TaskReplayBuffer
-from peach_trl.envs import GoalSpace
+from peach_trl.defaults import default
+from peach_trl.envs import GoalSpace, MadeConfig, PointConfig, PointEnv
 from peach_trl.envs.families import PointRobot
+from peach_trl.evaluation import meta_test
 from peach_trl.experiment import PeachConfig, make_agent, make_library
-from peach_trl.hierarchy import LevelTransitions
+from peach_trl.hierarchy import Hierarchy, LevelTransitions
+from peach_trl.modules import Perceptron
 from peach_trl.utils import load_config
 
 ACTION, OBSERVATION = Unbounded((2,)), Unbounded((2,))
@@ -170,3 +174,50 @@ def test_rows_that_start_anew_are_another_meta_episode():
     convert, batch = recorded(20)
     numbers = [set(convert(batch)[-1]["meta_episode"].flatten().tolist()) for _ in range(3)]
     assert [len(found) for found in numbers] == [4, 4, 4] and len(set.union(*numbers)) == 12
+
+
+@pytest.mark.parametrize("spec", [Categorical(4), OneHot(4), Binary(3), Unbounded((2,)), Bounded(-1, 1, shape=())])
+def test_actions_that_no_level_can_propose(spec):
+    space = GoalSpace([0, 1], -1.0, 1.0, 0.1)
+    said = rf"action spec {type(spec).__name__} of shape .* (no finite bounds|no numbers)"
+    with pytest.raises(ValueError, match=said):
+        Hierarchy(action_spec=spec, subgoal_space=space)
+    belief = GaussianProduct(ContextEncoder(OBSERVATION, 4, 10), 5)
+    if spec.shape:
+        FlatBeliefTracker(belief, OBSERVATION, spec)
+    else:
+        with pytest.raises(ValueError, match=r"of shape \[\]: an encoder reads actions \[..., A\]; make .* one-hot"):
+            FlatBeliefTracker(belief, OBSERVATION, spec)
+
+
+def test_an_agent_of_discrete_actions():
+    env = GymEnv("CartPole-v1")
+    env.subgoal_space = GoalSpace([0, 1], -1.0, 1.0, 0.1)
+    with pytest.raises(ValueError, match=r"spec OneHot of shape \[2\] has no finite bounds, .*FlatBeliefTracker"):
+        Agent(env)
+
+
+@pytest.mark.parametrize("number", [0, -1, 1.5, None, True])
+@pytest.mark.parametrize("hierarchical", [False, True])
+def test_nothing_to_play(number, hierarchical):
+    env = PointRobot(num_envs=3, split="train")
+    policy = Agent(env).make_policy(2) if hierarchical else RandomPolicy(env.action_spec)
+    with pytest.raises(ValueError, match=f"steps = {number}: must be a whole number, 1 or more"):
+        rollout(env, policy, number)
+    with pytest.raises(ValueError, match=f"trajectories = {number}: must be a whole number, 1 or more"):
+        meta_test(policy, env, trajectories=number)
+    if number is not None:
+        with pytest.raises(ValueError, match=f"horizon = {number}: must be a whole number, 1 or more"):
+            meta_test(policy, env, trajectories=1, horizon=number)
+
+
+def test_components_have_what_ships():
+    space = GoalSpace([0, 1], -10.0, 10.0, 0.5)
+    hierarchy = Hierarchy(action_spec=Bounded(-1, 1, shape=(2,)), subgoal_space=space)
+    assert hierarchy.config == load_config(PeachConfig, "peach").hierarchy
+    with pytest.raises(ValueError, match="action_spec, subgoal_space: both are needed"):
+        Hierarchy(subgoal_space=space)
+    assert PointEnv().config == default(PointConfig) == load_config(PeachConfig, "peach").env
+    assert [tuple(part.shape) for part in Perceptron(3, 2).parameters()][::2] == [(64, 3), (64, 64), (2, 64)]
+    with pytest.raises(TypeError, match="MadeConfig is no part of PeachConfig"):
+        default(MadeConfig)

@@ -26,6 +26,9 @@ def rollout(env: EnvBase, policy: Any, steps: int) -> TensorDictBase:
     Returns:
         a batch ``[N, T]``, or ``[T]`` for an environment without batch size.
 
+    Raises:
+        ValueError: for no steps.
+
     Examples:
         >>> from torchrl.envs import GymEnv, StepCounter
         >>> from torchrl.modules import RandomPolicy
@@ -34,11 +37,18 @@ def rollout(env: EnvBase, policy: Any, steps: int) -> TensorDictBase:
         >>> batch.shape, int(batch["next", "done"].sum())
         (torch.Size([12]), 2)
     """
+    require_count("steps", steps)
     env = with_state_of(policy, env)
     if Lockstep.takes(env, policy):
         return Lockstep(env, policy).run(steps)
     with torch.no_grad():
         return env.rollout(steps, policy, break_when_any_done=False, trust_policy=True)
+
+
+def require_count(name: str, value: Any) -> None:
+    """Raises a ValueError for what is no whole number from 1 on."""
+    if not isinstance(value, int) or isinstance(value, bool) or value < 1:
+        raise ValueError(f"{name} = {value!r}: must be a whole number, 1 or more")
 
 
 def with_state_of(policy: Any, env: EnvBase) -> EnvBase:

@@ -31,7 +31,7 @@ class FlatBeliefTracker(BeliefTracker):
     Args:
         belief: what is kept; its encoder maps (s, a, r, s') of one step.
         observation_spec: spec of the observation, [..., D].
-        action_spec: spec of the action, [..., A].
+        action_spec: spec of the action, [..., A]; discrete ones are read one-hot.
         trajectories: L.
         read: ``"belief"``: the parameters of q(z | c); ``"sample"``: a draw z ~ q(z | c).
         update: ``"decision"``: read anew at every step; ``"trajectory"``: at the first one of each trajectory only, as
@@ -79,6 +79,12 @@ class FlatBeliefTracker(BeliefTracker):
         action_key: NestedKey = "action",
         reward_key: NestedKey = "reward",
     ) -> None:
+        if not action_spec.shape:
+            kind = type(action_spec).__name__
+            raise ValueError(
+                f"action spec {kind} of shape []: an encoder reads actions [..., A]; make discrete ones one-hot, as "
+                "GymEnv does with categorical_action_encoding=False"
+            )
         self.action_dim, self._action = action_spec.shape[-1], action_key
         self._read_of = {"observation": observation_key, "reward": reward_key}
         dim = observation_spec.shape[-1]

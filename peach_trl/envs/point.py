@@ -16,6 +16,7 @@ import torch
 from torch import Tensor
 
 from peach_trl.config import MANY, ConfigError, option
+from peach_trl.defaults import default
 from peach_trl.envs.batched_mujoco import BatchedMujocoEnv, EnvOptions
 from peach_trl.envs.errors import NOT_FINITE
 from peach_trl.envs.goal_space import GoalSpace
@@ -109,7 +110,7 @@ class PointEnv(BatchedMujocoEnv):
     states, each entry within its own tolerance: the same one in metres, and .4 of the top speed.
 
     Args:
-        config: the world and its tasks.
+        config: the world and its tasks; ``None`` for the default task, see :func:`~peach_trl.defaults.default`.
         num_envs: number of rows, N.
         library: the tasks; ``None`` makes :meth:`make_library`'s.
         split: the split of the library whose tasks are played.
@@ -129,12 +130,14 @@ class PointEnv(BatchedMujocoEnv):
         >>> from tensordict import TensorDict
         >>> env.reset(TensorDict(task_id=torch.tensor([7, 7, 7, 7]), batch_size=[4]))["task_id"][:, 0]
         tensor([7, 7, 7, 7])
+        >>> PointEnv(num_envs=2).rollout(3)["observation"].shape
+        torch.Size([2, 3, 4])
     """
 
     def __init__(
         self,
-        config: PointConfig,
-        num_envs: int,
+        config: PointConfig | None = None,
+        num_envs: int = 1,
         *,
         library: TaskLibrary | None = None,
         split: str = "train",
@@ -142,6 +145,7 @@ class PointEnv(BatchedMujocoEnv):
         horizon: int | None = None,
         **options: Unpack[EnvOptions],
     ) -> None:
+        config = default(PointConfig) if config is None else config
         library = self.make_library(config) if library is None else library
         if library.parameters.shape[1] != 2:
             raise ValueError(f"library = {library}: the point's tasks have 2 parameters, the goal's x and y")

@@ -18,6 +18,7 @@ from torch import Tensor
 from torchrl.data import TensorSpec
 
 from peach_trl.config import ConfigError, option
+from peach_trl.defaults import default
 from peach_trl.envs.goal_space import GoalSpace
 
 CLOCKS = ("higher_goal", "own_goal", "time")
@@ -91,12 +92,15 @@ class Hierarchy:
     """The shape of a hierarchy over one environment: horizons, proposal spaces, goals and the rule that ends attempts.
 
     Args:
-        config: depth, clock and subgoals.
-        action_spec: the environment's bounded action spec, shape ``[..., A]``.
-        subgoal_space: the space of subgoals that the environment declares, of dimension G.
+        config: depth, clock and subgoals; ``None`` for :func:`~peach_trl.defaults.default`.
+        action_spec: the environment's bounded action spec, shape ``[..., A]``; it is needed.
+        subgoal_space: the space of subgoals that the environment declares, of dimension G; likewise.
         goal_space: the end goal's space where the top level reaches for a known goal (HAC); ``None`` where the top
             level follows the task's reward (PEACH, PEARL).
         fails: whether the body may fail, see :class:`~peach_trl.envs.BatchedMujocoEnv`.
+
+    Raises:
+        ValueError: for actions without bounds, and so for discrete ones.
 
     Attributes:
         horizons: the most decisions of an attempt of each level, int64 [L]; of the top there is no limit.
@@ -110,16 +114,21 @@ class Hierarchy:
         >>> hierarchy = Hierarchy(config, Bounded(-1, 1, shape=(2,)), space)
         >>> hierarchy.k, hierarchy.horizons.tolist()[:2], hierarchy.proposal_dims
         (5, [5, 5], [2, 2, 2])
+        >>> Hierarchy(action_spec=Bounded(-1, 1, shape=(2,)), subgoal_space=space).depth  # as it ships
+        2
     """
 
     def __init__(
         self,
-        config: HierarchyConfig,
-        action_spec: TensorSpec,
-        subgoal_space: GoalSpace,
+        config: HierarchyConfig | None = None,
+        action_spec: TensorSpec | None = None,
+        subgoal_space: GoalSpace | None = None,
         goal_space: GoalSpace | None = None,
         fails: bool = False,
     ) -> None:
+        if action_spec is None or subgoal_space is None:
+            raise ValueError("action_spec, subgoal_space: both are needed; give env.action_spec and a GoalSpace")
+        config = default(HierarchyConfig) if config is None else config
         self.config, self.depth, self.k = config, config.depth, config.k
         self.subgoal_space, self.goal_space = subgoal_space, goal_space
         self._worst = config.failure if fails else 1.0
@@ -309,6 +318,12 @@ def _here_or_above(achieved: Values) -> Values:
 
 def _bounds(spec: TensorSpec) -> tuple[Tensor, Tensor]:
     low, high = getattr(spec.space, "low", None), getattr(spec.space, "high", None)
-    if low is None or high is None or not (low.isfinite().all() and high.isfinite().all()):
-        raise ValueError(f"action spec {spec} has no finite bounds: use a Bounded spec, or append an action transform")
+    name = f"action spec {type(spec).__name__} of shape {list(spec.shape)}"
+    if low is None or high is None or not (high - low).isfinite().all():  # of a spec without bounds it overflows
+        raise ValueError(
+            f"{name} has no finite bounds, and levels propose numbers within bounds: use a Bounded spec, or append an "
+            "action transform; discrete actions are for flat policies, see FlatBeliefTracker"
+        )
+    if not spec.shape:
+        raise ValueError(f"{name} has no numbers: it must be [..., A]; torchrl.envs.UnsqueezeTransform makes it [1]")
     return low, high

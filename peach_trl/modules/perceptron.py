@@ -48,7 +48,7 @@ class Perceptron(nn.Sequential):
         self,
         features: int,
         out: int,
-        cells: Sequence[int],
+        cells: Sequence[int] = (64, 64),
         norm: bool = False,
         *,
         seeds: int | None = None,
