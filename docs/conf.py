@@ -45,6 +45,7 @@ PAGES = {  # of the reference: packages and modules, each with all of its module
         [
             "agent",
             "experiment",
+            "estimates",
             "collecting",
             "schedule",
             "report",

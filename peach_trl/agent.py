@@ -91,15 +91,15 @@ class Agent(Learner):
             )
         if subgoal_space is None:
             raise ConfigError(f"{type(env).__name__} has no subgoal_space: set env.subgoal_space to a GoalSpace")
-        for space in filter(None, (goal_space, subgoal_space)):
-            if max(space.indices) >= (width := env.observation_spec["observation"].shape[-1]):
-                raise ConfigError(f"{space}: observations have {width} entries, 0 to {width - 1}; name others")
         reaches = top.objective == "goal"
         self.hierarchy = Hierarchy(
             *(hierarchy, env.action_spec, subgoal_space, goal_space if reaches else None),
             fails=declared(env, "fails", False),
         )
         self.observation_spec = _observed(env)
+        for space in filter(None, (goal_space, subgoal_space)):
+            if max(space.indices) >= (width := self.observation_spec.shape[-1]):
+                raise ConfigError(f"{space}: observations have {width} entries, 0 to {width - 1}; name others")
         number = self.hierarchy.depth if reaches else self.hierarchy.top
         spec = self.observation_spec
         names = ViewsConfig(lower=AUTO, top=AUTO, context=AUTO, normalise=0) if views is None else views

@@ -56,7 +56,8 @@ class Runs:
             if isinstance(error, ConfigError | FileExistsError):
                 raise
             key = "resume" if self.resumed else "hydra.run.dir"
-            raise ConfigError(f"{key} = {folder}: {str(error).splitlines()[0]}") from error
+            remedy = "; make it writable, or give another folder" if isinstance(error, OSError) else ""
+            raise ConfigError(f"{key} = {folder}: {str(error).splitlines()[0]}{remedy}") from error
         self._stopping = Stopping()
 
     def _open(self) -> list[Run]:

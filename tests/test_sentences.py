@@ -221,3 +221,10 @@ def test_components_have_what_ships():
     assert [tuple(part.shape) for part in Perceptron(3, 2).parameters()][::2] == [(64, 3), (64, 64), (2, 64)]
     with pytest.raises(TypeError, match="MadeConfig is no part of PeachConfig"):
         default(MadeConfig)
+
+
+def test_a_subgoal_space_of_entries_that_are_not_there():
+    env = PointRobot(num_envs=3, split="train")
+    env.subgoal_space = GoalSpace([0, 7], -1.0, 1.0, 0.1)
+    with pytest.raises(ConfigError, match=r"GoalSpace\(indices=\[0, 7\].*observations have 2 entries, 0 to 1"):
+        Agent(env)

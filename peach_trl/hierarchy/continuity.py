@@ -57,8 +57,8 @@ class Continuity:
                 before = {name: self._last[name] for name in columns.keys() & self._last.keys()}
                 columns |= {name: torch.cat([value.unsqueeze(1), columns[name]], 1) for name, value in before.items()}
         _check_meta_episodes(columns)
-        last = {name: value[:, -1].clone() for name, value in columns.items()}
-        self._last = last | {"done": batch["next", "done"][:, -1], "reached": batch["next", "observation"][:, -1]}
+        columns |= {"done": batch["next", "done"], "reached": batch["next", "observation"]}
+        self._last = {name: value[:, -1].clone() for name, value in columns.items()}
         return anew
 
     def _check_steps(self, batch: TensorDictBase, last: Mapping[str, Tensor]) -> None:

@@ -325,5 +325,5 @@ def _bounds(spec: TensorSpec) -> tuple[Tensor, Tensor]:
             "action transform; discrete actions are for flat policies, see FlatBeliefTracker"
         )
     if not spec.shape:
-        raise ValueError(f"{name} has no numbers: it must be [..., A]; torchrl.envs.UnsqueezeTransform makes it [1]")
+        raise ValueError(f"{name} has no numbers: it must be [..., A]; append a transform that makes it [1]")
     return low, high
