@@ -24,6 +24,7 @@ from peach_trl.collectors.workers import worker_collector
 from peach_trl.envs.tasks import TaskLibrary
 from peach_trl.experiment import make_env
 from peach_trl.hierarchy.policy import HierarchyPolicy
+from peach_trl.hierarchy.transitions import LevelTransitions
 from peach_trl.schemas import Config
 from peach_trl.seeding import named_generator
 
@@ -68,6 +69,7 @@ class Trajectories(Iterator[TensorDictBase]):
         config: how they are collected.
         library: the tasks.
         policy: the learner's, on its device; a copy plays on the CPU.
+        transitions: what joins batches to each other; it is reset where new workers take over, as all rows start anew.
 
     Raises:
         WorkerError: by ``next``, when a worker process ended, or did not answer within ``collector.timeout`` seconds;
@@ -75,12 +77,18 @@ class Trajectories(Iterator[TensorDictBase]):
             rows start anew.
     """
 
-    def __init__(self, config: Config, library: TaskLibrary, policy: TensorDictModuleBase) -> None:
+    def __init__(
+        self,
+        config: Config,
+        library: TaskLibrary,
+        policy: TensorDictModuleBase,
+        transitions: LevelTransitions | None = None,
+    ) -> None:
         if isinstance(policy, HierarchyPolicy):
             nothing = torch.zeros(library.num_tasks)
             # So that copies and workers have as many.
             policy.explore(tasks=nothing, since=nothing.long(), elsewhere=nothing)
-        self.config, self.library, self.policy = config, library, policy
+        self.config, self.library, self.policy, self._transitions = config, library, policy, transitions
         self._plays = policy if config.device == "cpu" else copy.deepcopy(policy).to("cpu")
         self.restarts = self._given = 0  # the latter: trajectories of this pass
         self._make()
@@ -114,6 +122,8 @@ class Trajectories(Iterator[TensorDictBase]):
         self.shutdown()
         self.restarts += 1
         self._make()
+        if self._transitions is not None:
+            self._transitions.reset()
         for _ in range(self._given):  # their meta-episodes are to be where the others were
             self._guarded(lambda: next(self._batches))
         return self._guarded(ask)
@@ -184,9 +194,11 @@ class Trajectories(Iterator[TensorDictBase]):
 
 
 @contextmanager
-def collecting(config: Config, library: TaskLibrary, policy: TensorDictModuleBase) -> Iterator[Trajectories]:
+def collecting(
+    config: Config, library: TaskLibrary, policy: TensorDictModuleBase, transitions: LevelTransitions | None = None
+) -> Iterator[Trajectories]:
     """:class:`Trajectories` whose workers end on every way out."""
-    trajectories = Trajectories(config, library, policy)
+    trajectories = Trajectories(config, library, policy, transitions)
     try:
         yield trajectories
     finally:

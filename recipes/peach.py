@@ -50,7 +50,7 @@ def main(config: PeachConfig, run_dir: Path) -> float:
     novelty = make_novelty(config, agent)  # a reward for new states, early on
     train = config.train
 
-    with Runs(run_dir, config) as runs, collecting(config, library, policy) as trajectories:
+    with Runs(run_dir, config) as runs, collecting(config, library, policy, transitions) as trajectories:
         schedule = Schedule(config, agent, exploration)  # warm-up of the lower levels, prefill of B, training
         report = Report(runs, agent, config, library, schedule)
         report.keep(trajectories, transitions, B, *replays, S_c, exploration, novelty)  # what resume= goes on with

@@ -48,7 +48,7 @@ def meta_train(config: SourceConfig, run_dir: Path) -> float:
     exploration = make_exploration(config, library, agent)  # none by default
     train, source = config.train, config.source
 
-    with Runs(run_dir, config) as runs, collecting(config, library, policy) as trajectories:
+    with Runs(run_dir, config) as runs, collecting(config, library, policy, transitions) as trajectories:
         schedule = Schedule(config, agent, exploration)  # warm-up of the lower levels, prefill of B, training
         report = Report(runs, agent, config, library, schedule)
         report.keep(trajectories, transitions, B, *replays, S_c, exploration)  # what resume= goes on with

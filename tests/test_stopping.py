@@ -15,7 +15,7 @@ from tiny import ROOT, TINY, tiny_agent, tiny_config
 
 from peach_trl.collecting import WorkerError, collecting
 from peach_trl.collectors.faults import VARIABLE
-from peach_trl.experiment import load_agent, make_library
+from peach_trl.experiment import load_agent, make_library, make_transitions
 
 pytestmark = pytest.mark.processes
 LONG = ["train.iterations=5000", "evaluation.every=90"]  # of TINY, whose last say is the first
@@ -150,6 +150,21 @@ def test_checkpoints_while_training(tmp_path):
     _, _, final = load_agent(str(folder))
     weights = [torch.cat([p.flatten() for p in each.top.actor.parameters()]) for each in (agent, final)]
     assert not torch.equal(*weights)
+
+
+def test_new_workers_start_anew_in_the_middle_of_a_pass():
+    """Their rows are not joined to those that are gone, also where episodes end at other times than batches."""
+    changes = {"workers": 2, "restart_workers": True}
+    config = tiny_config()
+    config = dataclasses.replace(config, collector=dataclasses.replace(config.collector, **changes))
+    agent, library = tiny_agent(config), make_library(config)
+    transitions = make_transitions(config, library, agent)
+    with collecting(config, library, agent.make_policy(), transitions) as trajectories:
+        transitions(next(trajectories))
+        os.kill(trajectories._workers[0].pid, signal.SIGKILL)
+        batch = next(trajectories)
+        batch["hierarchy", "start"] = torch.zeros_like(batch["hierarchy", "start"])  # as if they were within episodes
+        assert trajectories.restarts == 1 and transitions(batch)
 
 
 def test_what_a_worker_says(tmp_path):
