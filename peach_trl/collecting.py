@@ -165,8 +165,10 @@ class Trajectories(Iterator[TensorDictBase]):
                 process.join(FAULT_ENDS)  # it may be on its way out still
             if (code := process.exitcode) is None:
                 continue
-            how = f"was killed by {signal.Signals(-code).name}" if code < 0 else f"ended with exit code {code}, "
-            how += (fault or "see above") if code >= 0 else ""
+            if code < 0:
+                how = f"was killed by {signal.Signals(-code).name}"
+            else:
+                how = f"ended with exit code {code}, {fault or 'see above'}"
             (others if code == -signal.SIGTERM else found).append((number, how, code < 0))
         return found or others
 

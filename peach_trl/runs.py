@@ -52,9 +52,9 @@ class Runs:
             except BaseException:
                 self._lock.close()
                 raise
+        except (ConfigError, FileExistsError):
+            raise
         except (OSError, ValueError) as error:
-            if isinstance(error, ConfigError | FileExistsError):
-                raise
             key = "resume" if self.resumed else "hydra.run.dir"
             remedy = "; make it writable, or give another folder" if isinstance(error, OSError) else ""
             raise ConfigError(f"{key} = {folder}: {str(error).splitlines()[0]}{remedy}") from error

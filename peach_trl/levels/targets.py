@@ -152,7 +152,7 @@ class Level(Learner):
         """Restores what :meth:`training_state` gave, into a level as it was made; rates are a share of its own."""
         rates = [group["lr"] for group in self.optimiser.param_groups]
         self.optimiser.load_state_dict(state["optimiser"])
-        self._share = state.get("share", 1.0)
+        self._share = state["share"]
         self._set_rates(rates)
 
     @property

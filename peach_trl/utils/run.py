@@ -377,9 +377,10 @@ def _lines(path: Path) -> list[str]:
 def _is_cell(text: str) -> bool:
     """Whether it is a number, or empty."""
     try:
-        return not text or isinstance(float(text), float)
+        float(text or 0)
     except ValueError:
         return False
+    return True
 
 
 def _cpu_seconds() -> float:
